@@ -1,0 +1,78 @@
+"""What a run would be, without running it: parameters and the paper's count, for a person and as JSON."""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import config
+from tinytl.backbones.build import build_on_meta
+from tinytl.memory.paper_count import count_as_paper, count_bare
+from tinytl.methods import METHODS, ParameterGroup, freeze, parameter_table
+
+console = Console(stderr=True)
+
+
+def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
+    """The plan of a run; nothing is allocated, loaded or read.
+
+    `paper_mb = params_mb + batch_size * activation_mb_per_image`, like the parameters beside it, follows
+    the paper's convention: its ProxylessNAS carries the lite residual modules under every method.
+    `paper_bare_mb` and the `bare_` parameters are those of the network that is really trained.
+    """
+    spec = config.network_spec(cfg, num_classes or config.num_classes(cfg))
+    paper = count_as_paper(spec, cfg.method.name, cfg.resolution)
+    bare = count_bare(spec, cfg.method.name, cfg.resolution)
+    return {
+        "model": cfg.model.name,
+        "method": cfg.method.name,
+        "norm": cfg.norm.name,
+        "resolution": cfg.resolution,
+        "batch_size": cfg.batch_size,
+        "num_classes": spec.num_classes,
+        "total_params": paper.total_params,
+        "trainable_params": paper.trainable_params,
+        "paper_mb": paper.total_bytes(cfg.batch_size) / 1e6,
+        "params_mb": paper.params_bytes / 1e6,
+        "activation_mb_per_image": paper.activation_bytes_per_image / 1e6,
+        "paper_bare_mb": bare.total_bytes(cfg.batch_size) / 1e6,
+        "bare_total_params": bare.total_params,
+        "bare_trainable_params": bare.trainable_params,
+    }
+
+
+def show(cfg: Any) -> None:
+    """Print the plan for a person on stderr, and as one JSON object on stdout's last line."""
+    plan = make(cfg)
+    network = build_on_meta(replace(config.network_spec(cfg, plan["num_classes"]), checkpoint=None))
+    freeze(network, cfg.method.name)
+    show_parameters(parameter_table(network), cfg.quantize)
+    console.print(
+        f"{plan['model']}, {plan['norm']}, {plan['method']} ({METHODS[plan['method']].what}), "
+        f"{plan['resolution']} px, batch {plan['batch_size']}, {plan['num_classes']} classes\n"
+        f"the paper's count of its training memory: {plan['paper_mb']:.1f} MB"
+        f" (parameters {plan['params_mb']:.1f}, activations {plan['activation_mb_per_image']:.2f} an image);"
+        f" of the network as trained: {plan['paper_bare_mb']:.1f} MB",
+        highlight=False,
+    )
+    sys.stderr.flush()
+    print(json.dumps(plan), flush=True)
+
+
+def show_parameters(groups: list[ParameterGroup], quantize: str) -> None:
+    """Print trainable and frozen parameters by kind on stderr."""
+    table = Table("part", "layer", "tensor", "", "parameters", "MB as they live", title="What trains")
+    for column in (4, 5):
+        table.columns[column].justify = "right"
+    for trainable, word in ((True, "trainable"), (False, "frozen")):
+        chosen = [g for g in groups if g.trainable == trainable]
+        for g in chosen:
+            table.add_row(g.part, g.kind, g.tensor, word, f"{g.count:,}", f"{g.size_bytes / 1e6:.3f}")
+        total, size = sum(g.count for g in chosen), sum(g.size_bytes for g in chosen) / 1e6
+        table.add_row("all", "", "", word, f"{total:,}", f"{size:.3f}", style="bold", end_section=True)
+    if quantize != "off" and any(not g.trainable for g in groups):
+        table.caption = f"frozen weights take {quantize} values, held in float32"
+    console.print(table)

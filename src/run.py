@@ -1,0 +1,155 @@
+"""One run: configuration in, outputs/NAME/results.json out.
+
+python src/run.py method=tinytl norm=gn
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
+
+# isort: split
+import hydra
+from omegaconf import OmegaConf
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from tinytl.data.datamodule import ImageDataModule
+
+import config
+import plan
+import tracking
+from command_line import guarded
+from progress import EpochLines
+from tinytl.backbones.build import build_network, own_record
+from tinytl.backbones.quantize import quantize_frozen
+from tinytl.errors import UserError
+from tinytl.memory import process
+from tinytl.memory.callback import MeasureMemory
+from tinytl.methods import freeze, parameter_table
+from tinytl.module import ImageClassifier
+from tinytl.results import provenance, write_json
+
+log = logging.getLogger("tinytl")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(cfg: Any) -> None:
+    """Run one job; Hydra calls this once per job of a sweep."""
+    config.check(cfg)
+    if cfg.dry_run:
+        plan.show(cfg)
+        return
+    folder = Path(cfg.output_dir) / cfg.name
+    resolved = {**OmegaConf.to_container(cfg, resolve=True), "lr": config.learning_rate(cfg)}  # type: ignore[dict-item]
+    record: dict[str, Any] = {"status": "running", "config": resolved, "provenance": provenance()}
+    write_json(folder / "results.json", record)
+    try:
+        with tracking.wandb_run(cfg, resolved, folder) as logger:
+            record |= train(cfg, folder, logger)
+            record["status"] = "finished"
+            tracking.summarize(logger, record)
+    except BaseException as error:
+        record |= {"status": "failed", "reason": (str(error) or type(error).__name__).splitlines()[0]}
+        raise
+    finally:
+        write_json(folder / "results.json", record)
+    log.info("results: %s", folder / "results.json")
+
+
+def train(cfg: Any, folder: Path, logger: Any) -> dict[str, Any]:
+    """Build, fit and test; return what goes into results.json."""
+    process.reset_peaks()
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    splits = hydra.utils.get_method(cfg.data.loader)(Path(cfg.data.root), seed=cfg.seed)
+    num_classes = config.num_classes(cfg, len(splits.class_names))
+    spec = config.network_spec(cfg, num_classes)
+
+    network = build_network(spec)
+    freeze(network, cfg.method.name)
+    quantize_frozen(network, cfg.quantize)
+    plan.show_parameters(parameter_table(network), cfg.quantize)
+    count = plan.make(cfg, num_classes)
+
+    data = ImageDataModule(
+        splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
+        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
+        crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
+        val_fraction=cfg.data.val_fraction, workers=cfg.data.workers, seed=cfg.seed,
+    )  # fmt: skip
+    module = ImageClassifier(
+        network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
+        label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
+        record=own_record(spec, cfg.method.name, cfg.quantize),
+    )  # fmt: skip
+    meter = MeasureMemory()
+    checkpoints = checkpointing(cfg, folder)
+    trainer = Trainer(
+        **cfg.trainer, max_epochs=cfg.epochs, logger=logger or False, default_root_dir=folder,
+        callbacks=[checkpoints, meter, EpochLines()], num_sanity_val_steps=0, log_every_n_steps=10,
+        enable_model_summary=False,
+    )  # fmt: skip
+
+    begun = time.perf_counter()
+    trainer.fit(module, data, ckpt_path=last_checkpoint(cfg, folder), weights_only=True)
+    seconds = time.perf_counter() - begun
+    val_metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    weights = checkpoints.best_model_path if checkpoints.monitor and cfg.test_weights != "last" else None
+    trainer.test(module, data, ckpt_path=weights or None, weights_only=True, verbose=False)
+    log.info("tested on the %s weights", "best" if weights else "last")
+    return {
+        "metrics": {
+            **val_metrics,
+            **{k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
+            "test/weights": "best" if weights else "last",
+        },
+        "memory": memory_figures(count, meter),
+        "params": {
+            "total": sum(p.numel() for p in network.parameters()),
+            "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        },
+        "time": {
+            "seconds": seconds,
+            "images_per_second": trainer.global_step * cfg.batch_size / seconds,
+        },
+    }
+
+
+def checkpointing(cfg: Any, folder: Path) -> ModelCheckpoint:
+    """Best on the validation set (where there is one) and last, the trainable part only."""
+    metric = "val/mean_accuracy" if cfg.data.task == "multilabel" else "val/top1"
+    return ModelCheckpoint(
+        dirpath=folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False,
+        monitor=metric if cfg.data.val_fraction > 0 else None, mode="max", auto_insert_metric_name=False,
+    )  # fmt: skip
+
+
+def last_checkpoint(cfg: Any, folder: Path) -> Path | None:
+    """Where an interrupted run goes on; None: from the start."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if not cfg.resume:
+        return None
+    if not path.is_file():
+        raise UserError(f"resume=true: there is no {path}")
+    return path
+
+
+def memory_figures(count: dict[str, Any], meter: MeasureMemory) -> dict[str, Any]:
+    """The three figures of memory, in MB of 1e6 bytes, and what the measured one is made of."""
+    report = meter.report
+    cuda = process.peak_cuda_bytes()
+    return {
+        **{key: count[key] for key in ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")},
+        "measured_mb": report and report.peak_bytes / 1e6,
+        "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},
+        "kept_for_backward_mb": report and report.kept_bytes / 1e6,
+        "kept_by_operator_mb": report and {k: v / 1e6 for k, v in report.kept_by_operator_bytes.items()},
+        "process_mb": process.peak_process_bytes() / 1e6,
+        "cuda_mb": cuda and cuda / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    config.register()
+    guarded(main)

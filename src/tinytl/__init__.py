@@ -1,0 +1,34 @@
+"""TinyTL: fine-tune image networks in little memory, and measure that memory.
+
+Cai, Gan, Zhu, Han: "TinyTL: Reduce Memory, Not Parameters for Efficient On-Device
+Learning", NeurIPS 2020 (arXiv 2007.11622).
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+
+def _declare_torchvision_operators() -> None:
+    """Let torchvision's Python part work beside a torch it was not compiled for.
+
+    torchvision's wheel on PyPI is built for CUDA; beside a CPU-only torch its native library
+    does not load, and `import torchvision` (so also timm, torchmetrics, pytorch-lightning)
+    fails on a missing operator schema (pytorch/vision #9085). Images are decoded with PIL, so the
+    schemas alone are enough. Where the native library loads, nothing is declared.
+    """
+    spec = find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return
+    for library in Path(spec.submodule_search_locations[0]).glob("_C*.so"):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            for name in ("nms", "qnms"):
+                torch.library.define(
+                    f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                )
+
+
+_declare_torchvision_operators()

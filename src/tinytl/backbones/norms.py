@@ -1,0 +1,145 @@
+"""Which statistics normalise: of the batch, of channel groups, or the stored ones.
+
+The norm is a constructor argument wherever timm takes one (`norm_layer=`); only a backbone that
+takes none has its layers replaced. Weight standardisation cannot be passed to a constructor, so
+convolutions are replaced by ones that standardise, under the same name and with the same weights.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, Conv2dSame, GroupNormAct, pad_same
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tinytl.errors import UserError
+
+NormName = Literal["bn", "gn", "bn_frozen", "native"]
+NORM_NAMES: tuple[NormName, ...] = ("bn", "gn", "bn_frozen", "native")
+
+GROUP_SIZE = 8  # channels per group (TinyTL, section 4.1)
+WS_EPS = 1e-5  # Qiao et al., "Weight Standardization", arXiv 1903.10520; TinyTL's recipe
+
+
+def group_count(channels: int, group_size: int = GROUP_SIZE) -> int:
+    """Number of groups: `group_size` channels each, or the largest divisor of `channels` below it."""
+    size = next(size for size in range(min(group_size, channels), 0, -1) if channels % size == 0)
+    return channels // size
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm by group size, with the channels first, as timm calls its `norm_layer`.
+
+    Where timm wants norm and activation in one layer it takes its own GroupNormAct for a class of
+    this name, with the same keywords.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        group_size: int = GROUP_SIZE,
+        eps: float = 1e-5,
+        affine: bool = True,
+        **kw: Any,
+    ) -> None:
+        super().__init__(group_count(num_channels, group_size), num_channels, eps=eps, affine=affine, **kw)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that takes the stored statistics where a channel has one value only.
+
+    A lite residual at batch 1 may see a 1x1 map; one value has no statistics.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+class WeightStandardizedConv2d(nn.Conv2d):
+    """Convolution whose weight is standardised over (in, kh, kw) before each use.
+
+    w = (w - mean) / (std + 1e-5), std unbiased. `same` pads as TensorFlow does, for timm's tf_ models.
+    """
+
+    same: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
+        if self.same:
+            input = pad_same(input, self.weight.shape[-2:], self.stride, self.dilation)
+        return self._conv_forward(input, standardize(self.weight), self.bias)
+
+
+def standardize(weight: Tensor) -> Tensor:
+    """Weight of a convolution, shape (out, in / groups, kh, kw), standardised per output channel."""
+    std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)  # (out, 1, 1, 1)
+    return (weight - mean) / (std + WS_EPS)
+
+
+def batch_norm_eps(network: nn.Module) -> float | None:
+    """Epsilon of the network's first BatchNorm; None if it has none."""
+    return next((m.eps for m in network.modules() if isinstance(m, _BatchNorm)), None)
+
+
+def norm_layer(norm: NormName, eps: float) -> Callable[..., nn.Module]:
+    """The layer a constructor makes from a number of channels.
+
+    `bn` and `bn_frozen` are the same layer: which statistics it uses while training is a matter of
+    its mode (`tinytl.methods.set_train_mode`).
+    """
+    if norm == "gn":
+        return partial(GroupNorm, group_size=GROUP_SIZE, eps=eps)
+    return partial(BatchNorm2d, eps=eps)
+
+
+def replace_batch_norm(network: nn.Module) -> None:
+    """Replace every BatchNorm2d by GroupNorm, for backbones whose constructor takes no norm."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, _group_norm_like(child))
+
+
+def _group_norm_like(norm: nn.BatchNorm2d) -> nn.GroupNorm:
+    if not isinstance(norm, BatchNormAct2d):
+        return GroupNorm(norm.num_features, eps=norm.eps, affine=norm.affine)
+    layer = GroupNormAct(norm.num_features, group_count(norm.num_features), eps=norm.eps, affine=norm.affine)
+    layer.drop, layer.act = norm.drop, norm.act
+    return layer
+
+
+def standardize_weights(network: nn.Module) -> None:
+    """Give every bias-free convolution weight standardisation, in place, keeping its parameters."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if _standardizable(child):
+                setattr(parent, name, _standardized(child))
+
+
+def _standardizable(module: nn.Module) -> bool:
+    # A single weight per output channel has no deviation to standardise by.
+    return type(module) in (nn.Conv2d, Conv2dSame) and module.bias is None and module.weight[0].numel() > 1  # type: ignore[index]
+
+
+def _standardized(conv: Any) -> WeightStandardizedConv2d:
+    layer = WeightStandardizedConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+        conv.groups, bias=False, device="meta",
+    )  # fmt: skip
+    layer.weight = conv.weight
+    layer.same = isinstance(conv, Conv2dSame)
+    return layer
+
+
+def check_norm(norm: NormName, name: str, has_batch_norm: bool) -> None:
+    """Raise UserError where the backbone has nothing that `norm` could mean."""
+    if norm not in NORM_NAMES:
+        raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
+    if norm != "native" and not has_batch_norm:
+        raise UserError(f"norm={norm}: {name} has no BatchNorm; norm=native keeps its own layers")

@@ -1,0 +1,76 @@
+"""Frozen weights in 8 bits.
+
+`int8`: symmetric, one scale per output channel. `kmeans`: 256 centroids per tensor, as the paper's
+code does. Either way a weight afterwards takes one of 256 values per channel (per tensor); PyTorch's
+own operators need it in float32, so what lives in memory shrinks only under an engine that expands
+the codes layer by layer.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+QuantizeName = Literal["int8", "kmeans", "off"]
+CENTROIDS = 256
+KMEANS_STEPS = 50  # the published code's limit; it stops earlier once nothing moves
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Codes of one byte an element and the values that they stand for."""
+
+    codes: Tensor  # int8, the weight's shape; or uint8 where `values` is a table of centroids
+    values: Tensor  # float: scale per output channel, shape (out, 1, ...), or centroids, shape (256,)
+
+    def dequantize(self) -> Tensor:
+        """The weight in floating point."""
+        if self.codes.dtype == torch.uint8:
+            return self.values[self.codes.long()]
+        return self.codes.to(self.values.dtype) * self.values
+
+
+def quantize_int8(weight: Tensor) -> QuantizedTensor:
+    """Symmetric int8 with one scale per output channel (dimension 0)."""
+    scale = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True) / 127
+    scale = scale.clamp_min(torch.finfo(weight.dtype).tiny)  # a channel of zeros
+    return QuantizedTensor((weight / scale).round().clamp(-127, 127).to(torch.int8), scale)
+
+
+def quantize_kmeans(weight: Tensor) -> QuantizedTensor:
+    """256 centroids per tensor: Lloyd's algorithm in one dimension, from evenly spread quantiles."""
+    flat = weight.flatten().sort().values
+    centroids = flat[torch.linspace(0, flat.numel() - 1, CENTROIDS, device=flat.device).long()]
+    for _ in range(KMEANS_STEPS):
+        codes = _nearest(flat, centroids)
+        total = torch.zeros_like(centroids).index_add_(0, codes, flat)
+        count = torch.bincount(codes, minlength=CENTROIDS)
+        moved = torch.where(count > 0, total / count.clamp_min(1), centroids)
+        if torch.equal(moved, centroids):
+            break
+        centroids = moved
+    return QuantizedTensor(_nearest(weight, centroids).to(torch.uint8), centroids)
+
+
+def _nearest(weight: Tensor, centroids: Tensor) -> Tensor:
+    """Index of the nearest of the sorted centroids for every element."""
+    return torch.bucketize(weight, (centroids[1:] + centroids[:-1]) / 2)
+
+
+QUANTIZERS = {"int8": quantize_int8, "kmeans": quantize_kmeans}
+
+
+@torch.no_grad()
+def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
+    """Round the frozen weights of convolutions and linear layers to 8 bits, in place; return how many.
+
+    Norm scales and shifts stay as they are: with one scale per channel nothing of them would be left
+    to code.
+    """
+    if name == "off":
+        return 0
+    frozen = [p for p in network.parameters() if p.ndim > 1 and not p.requires_grad]
+    for parameter in frozen:
+        parameter.copy_(QUANTIZERS[name](parameter).dequantize())
+    return sum(parameter.numel() for parameter in frozen)

@@ -1,0 +1,34 @@
+"""What the operating system and the CUDA allocator say of memory."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def reset_peaks() -> None:
+    """Forget earlier peaks, where the system allows it: one process may run many jobs."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        try:
+            clear.write_text("5")  # resets the peak resident set size
+        except OSError:
+            pass  # not permitted: the peak stays that of the process's whole life
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_process_bytes() -> int:
+    """Peak resident set size since `reset_peaks`, of the whole process with its libraries."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_cuda_bytes() -> int | None:
+    """Peak bytes allocated on the current CUDA device since `reset_peaks`; None without CUDA."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

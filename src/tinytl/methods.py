@@ -1,0 +1,155 @@
+"""What trains: one rule per method decides it for every parameter.
+
+A method is added here (a rule in METHODS) and as `conf/method/NAME.yaml`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from tinytl.backbones.lite_residual import LiteResidual
+from tinytl.backbones.norms import NormName
+from tinytl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Role:
+    """What the rules may know of a parameter."""
+
+    kind: Literal["conv", "norm", "linear", "other"]  # of the layer that holds it
+    tensor: str  # its name in that layer: "weight" or "bias"
+    part: Literal["backbone", "lite_residual", "head"]
+    is_last_lite_shift: bool = False  # shift of a lite residual's last norm
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule, and whether it needs lite residual modules in the network."""
+
+    trains: Callable[[Role], bool]
+    needs_lite_residual: bool
+    what: str
+
+
+def _bias(role: Role) -> bool:
+    return role.part == "head" or role.tensor == "bias"
+
+
+def _norm_last(role: Role) -> bool:
+    return role.part == "head" or role.kind == "norm"
+
+
+def _tinytl_l(role: Role) -> bool:
+    return role.part in ("head", "lite_residual")
+
+
+def _tinytl(role: Role) -> bool:
+    # The main branch's last bias is added at the same place and does the same work as the shift of
+    # the lite residual's last norm, so the published code freezes the latter.
+    return not role.is_last_lite_shift and (_tinytl_l(role) or _bias(role))
+
+
+METHODS = {
+    "full": Method(lambda role: True, False, "every parameter"),
+    "norm_last": Method(_norm_last, False, "norm layers and the classifier"),
+    "last": Method(lambda role: role.part == "head", False, "the classifier"),
+    "bias": Method(_bias, False, "biases and the classifier (TinyTL-B)"),
+    "tinytl": Method(_tinytl, True, "lite residuals, biases and the classifier (TinyTL-L+B)"),
+    "tinytl_l": Method(_tinytl_l, True, "lite residuals and the classifier (TinyTL-L)"),
+}
+
+
+def freeze(network: Any, name: str) -> None:
+    """Set `requires_grad` of every parameter by the method's rule; prove that none was missed.
+
+    `network` is a timm model (it knows its classifier). Raises UserError for an unknown method and
+    for one that needs lite residuals where the network has none.
+    """
+    method = METHODS.get(name)
+    if method is None:
+        raise UserError(f"method={name}: unknown; one of {', '.join(METHODS)}")
+    if method.needs_lite_residual and not has_lite_residuals(network):
+        raise UserError(f"method={name}: the network has no lite residual modules to train")
+    decided: dict[int, bool] = {}
+    for _, parameter, role in roles(network):
+        parameter.requires_grad = decided[id(parameter)] = method.trains(role)
+    # Counted anew from the network itself: every parameter decided, each as decided, the head among them.
+    found = {id(p): p.requires_grad for p in network.parameters()}
+    assert found == decided, "a parameter has no role"
+    assert all(p.requires_grad for p in network.get_classifier().parameters()), "the classifier is frozen"
+
+
+def has_lite_residuals(network: nn.Module) -> bool:
+    """Whether the network contains lite residual modules."""
+    return any(isinstance(module, LiteResidual) for module in network.modules())
+
+
+def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    """(name, parameter, role) of every parameter of a timm model, shared ones once."""
+    head = {id(p) for p in network.get_classifier().parameters()}
+    lite = {name: m for name, m in network.named_modules() if isinstance(m, LiteResidual)}
+    in_lite = {id(p) for m in lite.values() for p in m.parameters()}
+    last_shifts = {id(m.final_bn.bias) for m in lite.values()}
+    seen: set[int] = set()
+    for prefix, module in network.named_modules():
+        for tensor, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            part = (
+                "head"
+                if id(parameter) in head
+                else "lite_residual"
+                if id(parameter) in in_lite
+                else "backbone"
+            )
+            role = Role(_kind(module), tensor, part, id(parameter) in last_shifts)
+            yield f"{prefix}.{tensor}", parameter, role
+
+
+def _kind(module: nn.Module) -> Literal["conv", "norm", "linear", "other"]:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    if isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm):
+        return "norm"
+    return "linear" if isinstance(module, nn.Linear) else "other"
+
+
+def set_train_mode(network: nn.Module, norm: NormName) -> None:
+    """Training mode for what trains; evaluation mode for what is frozen.
+
+    A module whose parameters are all frozen behaves as frozen: no dropout, stored BatchNorm statistics.
+    With norm=bn_frozen every BatchNorm uses its stored statistics, trainable or not.
+    """
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+        if frozen or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
+            module.eval()
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters of one kind: `count` of them, in `size_bytes` as they live (float32)."""
+
+    part: str
+    kind: str
+    tensor: str
+    trainable: bool
+    count: int
+    size_bytes: int
+
+
+def parameter_table(network: Any) -> list[ParameterGroup]:
+    """Parameters by part, kind and tensor, trainable and frozen apart; sums to the whole network."""
+    groups: dict[tuple[str, str, str, bool], list[nn.Parameter]] = {}
+    for _, parameter, role in roles(network):
+        groups.setdefault((role.part, role.kind, role.tensor, parameter.requires_grad), []).append(parameter)
+    return [
+        ParameterGroup(*key, sum(p.numel() for p in ps), sum(p.numel() * p.element_size() for p in ps))
+        for key, ps in sorted(groups.items())
+    ]

@@ -1,0 +1,110 @@
+"""The LightningModule: one network, one method, one recipe."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
+
+from tinytl.backbones.checkpoints import OWN, trainable_state
+from tinytl.backbones.norms import NormName
+from tinytl.errors import UserError
+from tinytl.methods import set_train_mode
+
+Task = Literal["multiclass", "multilabel"]
+
+
+class ImageClassifier(LightningModule):
+    """Trains what `tinytl.methods.freeze` left trainable: Adam, cosine per step to zero.
+
+    Metrics are fractions: `top1`, `top5` (of at most as many classes as there are), or
+    `mean_accuracy` over the labels of a multilabel task. `record` goes into every checkpoint
+    (`tinytl.backbones.build.own_record`).
+    """
+
+    # Checkpoints hold the trainable part only; the rest comes from the starting weights.
+    strict_loading = False
+
+    def __init__(
+        self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
+        label_smoothing: float, weight_decay: float = 0.0, record: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network, self.norm, self.task = network, norm, task
+        self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
+        self.record = record or {}
+        metrics = _metrics(task, num_classes)
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, 3, R, R) -> (B, num_classes)
+        return self.network(images)
+
+    def train(self, mode: bool = True) -> "ImageClassifier":
+        """Training mode in which what is frozen behaves as frozen."""
+        super().train(mode)
+        if mode:
+            set_train_mode(self.network, self.norm)
+        return self
+
+    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy, or binary cross-entropy over all labels; both (B, classes), (B[, classes]) -> ()."""
+        if self.task == "multilabel":
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, targets = batch
+        loss = self.loss(self(images), targets, self.label_smoothing)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch}); "
+                f"a smaller lr than {self.lr} may help"
+            )
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection) -> None:
+        images, targets = batch
+        logits = self(images)
+        metrics.update(logits, targets.long())
+        self.log(f"{split}/loss", self.loss(logits, targets), batch_size=len(images), sync_dist=True)
+        self.log_dict(metrics, prog_bar=True, batch_size=len(images))  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
+        optimizer.zero_grad()  # at once, so that no gradient lives through the next forward pass
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = trainable_state(self.network)
+        checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in state.items()}
+        checkpoint[OWN] = self.record
+
+
+def _metrics(task: Task, num_classes: int) -> MetricCollection:
+    if task == "multilabel":
+        return MetricCollection(
+            {"mean_accuracy": MultilabelAccuracy(num_labels=num_classes, average="macro")}
+        )
+    return MetricCollection(
+        {
+            f"top{k}": MulticlassAccuracy(num_classes=num_classes, top_k=min(k, num_classes), average="micro")
+            for k in (1, 5)
+        }
+    )

@@ -1,0 +1,87 @@
+"""What several tests need: goldens, the published networks filled by rule, a run of the program."""
+
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy
+import pytest
+
+import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
+
+# isort: split
+import torch
+
+from tinytl.backbones import checkpoints
+from tinytl.backbones.build import NetworkSpec, build_network
+from tinytl.backbones.lite_residual import LiteResidualConfig
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Reads a golden file by name."""
+    return lambda name: json.loads((ROOT / "tests" / "golden" / name).read_text())
+
+
+def filled(key, shape):
+    """A tensor of the published checkpoint, filled by the goldens' rule from its key."""
+    v = numpy.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype("float32")
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.long)
+    if key.endswith("running_var"):
+        v = 1 + 0.1 * numpy.abs(v)
+    elif len(shape) == 4:
+        v = v * numpy.float32(numpy.sqrt(2 / (shape[0] * shape[2] * shape[3])))
+    elif len(shape) == 2:
+        v = 0.02 * v
+    elif key.endswith(".weight"):
+        v = 1 + 0.1 * v
+    else:
+        v = 0.1 * v
+    return torch.from_numpy(numpy.asarray(v, dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def published(golden, tmp_path_factory):
+    """Files in the two published formats, `bn` and `gn_lite`, as the authors' code writes them."""
+    folder = tmp_path_factory.mktemp("published")
+    paths = {}
+    for kind, shapes in golden("state_dict_shapes.json").items():
+        paths[kind] = folder / f"{kind}.pth"
+        torch.save({"state_dict": {k: filled(k, s) for k, s in shapes.items()}}, paths[kind])
+    return paths
+
+
+@pytest.fixture
+def reference_network(published):
+    """Builds ProxylessNAS-Mobile with 1,000 classes from a published file, in evaluation mode."""
+
+    def build(kind):
+        lite = LiteResidualConfig() if kind == "gn_lite" else None
+        norm = "gn" if kind == "gn_lite" else "bn"
+        spec = NetworkSpec("proxylessnas_mobile", norm, 1000, lite, 0.0, str(published[kind]))
+        return build_network(spec).eval()
+
+    return build
+
+
+@pytest.fixture
+def published_names():
+    """Network name -> published name of every tensor of a ProxylessNAS-Mobile."""
+    return lambda network: checkpoints.to_published(list(network.state_dict()), "proxylessnas_mobile")
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Runs `python src/run.py ARGUMENTS`, outputs in a temporary folder."""
+
+    def run(*arguments, timeout=200):
+        command = [sys.executable, str(ROOT / "src" / "run.py"), f"output_dir={tmp_path}/outputs", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
+
+    return run
