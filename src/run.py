@@ -20,6 +20,7 @@ from tinytl.data.datamodule import ImageDataModule
 import config
 import plan
 import tracking
+from checks import check
 from command_line import guarded
 from progress import EpochLines
 from tinytl.backbones.build import build_network, own_record
@@ -37,7 +38,7 @@ log = logging.getLogger("tinytl")
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: Any) -> None:
     """Run one job; Hydra calls this once per job of a sweep."""
-    config.check(cfg)
+    check(cfg)
     if cfg.dry_run:
         plan.show(cfg)
         return

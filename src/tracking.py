@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+import wandb.errors
 from pytorch_lightning.loggers import WandbLogger
 
 from tinytl.errors import UserError

@@ -26,14 +26,15 @@ class ImageClassifier(LightningModule):
     """
 
     # Checkpoints hold the trainable part only; the rest comes from the starting weights.
-    strict_loading = False
+    strict_loading = False  # type: ignore[assignment]
 
     def __init__(
         self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
         label_smoothing: float, weight_decay: float = 0.0, record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.norm, self.task = network, norm, task
+        self.network, self.task = network, task
+        self.norm: NormName = norm
         self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
         self.record = record or {}
         metrics = _metrics(task, num_classes)

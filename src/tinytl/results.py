@@ -7,21 +7,13 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "timm",
-    "torchmetrics",
-    "hydra-core",
-    "wandb",
-    "tinytl",
+    *("tinytl", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb"),
 )
-Status = Literal["running", "finished", "failed"]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: 
             in_channels, out_channels, stride = _shape(block)
             if in_channels % config.groups:
                 raise UserError(
-                    f"lite_residual.groups={config.groups} does not divide the {in_channels} channels of {name}"
+                    f"lite_residual.groups={config.groups} does not divide {in_channels} channels"
                 )
             kernel = _fitting_kernel(config.kernel_size, max(1, resolution // config.pooling))
             lite = LiteResidual(in_channels, out_channels, stride, kernel, config, norm, eps)
@@ -123,6 +123,7 @@ def _shape(block: InvertedResidual | BasicBlock | Bottleneck) -> tuple[int, int,
         first, last = block.conv_pw, block.conv_pwl
     else:
         first, last = block.conv1, block.conv3 if isinstance(block, Bottleneck) else block.conv2
+    assert isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)
     strides = (getattr(child, "stride", 1) for child in block.children())  # of convolutions, blur pools
     stride = math.prod(s[0] if isinstance(s, tuple) else s for s in strides)
     return first.in_channels, last.out_channels, stride

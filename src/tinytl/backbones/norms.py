@@ -43,9 +43,11 @@ class GroupNorm(nn.GroupNorm):
         group_size: int = GROUP_SIZE,
         eps: float = 1e-5,
         affine: bool = True,
-        **kw: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(group_count(num_channels, group_size), num_channels, eps=eps, affine=affine, **kw)
+        super().__init__(
+            group_count(num_channels, group_size), num_channels, eps=eps, affine=affine, **kwargs
+        )
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -72,7 +74,7 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         if self.same:
-            input = pad_same(input, self.weight.shape[-2:], self.stride, self.dilation)
+            input = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
         return self._conv_forward(input, standardize(self.weight), self.bias)
 
 
@@ -109,7 +111,9 @@ def replace_batch_norm(network: nn.Module) -> None:
 def _group_norm_like(norm: nn.BatchNorm2d) -> nn.GroupNorm:
     if not isinstance(norm, BatchNormAct2d):
         return GroupNorm(norm.num_features, eps=norm.eps, affine=norm.affine)
-    layer = GroupNormAct(norm.num_features, group_count(norm.num_features), eps=norm.eps, affine=norm.affine)
+    layer: Any = GroupNormAct(
+        norm.num_features, group_count(norm.num_features), eps=norm.eps, affine=norm.affine
+    )
     layer.drop, layer.act = norm.drop, norm.act
     return layer
 

@@ -39,9 +39,14 @@ def quantize_int8(weight: Tensor) -> QuantizedTensor:
 
 
 def quantize_kmeans(weight: Tensor) -> QuantizedTensor:
-    """256 centroids per tensor: Lloyd's algorithm in one dimension, from evenly spread quantiles."""
-    flat = weight.flatten().sort().values
-    centroids = flat[torch.linspace(0, flat.numel() - 1, CENTROIDS, device=flat.device).long()]
+    """256 centroids per tensor: Lloyd's algorithm in one dimension from evenly spaced centroids.
+
+    An even start keeps the rare large weights (Han et al., "Deep Compression", arXiv 1510.00149).
+    """
+    flat = weight.flatten()
+    low, high = flat.aminmax()
+    steps = torch.linspace(0, 1, CENTROIDS, device=flat.device, dtype=flat.dtype)
+    centroids = low + (high - low) * steps  # (256,)
     for _ in range(KMEANS_STEPS):
         codes = _nearest(flat, centroids)
         total = torch.zeros_like(centroids).index_add_(0, codes, flat)

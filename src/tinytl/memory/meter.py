@@ -102,9 +102,8 @@ class LiveMemory(TorchDispatchMode):
 
     def report(self) -> MemoryReport:
         """Replay the step."""
-        kept = {
-            i for i in self._alive_after(self.end_of_forward_at) if self.storages[i].kind == "activations"
-        }
+        at_end_of_forward = self._alive_after(self.end_of_forward_at)
+        kept = {index for index in at_end_of_forward if self.storages[index].kind == "activations"}
         peak_at, peak = self._peak()
         at_peak = self._alive_after(peak_at)
         split: dict[Kind, int] = dict.fromkeys(KINDS, 0)
@@ -116,7 +115,7 @@ class LiveMemory(TorchDispatchMode):
             by_operator[name] = by_operator.get(name, 0) + self.storages[index].size
         return MemoryReport(
             peak_bytes=peak,
-            end_of_forward_bytes=self._bytes(self._alive_after(self.end_of_forward_at)),
+            end_of_forward_bytes=self._bytes(at_end_of_forward),
             peak_split_bytes=split,
             kept_bytes=self._bytes(kept),
             kept_by_operator_bytes=dict(sorted(by_operator.items(), key=lambda item: -item[1])),

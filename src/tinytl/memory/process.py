@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,10 +12,9 @@ def reset_peaks() -> None:
     """Forget earlier peaks, where the system allows it: one process may run many jobs."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        try:
-            clear.write_text("5")  # resets the peak resident set size
-        except OSError:
-            pass  # not permitted: the peak stays that of the process's whole life
+        # "5" resets the peak; where that is not permitted it stays that of the process's whole life
+        with suppress(OSError):
+            clear.write_text("5")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 

@@ -1,0 +1,63 @@
+"""Values and combinations that cannot work, refused before any work is done."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tinytl.backbones.norms import NORM_NAMES
+from tinytl.backbones.quantize import QUANTIZERS
+from tinytl.errors import UserError
+from tinytl.methods import METHODS
+
+ONE_OF = {
+    "quantize": (*QUANTIZERS, "off"),
+    "test_weights": ("auto", "best", "last"),
+    "data.task": ("multiclass", "multilabel"),
+    "norm.name": NORM_NAMES,
+    "method.name": tuple(METHODS),
+    "wandb.mode": ("offline", "online", "disabled"),
+    "lite_residual.upsampling": ("bilinear", "nearest"),
+}
+LEAST = {
+    "batch_size": 1,
+    "epochs": 1,
+    "resolution": 32,
+    "data.num_classes": 1,
+    "data.workers": 0,
+    "weight_decay": 0,
+    "lite_residual.kernel_size": 1,
+    "lite_residual.groups": 1,
+    "lite_residual.pooling": 1,
+}
+ABOVE_ZERO = ("lr", "data.lr", "data.lr_batch1", "lite_residual.expansion", "data.crop_scale_min")
+BELOW_ONE = ("label_smoothing", "dropout", "data.val_fraction")  # from 0
+
+
+def check(cfg: Any) -> None:
+    """Raise UserError naming the first key that cannot work."""
+    for key, options in ONE_OF.items():
+        _require(cfg, key, lambda value, options=options: value in options, f"one of {', '.join(options)}")
+    for key, least in LEAST.items():
+        _require(cfg, key, lambda value, least=least: value >= least, f"at least {least}")
+    for key in ABOVE_ZERO:
+        _require(cfg, key, lambda value: value > 0, "above 0")
+    for key in BELOW_ONE:
+        _require(cfg, key, lambda value: 0 <= value < 1, "from 0 to below 1")
+    _require(cfg, "data.crop_scale_min", lambda value: value <= 1, "at most 1")
+    _require(cfg, "data.color_jitter", lambda value: len(value) == 4, "four numbers")
+    _require(cfg, "lite_residual.kernel_size", lambda value: value % 2 == 1, "an odd number")
+    _require(cfg, "name", lambda value: "/" not in value and value.strip(". "), "a plain folder name")
+    _combinations(cfg)
+
+
+def _require(cfg: Any, key: str, fine: Any, wanted: str) -> None:
+    value = OmegaConf.select(cfg, key)
+    if value is not None and not fine(value):
+        raise UserError(f"{key}={value}: must be {wanted}")
+
+
+def _combinations(cfg: Any) -> None:
+    if METHODS[cfg.method.name].needs_lite_residual and not cfg.lite_residual.enabled:
+        raise UserError(f"method={cfg.method.name} has nothing to train with lite_residual.enabled=false")
+    if cfg.test_weights == "best" and cfg.data.val_fraction == 0:
+        raise UserError("test_weights=best needs a validation set: data.val_fraction above 0")

@@ -1,0 +1,69 @@
+"""From splits to batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from tinytl.data.images import Transformed
+from tinytl.data.splits import Splits, held_out
+from tinytl.data.transforms import test_transform, train_transform
+
+
+class ImageDataModule(LightningDataModule):
+    """Training, validation (where `val_fraction` > 0) and test batches of (B, 3, R, R) and targets.
+
+    The validation set is held out of the training set, every class alike, by `seed`; it sees the test
+    transforms. The last, smaller training batch is dropped unless it is the only one. Evaluation takes
+    the training batch size, so that it needs no more memory than training.
+    """
+
+    def __init__(
+        self,
+        *,
+        splits: Splits,
+        resolution: int,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_scale_min: float = 0.22,
+        flip: bool = True,
+        color_jitter: Sequence[float] | None = None,
+        val_fraction: float = 0.0,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        train: Sequence[int] = range(len(splits.train))  # type: ignore[arg-type]
+        val: Sequence[int] = ()
+        if val_fraction > 0:
+            train, val = held_out(len(train), val_fraction, splits.train_labels, seed)
+        augment = train_transform(resolution, mean, std, crop_scale_min, flip, color_jitter)
+        plain = test_transform(resolution, mean, std)
+        self.train_set = Transformed(splits.train, train, augment)
+        self.val_set = Transformed(splits.train, val, plain)
+        self.test_set = Transformed(splits.test, range(len(splits.test)), plain)  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> DataLoader:
+        generator = torch.Generator().manual_seed(self.seed)
+        drop_last = len(self.train_set) >= self.batch_size
+        return self._loader(self.train_set, shuffle=True, drop_last=drop_last, generator=generator)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        return self._loader(self.val_set) if len(self.val_set) else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.test_set)
+
+    def _loader(self, dataset: Transformed, **options: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
