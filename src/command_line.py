@@ -41,7 +41,7 @@ def one_line(error: BaseException) -> str:
         text = f"{text}\n{cause}"
     text = re.sub(r"\s*(full_key|object_type|reference_type)[:=]\s*(\S*)", _key, text)
     text = text.split("Set the environment variable")[0]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
     return _shorten_options(lines)
 
 

@@ -16,9 +16,7 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         left = (time.perf_counter() - self.begun) / (done - self.first) * (epochs - done)
-        metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "train/loss")
-        print(
-            f"epoch {done}/{epochs}  train/loss {metrics['train/loss']:.4f}  {figures}  {left:.0f} s left",
-            file=sys.stderr,
-        )
+        metrics = trainer.callback_metrics
+        names = ["train/loss", *(name for name in metrics if name.startswith("val/"))]
+        figures = "  ".join(f"{name} {metrics[name].item():.4f}" for name in names)
+        print(f"epoch {done}/{epochs}  {figures}  {left:.0f} s left", file=sys.stderr)

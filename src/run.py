@@ -13,9 +13,9 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 # isort: split
 import hydra
 from omegaconf import OmegaConf
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tinytl.data.datamodule import ImageDataModule
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import config
 import plan
@@ -25,6 +25,7 @@ from command_line import guarded
 from progress import EpochLines
 from tinytl.backbones.build import build_network, own_record
 from tinytl.backbones.quantize import quantize_frozen
+from tinytl.data.datamodule import ImageDataModule
 from tinytl.errors import UserError
 from tinytl.memory import process
 from tinytl.memory.callback import MeasureMemory
@@ -38,6 +39,11 @@ log = logging.getLogger("tinytl")
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: Any) -> None:
     """Run one job; Hydra calls this once per job of a sweep."""
+    run(cfg)
+
+
+def run(cfg: Any) -> None:
+    """Check the configuration, then print its plan, or train, test and record."""
     check(cfg)
     if cfg.dry_run:
         plan.show(cfg)
@@ -61,12 +67,20 @@ def main(cfg: Any) -> None:
 
 def train(cfg: Any, folder: Path, logger: Any) -> dict[str, Any]:
     """Build, fit and test; return what goes into results.json."""
+    meter, checkpoints = MeasureMemory(), checkpointing(cfg, folder)
+    trainer = make_trainer(cfg, folder, logger, [checkpoints, meter, EpochLines()])
     process.reset_peaks()
     seed_everything(cfg.seed, workers=True, verbose=False)
     splits = hydra.utils.get_method(cfg.data.loader)(Path(cfg.data.root), seed=cfg.seed)
     num_classes = config.num_classes(cfg, len(splits.class_names))
     spec = config.network_spec(cfg, num_classes)
 
+    if spec.checkpoint is None:
+        log.warning("no checkpoint: %s starts from random weights", spec.model)
+    if cfg.norm.name == "bn" and cfg.batch_size == 1:
+        log.warning(
+            "norm=bn, batch_size=1: normalised by the statistics of one image; gn and bn_frozen need no batch"
+        )
     network = build_network(spec)
     freeze(network, cfg.method.name)
     quantize_frozen(network, cfg.quantize)
@@ -81,17 +95,9 @@ def train(cfg: Any, folder: Path, logger: Any) -> dict[str, Any]:
     )  # fmt: skip
     module = ImageClassifier(
         network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
-        label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
+        label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay, seed=cfg.seed,
         record=own_record(spec, cfg.method.name, cfg.quantize),
     )  # fmt: skip
-    meter = MeasureMemory()
-    checkpoints = checkpointing(cfg, folder)
-    trainer = Trainer(
-        **cfg.trainer, max_epochs=cfg.epochs, logger=logger or False, default_root_dir=folder,
-        callbacks=[checkpoints, meter, EpochLines()], num_sanity_val_steps=0, log_every_n_steps=10,
-        enable_model_summary=False,
-    )  # fmt: skip
-
     begun = time.perf_counter()
     trainer.fit(module, data, ckpt_path=last_checkpoint(cfg, folder), weights_only=True)
     seconds = time.perf_counter() - begun
@@ -115,6 +121,17 @@ def train(cfg: Any, folder: Path, logger: Any) -> dict[str, Any]:
             "images_per_second": trainer.global_step * cfg.batch_size / seconds,
         },
     }
+
+
+def make_trainer(cfg: Any, folder: Path, logger: Any, callbacks: list[Callback]) -> Trainer:
+    """Lightning's Trainer; what it refuses is the user's to mend."""
+    try:
+        return Trainer(
+            **cfg.trainer, max_epochs=cfg.epochs, logger=logger or False, default_root_dir=folder,
+            callbacks=callbacks, num_sanity_val_steps=0, log_every_n_steps=10, enable_model_summary=False,
+        )  # fmt: skip
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
 def checkpointing(cfg: Any, folder: Path) -> ModelCheckpoint:

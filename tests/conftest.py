@@ -81,7 +81,7 @@ def program(tmp_path):
     """Runs `python src/run.py ARGUMENTS`, outputs in a temporary folder."""
 
     def run(*arguments, timeout=200):
-        command = [sys.executable, str(ROOT / "src" / "run.py"), f"output_dir={tmp_path}/outputs", *arguments]
+        command = [sys.executable, str(ROOT / "src" / "run.py"), *arguments, f"output_dir={tmp_path}/outputs"]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
 
     return run

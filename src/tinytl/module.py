@@ -30,13 +30,14 @@ class ImageClassifier(LightningModule):
 
     def __init__(
         self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
-        label_smoothing: float, weight_decay: float = 0.0, record: dict[str, Any] | None = None,
+        label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
+        record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task = network, task
         self.norm: NormName = norm
         self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
-        self.record = record or {}
+        self.record, self.seed = record or {}, seed
         metrics = _metrics(task, num_classes)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -50,6 +51,10 @@ class ImageClassifier(LightningModule):
         if mode:
             set_train_mode(self.network, self.norm)
         return self
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout and augmentation depend on seed and epoch alone: a resumed run goes on as if never stopped.
+        torch.manual_seed(self.seed + self.current_epoch)
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy, or binary cross-entropy over all labels; both (B, classes), (B[, classes]) -> ()."""

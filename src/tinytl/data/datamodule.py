@@ -1,15 +1,33 @@
 """From splits to batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from tinytl.data.images import Transformed
 from tinytl.data.splits import Splits, held_out
 from tinytl.data.transforms import test_transform, train_transform
+
+
+class EpochShuffle(Sampler[int]):
+    """A new order each epoch that depends on seed and epoch alone, so that a resumed run has it too."""
+
+    def __init__(self, dataset: Transformed, seed: int) -> None:
+        self.size, self.seed, self.epoch = len(dataset), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(torch.randperm(self.size, generator=generator).tolist())
 
 
 class ImageDataModule(LightningDataModule):
@@ -48,9 +66,8 @@ class ImageDataModule(LightningDataModule):
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.seed)
-        drop_last = len(self.train_set) >= self.batch_size
-        return self._loader(self.train_set, shuffle=True, drop_last=drop_last, generator=generator)
+        order = EpochShuffle(self.train_set, self.seed)
+        return self._loader(self.train_set, sampler=order, drop_last=len(self.train_set) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._loader(self.val_set) if len(self.val_set) else []

@@ -1,0 +1,28 @@
+"""A data source of noise, for configurations whose data is not on the disk."""
+
+import numpy
+import torch
+from PIL import Image
+
+from tinytl.data.images import Images
+from tinytl.data.splits import Splits
+
+
+def load_multiclass(root, seed):
+    """16 + 6 images of 3 classes."""
+    labels = [i % 3 for i in range(22)]
+    images = _noise(22)
+    return Splits(Images(images[:16], labels[:16]), Images(images[16:], labels[16:]), tuple("abc"),
+                  train_labels=labels[:16])  # fmt: skip
+
+
+def load_multilabel(root, seed):
+    """16 + 6 images with 40 attributes."""
+    images, targets = _noise(22), list((torch.arange(22 * 40).reshape(22, 40) % 3 == 0).float())
+    names = tuple(f"attribute {i}" for i in range(40))
+    return Splits(Images(images[:16], targets[:16]), Images(images[16:], targets[16:]), names, "multilabel")
+
+
+def _noise(count):
+    rng = numpy.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=numpy.uint8)) for _ in range(count)]

@@ -1,0 +1,241 @@
+"""The program: every option of every group once, records, resuming, and errors in one line."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+import config
+from command_line import one_line
+from run import run
+from tinytl.errors import UserError
+from tinytl.module import ImageClassifier
+
+ROOT = Path(__file__).parent.parent
+config.register()
+sys.path.append(str(ROOT / "tests"))  # fake_data
+
+
+def options(group):
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """Composes the real configuration, outputs in a temporary folder."""
+
+    def compose_with(*overrides):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("config", [f"output_dir={tmp_path}", "debug=fast", "name=run", *overrides])
+
+    return compose_with
+
+
+@pytest.fixture
+def ran(configured, tmp_path):
+    """Runs a configuration in this process and returns its results.json."""
+
+    def run_with(*overrides):
+        run(configured(*overrides))
+        return json.loads((tmp_path / "run" / "results.json").read_text())
+
+    return run_with
+
+
+ONE_BATCH = [f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
+FAKE = ["data.loader=fake_data.load_multiclass", "data.num_classes=3", "data.workers=0", "resolution=32"]
+
+
+@pytest.mark.parametrize("method", options("method"))
+@pytest.mark.parametrize("norm", ["bn", "gn", "bn_frozen"])
+def test_every_method_with_every_norm(ran, method, norm):
+    results = ran(f"method={method}", f"norm={norm}", *FAKE)
+    assert results["status"] == "finished"
+    assert 0 <= results["metrics"]["test/top1"] <= results["metrics"]["test/top5"] <= 1
+    assert 0 < results["params"]["trainable"] <= results["params"]["total"]
+    assert results["memory"]["measured_mb"] > 4 * results["params"]["total"] / 1e6
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 256])
+@pytest.mark.parametrize("norm", ["bn", "gn", "bn_frozen"])
+def test_every_batch_size_with_every_norm(ran, caplog, norm, batch_size):
+    results = ran(f"norm={norm}", f"batch_size={batch_size}", "resolution=48", *ONE_BATCH)
+    assert results["status"] == "finished" and math.isfinite(results["metrics"]["test/loss"])
+    assert ("by the statistics of one image" in caplog.text) == (norm == "bn" and batch_size == 1)
+
+
+@pytest.mark.parametrize("model", [*options("model"), "resnet18", "tf_efficientnet_lite0"])
+def test_every_model(ran, model):
+    method = "bias" if model in ("inception_v3", "resnet50") else "tinytl"  # resnet18 stands for resnet50
+    resolution = 96 if model == "inception_v3" else 64
+    small = ["batch_size=2", f"resolution={resolution}", *ONE_BATCH]
+    results = ran(f"model={model}", f"method={method}", *FAKE, *small)
+    assert results["status"] == "finished"
+
+
+def test_backbones_with_norms_of_their_own(ran):
+    assert ran("model=convnext_atto", "norm=native", "method=bias", *FAKE)["status"] == "finished"
+
+
+@pytest.mark.parametrize("data", options("data"))
+def test_every_data_set_with_its_recipe(ran, data):
+    """On noise, in the shape of the set: the recipe, not the files."""
+    kind = "multilabel" if data == "celeba" else "multiclass"
+    fake = [f"data.loader=fake_data.load_{kind}", "data.workers=0", "resolution=32"]
+    root = ["data.root=anywhere"] if data == "folder" else []
+    results = ran(f"data={data}", *fake, *root)
+    accuracy = "test/mean_accuracy" if data == "celeba" else "test/top1"
+    assert 0 <= results["metrics"][accuracy] <= 1
+    assert results["config"]["lr"] == results["config"]["data"]["lr"]
+
+
+def test_learning_rate_of_batch_size_1(ran):
+    recipe = ["data=flowers102", "data.loader=fake_data.load_multiclass", "data.workers=0", "resolution=32"]
+    assert ran(*recipe, "batch_size=1")["config"]["lr"] == 3e-4  # the paper's
+    assert ran(*recipe, "batch_size=1", "lr=0.5e-4")["config"]["lr"] == 0.5e-4
+
+
+def test_overfit_learns_two_batches(ran):
+    results = ran("debug=overfit", "epochs=15", "model=resnet18", "method=full", "norm=bn", "lr=1e-3", *FAKE)
+    assert results["status"] == "finished"
+
+
+def test_records(ran, tmp_path):
+    """results.json is complete, and W&B offline mirrors it."""
+    results = ran("wandb.mode=offline", *FAKE, "data.val_fraction=0.2")
+    assert set(results) == {"status", "config", "provenance", "metrics", "memory", "params", "time"}
+    assert {"val/top1", "val/loss", "test/top1", "test/top5", "test/loss"} <= set(results["metrics"])
+    assert results["metrics"]["test/weights"] == "best"
+    memory = results["memory"]
+    assert memory["cuda_mb"] is None or memory["cuda_mb"] > 0
+    assert sum(memory["measured_split_mb"].values()) == pytest.approx(memory["measured_mb"])
+    assert sum(memory["kept_by_operator_mb"].values()) == pytest.approx(memory["kept_for_backward_mb"])
+    count = memory["params_mb"] + 8 * memory["activation_mb_per_image"]
+    assert memory["paper_mb"] == pytest.approx(count)
+    assert memory["process_mb"] > 100
+    assert results["time"]["seconds"] > 0 and results["time"]["images_per_second"] > 0
+    assert results["provenance"]["packages"]["torch"] == torch.__version__
+    assert len(results["config"]["data"]) > 5 and results["config"]["seed"] == 0
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"memory/measured_mb" in log.read_bytes() and b"test/top1" in log.read_bytes()
+
+
+def test_checkpoints_hold_the_trainable_part(ran, tmp_path):
+    results = ran("method=bias", "data.val_fraction=0.2", *FAKE)
+    for name in ("best.ckpt", "last.ckpt"):
+        saved = torch.load(tmp_path / "run" / "checkpoints" / name, weights_only=True)
+        assert sum(t.numel() for t in saved["state_dict"].values()) == results["params"]["trainable"]
+    again = ran("method=bias", f"checkpoint={tmp_path}/run/checkpoints/best.ckpt", "lr=1e-12", *FAKE)
+    assert again["metrics"]["test/loss"] == pytest.approx(results["metrics"]["test/loss"], rel=1e-4)
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(ran, configured, tmp_path, monkeypatch):
+    common = ["epochs=3", "lr=1e-3", "data.val_fraction=0.2", *FAKE]
+    whole = ran(*common)
+    begin = ImageClassifier.on_train_epoch_start
+
+    def interrupted(self):
+        begin(self)
+        if self.current_epoch == 2:
+            raise RuntimeError("the machine went down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "on_train_epoch_start", interrupted)
+        with pytest.raises(RuntimeError):
+            run(configured(*common, "name=other"))
+    failed = json.loads((tmp_path / "other" / "results.json").read_text())
+    assert failed["status"] == "failed" and failed["reason"] == "the machine went down"
+    run(configured(*common, "name=other", "resume=true"))
+    resumed = json.loads((tmp_path / "other" / "results.json").read_text())
+    assert resumed["status"] == "finished"
+    assert resumed["metrics"] == whole["metrics"]
+
+
+def test_same_seed_same_figures(ran):
+    first, second = (ran(*FAKE)["metrics"] for _ in range(2))
+    other = ran(*FAKE, "seed=1")["metrics"]
+    assert first == second != other
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(configured, tmp_path):
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) at step \d+"):
+        run(configured("method=full", "norm=bn", "lr=1e30", "epochs=5", *FAKE))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "failed" and "the loss became" in results["reason"]
+
+
+@pytest.mark.parametrize(("method", "mb"), [("last", 31), ("bias", 32), ("tinytl_l", 37), ("tinytl", 37),
+                                            ("norm_last", 192), ("full", 391)])  # fmt: skip
+def test_dry_run_prints_table_2(configured, capsys, tmp_path, method, mb):
+    overrides = ["model=proxylessnas_mobile", "data=flowers102", "dry_run=true"]
+    run(configured(f"method={method}", *overrides))
+    captured = capsys.readouterr()
+    plan = json.loads(captured.out.splitlines()[-1])
+    assert round(plan["paper_mb"]) == mb
+    assert plan["paper_mb"] == pytest.approx(plan["params_mb"] + 8 * plan["activation_mb_per_image"])
+    assert (plan["model"], plan["method"], plan["norm"]) == ("proxylessnas_mobile", method, "gn")
+    assert (plan["resolution"], plan["batch_size"], plan["num_classes"]) == (224, 8, 102)
+    assert not (tmp_path / "run").exists()
+
+
+ERRORS = [
+    ("batchsize=8", "Key 'batchsize' not in 'Config'"),
+    ("batch_size=many", "batch_size"),
+    ("data.lr=fast", "data.lr"),
+    ("method=tinytle", "Could not find 'method/tinytle'. Available options in 'method': bias, full"),
+    ("norm=xn", "Could not find 'norm/xn'"),
+    ("model=resnet51", "Could not find 'model/resnet51'. Near it: resnet5"),
+    ("batch_size=0", "batch_size=0: must be at least 1"),
+    ("resolution=8", "resolution=8: must be at least 32"),
+    ("quantize=int4", "quantize=int4: must be one of int8, kmeans, off"),
+    ("lr=-1", "lr=-1.0: must be above 0"),
+    ("name=a/b", "name=a/b: must be a plain folder name"),
+    ("lite_residual.enabled=false", "method=tinytl has nothing to train with lite_residual.enabled=false"),
+    ("model=inception_v3", "model=inception_v3 has no inverted bottlenecks"),
+    ("data=folder", "data.root"),
+    ("data.num_classes=3", "data.num_classes=3: the data has 10 classes"),
+    ("checkpoint=nowhere.pth", "checkpoint=nowhere.pth: no such file"),
+    ("resume=true", "resume=true: there is no"),
+    ("trainer.precision=7", "precision"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), ERRORS)
+def test_errors_in_one_line(configured, override, message):
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as error:
+        run(configured("debug=fast", override))
+    line = one_line(error.value)
+    assert message in line and "\n" not in line and len(line) < 400
+
+
+def test_the_command(program, tmp_path):
+    """The README's command in fast mode, and a mistake: one line, exit code 1, nothing left behind."""
+    done = program("method=tinytl", "norm=gn", "debug=fast", "name=command")
+    assert done.returncode == 0, done.stderr
+    assert "starts from random weights" in done.stderr and "tested on the best weights" in done.stderr
+    results = json.loads((tmp_path / "outputs" / "command" / "results.json").read_text())
+    assert results["status"] == "finished"
+    mistake = program("method=tinytl", "nrom=gn", "name=mistake")
+    assert mistake.returncode == 1
+    assert len(mistake.stderr.strip().splitlines()) == 1 and mistake.stderr.startswith("error: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["command"]
+
+
+def test_a_sweep_goes_on_after_a_failure(program, tmp_path):
+    """One job of a sweep cannot work; the others run, and the exit code says so."""
+    name = "name=${method.name}-${lite_residual.groups}"
+    done = program("-m", "debug=fast", "lite_residual.groups=3,2", name, "wandb=disabled")
+    assert done.returncode == 1
+    assert "lite_residual.groups=3 does not divide" in done.stderr
+    files = tmp_path.glob("outputs/*/results.json")
+    statuses = {path.parent.name: json.loads(path.read_text())["status"] for path in files}
+    assert statuses == {"tinytl-3": "failed", "tinytl-2": "finished"}
