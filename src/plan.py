@@ -25,7 +25,7 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
     """
     spec = config.network_spec(cfg, num_classes or config.num_classes(cfg))
     paper = count_as_paper(spec, cfg.method.name, cfg.resolution)
-    bare = count_bare(spec, cfg.method.name, cfg.resolution)
+    bare = count_bare(spec, cfg.method.name, cfg.resolution) if spec.lite_residual is None else paper
     return {
         "model": cfg.model.name,
         "method": cfg.method.name,

@@ -1,5 +1,7 @@
 """Starting weights in every format, and what is said of those that do not fit."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,7 +16,7 @@ from tinytl.methods import freeze
 LITE = LiteResidualConfig()
 
 
-def spec(checkpoint, norm="gn", lite=LITE, classes=1000, model="proxylessnas_mobile"):
+def spec(checkpoint, norm: Any = "gn", lite: Any = LITE, classes=1000, model="proxylessnas_mobile"):
     return NetworkSpec(model, norm, classes, lite, checkpoint=str(checkpoint))
 
 

@@ -3,6 +3,7 @@
 import difflib
 import logging
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import timm
@@ -62,8 +63,7 @@ def build_on_meta(spec: NetworkSpec) -> Any:
 
 def _construct(spec: NetworkSpec) -> Any:
     _check_model(spec.model)
-    with torch.device("meta"):
-        eps = batch_norm_eps(timm.create_model(spec.model))
+    eps = _default_eps(spec.model)
     check_norm(spec.norm, spec.model, has_batch_norm=eps is not None)
     network = _create(spec, eps)
     if spec.lite_residual and not insert_lite_residuals(network, spec.lite_residual, spec.norm, eps or 1e-5):
@@ -74,6 +74,13 @@ def _construct(spec: NetworkSpec) -> Any:
     if spec.norm == "gn":
         standardize_weights(network)
     return network
+
+
+@cache
+def _default_eps(model: str) -> float | None:
+    """Epsilon of the BatchNorm that the backbone has by default; None where it has no BatchNorm."""
+    with torch.device("meta"):
+        return batch_norm_eps(timm.create_model(model))
 
 
 def _create(spec: NetworkSpec, eps: float | None) -> Any:

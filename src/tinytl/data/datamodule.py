@@ -55,7 +55,7 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        train: Sequence[int] = range(len(splits.train))  # type: ignore[arg-type]
+        train: Sequence[int] = range(len(splits.train))
         val: Sequence[int] = ()
         if val_fraction > 0:
             train, val = held_out(len(train), val_fraction, splits.train_labels, seed)
@@ -63,7 +63,7 @@ class ImageDataModule(LightningDataModule):
         plain = test_transform(resolution, mean, std)
         self.train_set = Transformed(splits.train, train, augment)
         self.val_set = Transformed(splits.train, val, plain)
-        self.test_set = Transformed(splits.test, range(len(splits.test)), plain)  # type: ignore[arg-type]
+        self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
 
     def train_dataloader(self) -> DataLoader:
         order = EpochShuffle(self.train_set, self.seed)

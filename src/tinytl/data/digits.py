@@ -1,6 +1,7 @@
 """scikit-learn's bundled handwritten digits: 1,797 grey images of 8x8 pixels in 10 classes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy
 from PIL import Image
@@ -15,7 +16,7 @@ SPLIT_SEED = 0  # the test set is the same for every run
 
 def load(root: Path, seed: int) -> Splits:
     """A fixed fifth of every class is the test set; nothing is read from `root`."""
-    digits = load_digits()
+    digits: Any = load_digits()
     labels = digits.target.tolist()
     images = [Image.fromarray((pixels * 15.9375).astype(numpy.uint8)) for pixels in digits.images]  # 0..16
     train, test = held_out(len(labels), TEST_FRACTION, labels, SPLIT_SEED)

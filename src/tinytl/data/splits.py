@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy
 from sklearn.model_selection import train_test_split
-from torch.utils.data import Dataset
 
+from tinytl.data.images import Images
 from tinytl.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ class Splits:
     `train_labels` are the class numbers of the training set, for stratified splits.
     """
 
-    train: Dataset[Any]
-    test: Dataset[Any]
+    train: Images
+    test: Images
     class_names: tuple[str, ...]
     task: Literal["multiclass", "multilabel"] = "multiclass"
     train_labels: Sequence[int] | None = None
@@ -44,7 +44,7 @@ def held_out(
     ):
         raise UserError(f"{size} images in {classes} classes are too few to hold out {fraction:.0%} of each")
     kept, out = train_test_split(numpy.arange(size), test_size=count, random_state=seed, stratify=labels)
-    return sorted(kept.tolist()), sorted(out.tolist())
+    return sorted(map(int, kept)), sorted(map(int, out))
 
 
 def fetch(name: str, root: Path, files: str, make: Callable[[bool], Any]) -> Any:
