@@ -21,7 +21,7 @@ import config
 import plan
 import tracking
 from checks import check
-from command_line import guarded
+from command_line import guarded, one_line
 from progress import EpochLines
 from tinytl.backbones.build import build_network, own_record
 from tinytl.backbones.quantize import quantize_frozen
@@ -58,7 +58,7 @@ def run(cfg: Any) -> None:
             record["status"] = "finished"
             tracking.summarize(logger, record)
     except BaseException as error:
-        record |= {"status": "failed", "reason": (str(error) or type(error).__name__).splitlines()[0]}
+        record |= {"status": "failed", "reason": reason(error)}
         raise
     finally:
         write_json(folder / "results.json", record)
@@ -121,6 +121,13 @@ def train(cfg: Any, folder: Path, logger: Any) -> dict[str, Any]:
             "images_per_second": trainer.global_step * cfg.batch_size / seconds,
         },
     }
+
+
+def reason(error: BaseException) -> str:
+    """Why a run failed, in one line."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
+        return "interrupted"
+    return one_line(error) or type(error).__name__
 
 
 def make_trainer(cfg: Any, folder: Path, logger: Any, callbacks: list[Callback]) -> Trainer:

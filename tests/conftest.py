@@ -20,6 +20,15 @@ from tinytl.backbones.lite_residual import LiteResidualConfig
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+# the goldens' names of the methods -> ours
+PUBLISHED_METHODS = {
+    "last": "last",
+    "tinytl-bias": "bias",
+    "tinytl-lite": "tinytl_l",
+    "tinytl-lite+bias": "tinytl",
+    "bn+last": "norm_last",
+    "full": "full",
+}
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PUBLISHED_METHODS
 
 from tinytl.backbones.build import NetworkSpec, build_network, build_on_meta
 from tinytl.backbones.checkpoints import STATISTICS
@@ -11,23 +12,15 @@ from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, parameter_table, set_train_mode
 
 LITE = LiteResidualConfig()
-PUBLISHED = {
-    "last": "last",
-    "bias": "tinytl-bias",
-    "tinytl_l": "tinytl-lite",
-    "tinytl": "tinytl-lite+bias",
-    "norm_last": "bn+last",
-    "full": "full",
-}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_trains_what_the_published_code_trains(golden, reference_network, published_names, method):
+@pytest.mark.parametrize(("published", "method"), PUBLISHED_METHODS.items())
+def test_trains_what_the_published_code_trains(golden, reference_network, published_names, published, method):
     network = reference_network("gn_lite")
     freeze(network, method)
     names = published_names(network)
     trainable = {names[name] for name, p in network.named_parameters() if p.requires_grad}
-    assert trainable == set(golden("forward.json")[f"train_{PUBLISHED[method]}"]["trainable"])
+    assert trainable == set(golden("forward.json")[f"train_{published}"]["trainable"])
 
 
 MODELS = ["mobilenetv2_100", "mnasnet_100", "efficientnet_lite0", "resnet50", "proxylessnas_w03", "resnet18"]

@@ -1,26 +1,18 @@
 """The analytic count is the paper's: every golden row, and the memory columns of Tables 2 and 3."""
 
 import pytest
+from conftest import PUBLISHED_METHODS
 
 from tinytl.backbones.build import NetworkSpec
 from tinytl.backbones.lite_residual import LiteResidualConfig
 from tinytl.memory.paper_count import count_as_paper, count_bare
-
-METHODS = {
-    "last": "last",
-    "tinytl-bias": "bias",
-    "tinytl-lite": "tinytl_l",
-    "tinytl-lite+bias": "tinytl",
-    "bn+last": "norm_last",
-    "full": "full",
-}
 
 
 def test_every_golden_row(golden):
     for row in golden("memory.json"):
         lite = LiteResidualConfig() if row["lite_residual_in_network"] else None
         spec = NetworkSpec("proxylessnas_mobile", "gn", row["classes"], lite)
-        counted = count_bare(spec, METHODS[row["method"]], row["resolution"])
+        counted = count_bare(spec, PUBLISHED_METHODS[row["method"]], row["resolution"])
         assert counted.total_bytes(row["batch_size"]) / 1e6 == pytest.approx(row["total_mb"], abs=1e-6), row
         assert counted.params_bytes / 1e6 == pytest.approx(row["param_mb"], abs=1e-6)
         assert (counted.total_params, counted.trainable_params) == (

@@ -4,18 +4,9 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PUBLISHED_METHODS
 
 from tinytl.methods import freeze
-
-METHODS = {
-    "last": "last",
-    "tinytl-bias": "bias",
-    "tinytl-lite": "tinytl_l",
-    "tinytl-lite+bias": "tinytl",
-    "bn+last": "norm_last",
-    "full": "full",
-}
-
 
 # Where convolutions train, three steps of Adam amplify float32's rounding: gradients near zero take a
 # full step in the direction of their rounding error. The same network in float64 ends 0.03 % to 1.5 %
@@ -48,11 +39,11 @@ def test_logits(golden, reference_network, kind, entry, name, resolution):
     assert relative_error(logits, golden("forward.json")[entry][name]) < 1e-4
 
 
-@pytest.mark.parametrize("published_method", METHODS)
+@pytest.mark.parametrize("published_method", PUBLISHED_METHODS)
 def test_losses_and_gradients(golden, reference_network, published_names, published_method):
     reference = golden("forward.json")[f"train_{published_method}"]
     network = reference_network("gn_lite")
-    freeze(network, METHODS[published_method])
+    freeze(network, PUBLISHED_METHODS[published_method])
     names = published_names(network)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     x, labels = images(4, 128), torch.tensor([3, 7, 500, 999])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -239,3 +240,23 @@ def test_a_sweep_goes_on_after_a_failure(program, tmp_path):
     files = tmp_path.glob("outputs/*/results.json")
     statuses = {path.parent.name: json.loads(path.read_text())["status"] for path in files}
     assert statuses == {"tinytl-3": "failed", "tinytl-2": "finished"}
+
+
+def test_the_sweeps_folder_is_an_option_group(program):
+    """`+sweeps=NAME` runs the file's jobs; were the group not found it would become a plain key."""
+    done = program("-m", "+sweeps=methods", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    plans = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert sorted(plan["method"] for plan in plans) == options("method")
+
+
+def test_a_corrupt_image_ends_the_run_with_its_name(program, tmp_path):
+    for name in ("ants", "bees"):
+        (tmp_path / name).mkdir()
+        for index in range(10):
+            (tmp_path / name / f"{index}.png").write_bytes(b"not an image")
+    done = program("data=folder", f"data.root={tmp_path}", "debug=fast", "name=corrupt", "resolution=32")
+    assert done.returncode == 1
+    assert re.match(r"error: .*/(ants|bees)/\d.png: not a readable image", done.stderr.splitlines()[-1])
+    results = json.loads((tmp_path / "outputs" / "corrupt" / "results.json").read_text())
+    assert results["status"] == "failed" and "not a readable image" in results["reason"]
