@@ -14,13 +14,13 @@ from tinytl.methods import METHODS, freeze, parameter_table, set_train_mode
 LITE = LiteResidualConfig()
 
 
-@pytest.mark.parametrize(("published", "method"), PUBLISHED_METHODS.items())
-def test_trains_what_the_published_code_trains(golden, reference_network, published_names, published, method):
+@pytest.mark.parametrize(("entry", "method"), PUBLISHED_METHODS.items())
+def test_trains_what_the_published_code_trains(golden, reference_network, published_names, entry, method):
     network = reference_network("gn_lite")
     freeze(network, method)
     names = published_names(network)
     trainable = {names[name] for name, p in network.named_parameters() if p.requires_grad}
-    assert trainable == set(golden("forward.json")[f"train_{published}"]["trainable"])
+    assert trainable == set(golden("forward.json")[f"train_{entry}"]["trainable"])
 
 
 MODELS = ["mobilenetv2_100", "mnasnet_100", "efficientnet_lite0", "resnet50", "proxylessnas_w03", "resnet18"]

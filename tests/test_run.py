@@ -252,10 +252,12 @@ def test_the_sweeps_folder_is_an_option_group(program):
 
 def test_a_corrupt_image_ends_the_run_with_its_name(program, tmp_path):
     for name in ("ants", "bees"):
-        (tmp_path / name).mkdir()
+        (tmp_path / "images" / name).mkdir(parents=True)
         for index in range(10):
-            (tmp_path / name / f"{index}.png").write_bytes(b"not an image")
-    done = program("data=folder", f"data.root={tmp_path}", "debug=fast", "name=corrupt", "resolution=32")
+            (tmp_path / "images" / name / f"{index}.png").write_bytes(b"not an image")
+    done = program(
+        "data=folder", f"data.root={tmp_path}/images", "debug=fast", "name=corrupt", "resolution=32"
+    )
     assert done.returncode == 1
     assert re.match(r"error: .*/(ants|bees)/\d.png: not a readable image", done.stderr.splitlines()[-1])
     results = json.loads((tmp_path / "outputs" / "corrupt" / "results.json").read_text())
