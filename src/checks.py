@@ -35,6 +35,9 @@ BELOW_ONE = ("label_smoothing", "dropout", "data.val_fraction")  # from 0
 
 def check(cfg: Any) -> None:
     """Raise UserError naming the first key that cannot work."""
+    missing = OmegaConf.missing_keys(cfg) - ({"data.root"} if cfg.dry_run else set())
+    if missing:
+        raise UserError(f"{min(missing)}=... must be given")
     for key, options in ONE_OF.items():
         _require(cfg, key, lambda value, options=options: value in options, f"one of {', '.join(options)}")
     for key, least in LEAST.items():

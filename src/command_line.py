@@ -5,8 +5,10 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -23,11 +25,31 @@ def guarded(main: Callable[[], None]) -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|torchmetrics")
-    try:
+    with one_line_errors(a_sweep_goes_on=False):
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+
+
+@contextmanager
+def one_line_errors(a_sweep_goes_on: bool) -> Iterator[None]:
+    """Print an error of the user's in one line and exit with code 1.
+
+    In a sweep the error goes on to Hydra, which runs the other jobs and exits with 1 at the end.
+    """
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ValueError) and not _raised_by_hydra(error):
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
+        if a_sweep_goes_on:
+            raise
         sys.exit(1)
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Hydra refuses some overrides with a plain ValueError."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("hydra.")
 
 
 def one_line(error: BaseException) -> str:

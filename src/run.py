@@ -5,6 +5,7 @@ python src/run.py method=tinytl norm=gn
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 
 # isort: split
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -21,7 +24,7 @@ import config
 import plan
 import tracking
 from checks import check
-from command_line import guarded, one_line
+from command_line import guarded, one_line, one_line_errors
 from progress import EpochLines
 from tinytl.backbones.build import build_network, own_record
 from tinytl.backbones.quantize import quantize_frozen
@@ -39,11 +42,12 @@ log = logging.getLogger("tinytl")
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: Any) -> None:
     """Run one job; Hydra calls this once per job of a sweep."""
-    run(cfg)
+    with one_line_errors(a_sweep_goes_on=HydraConfig.get().mode == RunMode.MULTIRUN):
+        run(cfg)
 
 
 def run(cfg: Any) -> None:
-    """Check the configuration, then print its plan, or train, test and record."""
+    """Check the configuration, then print its plan, or build, fit, test and record."""
     check(cfg)
     if cfg.dry_run:
         plan.show(cfg)
@@ -51,75 +55,95 @@ def run(cfg: Any) -> None:
     folder = Path(cfg.output_dir) / cfg.name
     resolved = {**OmegaConf.to_container(cfg, resolve=True), "lr": config.learning_rate(cfg)}  # type: ignore[dict-item]
     record: dict[str, Any] = {"status": "running", "config": resolved, "provenance": provenance()}
-    write_json(folder / "results.json", record)
+    begun = False
     try:
+        job = build(cfg, folder)
+        begun = True
+        write_json(folder / "results.json", record)
         with tracking.wandb_run(cfg, resolved, folder) as logger:
-            record |= train(cfg, folder, logger)
+            record |= fit_and_test(cfg, job, folder, logger)
             record["status"] = "finished"
             tracking.summarize(logger, record)
     except BaseException as error:
         record |= {"status": "failed", "reason": reason(error)}
         raise
     finally:
-        write_json(folder / "results.json", record)
+        # A mistake that ends a run before it begins does not cost an earlier run its results.
+        if begun or not (folder / "results.json").exists():
+            write_json(folder / "results.json", record)
     log.info("results: %s", folder / "results.json")
 
 
-def train(cfg: Any, folder: Path, logger: Any) -> dict[str, Any]:
-    """Build, fit and test; return what goes into results.json."""
-    meter, checkpoints = MeasureMemory(), checkpointing(cfg, folder)
-    trainer = make_trainer(cfg, folder, logger, [checkpoints, meter, EpochLines()])
-    process.reset_peaks()
+@dataclass
+class Job:
+    """What a run needs once its configuration has become objects."""
+
+    module: ImageClassifier
+    data: ImageDataModule
+    plan: dict[str, Any]
+    trainer: Trainer
+    meter: MeasureMemory
+    checkpoints: ModelCheckpoint
+
+
+def build(cfg: Any, folder: Path) -> Job:
+    """Turn the configuration into objects; nothing behind this reads it for its network or data."""
+    checkpoints, meter = checkpointing(cfg, folder), MeasureMemory()
+    trainer = make_trainer(cfg, folder, [checkpoints, meter, EpochLines()])
     seed_everything(cfg.seed, workers=True, verbose=False)
     splits = hydra.utils.get_method(cfg.data.loader)(Path(cfg.data.root), seed=cfg.seed)
     num_classes = config.num_classes(cfg, len(splits.class_names))
     spec = config.network_spec(cfg, num_classes)
+    warn(cfg)
 
-    if spec.checkpoint is None:
-        log.warning("no checkpoint: %s starts from random weights", spec.model)
-    if cfg.norm.name == "bn" and cfg.batch_size == 1:
-        log.warning(
-            "norm=bn, batch_size=1: normalised by the statistics of one image; gn and bn_frozen need no batch"
-        )
     network = build_network(spec)
     freeze(network, cfg.method.name)
     quantize_frozen(network, cfg.quantize)
     plan.show_parameters(parameter_table(network), cfg.quantize)
-    count = plan.make(cfg, num_classes)
-
+    module = ImageClassifier(
+        network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
+        label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay, seed=cfg.seed,
+        record=own_record(spec, cfg.method.name, cfg.quantize),
+    )  # fmt: skip
     data = ImageDataModule(
         splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
         mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
         crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
         val_fraction=cfg.data.val_fraction, workers=cfg.data.workers, seed=cfg.seed,
     )  # fmt: skip
-    module = ImageClassifier(
-        network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
-        label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay, seed=cfg.seed,
-        record=own_record(spec, cfg.method.name, cfg.quantize),
-    )  # fmt: skip
+    return Job(module, data, plan.make(cfg, num_classes), trainer, meter, checkpoints)
+
+
+def warn(cfg: Any) -> None:
+    """Say what will work, but not as one might expect."""
+    if cfg.checkpoint is None:
+        log.warning("no checkpoint: %s starts from random weights", cfg.model.name)
+    if cfg.norm.name == "bn" and cfg.batch_size == 1:
+        log.warning("norm=bn, batch_size=1: normalised by the statistics of one image; try gn or bn_frozen")
+
+
+def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any]:
+    """Train, test on the best or the last weights; return what goes into results.json."""
+    trainer, checkpoints = job.trainer, job.checkpoints
+    trainer.logger = logger
+    process.reset_peaks()
     begun = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=last_checkpoint(cfg, folder), weights_only=True)
+    trainer.fit(job.module, job.data, ckpt_path=last_checkpoint(cfg, folder), weights_only=True)
     seconds = time.perf_counter() - begun
-    val_metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    weights = checkpoints.best_model_path if checkpoints.monitor and cfg.test_weights != "last" else None
-    trainer.test(module, data, ckpt_path=weights or None, weights_only=True, verbose=False)
-    log.info("tested on the %s weights", "best" if weights else "last")
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    use_best = bool(checkpoints.best_model_path and checkpoints.monitor) and cfg.test_weights != "last"
+    weights = checkpoints.best_model_path if use_best else None
+    tested = trainer.test(job.module, job.data, ckpt_path=weights, weights_only=True, verbose=False)[0]
+    log.info("tested on the %s weights", "best" if use_best else "last")
+    parameters = list(job.module.network.parameters())
     return {
-        "metrics": {
-            **val_metrics,
-            **{k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
-            "test/weights": "best" if weights else "last",
-        },
-        "memory": memory_figures(count, meter),
+        "metrics": {**metrics, **tested, "test/weights": "best" if use_best else "last"},
+        "memory": memory_figures(job.plan, job.meter),
         "params": {
-            "total": sum(p.numel() for p in network.parameters()),
-            "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         },
-        "time": {
-            "seconds": seconds,
-            "images_per_second": trainer.global_step * cfg.batch_size / seconds,
-        },
+        "time": {"seconds": seconds, "images_per_second": trainer.global_step * cfg.batch_size / seconds},
     }
 
 
@@ -130,12 +154,12 @@ def reason(error: BaseException) -> str:
     return one_line(error) or type(error).__name__
 
 
-def make_trainer(cfg: Any, folder: Path, logger: Any, callbacks: list[Callback]) -> Trainer:
+def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
     """Lightning's Trainer; what it refuses is the user's to mend."""
     try:
         return Trainer(
-            **cfg.trainer, max_epochs=cfg.epochs, logger=logger or False, default_root_dir=folder,
-            callbacks=callbacks, num_sanity_val_steps=0, log_every_n_steps=10, enable_model_summary=False,
+            **cfg.trainer, max_epochs=cfg.epochs, logger=False, default_root_dir=folder, callbacks=callbacks,
+            num_sanity_val_steps=0, log_every_n_steps=10, enable_model_summary=False,
         )  # fmt: skip
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error

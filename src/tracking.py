@@ -32,9 +32,13 @@ def wandb_run(cfg: Any, resolved: dict[str, Any], folder: Path) -> Iterator[Wand
         )  # fmt: skip
     except wandb.errors.Error as error:
         raise UserError(f"wandb.mode={cfg.wandb.mode}: {str(error).splitlines()[0]}") from error
-    with run:
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    try:
         yield WandbLogger(experiment=run)
+    except BaseException:
+        run.finish(exit_code=1)  # not `with run:`, which prints the traceback of every error
+        raise
+    run.finish()
 
 
 def summarize(logger: WandbLogger | None, record: dict[str, Any]) -> None:

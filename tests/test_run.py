@@ -201,7 +201,7 @@ ERRORS = [
     ("name=a/b", "name=a/b: must be a plain folder name"),
     ("lite_residual.enabled=false", "method=tinytl has nothing to train with lite_residual.enabled=false"),
     ("model=inception_v3", "model=inception_v3 has no inverted bottlenecks"),
-    ("data=folder", "data.root"),
+    ("data=folder", "data.root=... must be given"),
     ("data.num_classes=3", "data.num_classes=3: the data has 10 classes"),
     ("checkpoint=nowhere.pth", "checkpoint=nowhere.pth: no such file"),
     ("resume=true", "resume=true: there is no"),
@@ -224,9 +224,10 @@ def test_the_command(program, tmp_path):
     assert "starts from random weights" in done.stderr and "tested on the best weights" in done.stderr
     results = json.loads((tmp_path / "outputs" / "command" / "results.json").read_text())
     assert results["status"] == "finished"
-    mistake = program("method=tinytl", "nrom=gn", "name=mistake")
-    assert mistake.returncode == 1
-    assert len(mistake.stderr.strip().splitlines()) == 1 and mistake.stderr.startswith("error: ")
+    for override in ("nrom=gn", "batch_size=0", "debug=null", "data=folder"):
+        mistake = program("method=tinytl", override, "name=mistake")
+        assert mistake.returncode == 1
+        assert len(mistake.stderr.strip().splitlines()) == 1 and mistake.stderr.startswith("error: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["command"]
 
