@@ -11,6 +11,7 @@ from tinytl.backbones.lite_residual import LiteResidual, LiteResidualConfig
 from tinytl.backbones.norms import WeightStandardizedConv2d, standardize
 from tinytl.backbones.quantize import quantize_frozen, quantize_int8, quantize_kmeans
 from tinytl.errors import UserError
+from tinytl.memory.paper_count import count_bare
 from tinytl.methods import freeze
 
 LITE = LiteResidualConfig()
@@ -18,6 +19,18 @@ SPINE = [
     *("proxylessnas_mobile", "proxylessnas_cpu", "proxylessnas_gpu", "proxylessnas_w03"),
     *("mobilenetv2_100", "mobilenetv2_140", "mnasnet_100", "efficientnet_lite0", "resnet50", "inception_v3"),
 ]
+
+
+@pytest.mark.parametrize("lite", [None, LITE])
+@pytest.mark.parametrize(
+    "model", ["mixnet_s", "rexnet_100", "mobilenetv3_small_100", "vgg11_bn", "hrnet_w18_small"]
+)
+def test_any_timm_cnn_works_or_says_why_not(model, lite):
+    """Odd blocks, odd channel counts, heads that are not linear: counted, or refused in one line."""
+    try:
+        assert count_bare(NetworkSpec(model, "gn", 5, lite), "full", 96).total_bytes(8) > 0
+    except UserError as error:
+        assert lite and "has no inverted bottlenecks" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,10 @@ def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: 
         for name, block in list(parent.named_children()):
             if not isinstance(block, InvertedResidual | BasicBlock | Bottleneck):
                 continue
-            in_channels, out_channels, stride = _shape(block)
+            shape = _shape(block)
+            if shape is None:
+                continue
+            in_channels, out_channels, stride = shape
             if in_channels % config.groups:
                 raise UserError(
                     f"lite_residual.groups={config.groups} does not divide {in_channels} channels"
@@ -117,13 +120,14 @@ def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: 
     return inserted
 
 
-def _shape(block: InvertedResidual | BasicBlock | Bottleneck) -> tuple[int, int, int]:
-    """(input channels, output channels, stride) of a block."""
+def _shape(block: InvertedResidual | BasicBlock | Bottleneck) -> tuple[int, int, int] | None:
+    """(input channels, output channels, stride) of a block; None where it mixes several convolutions."""
     if isinstance(block, InvertedResidual):
         first, last = block.conv_pw, block.conv_pwl
     else:
         first, last = block.conv1, block.conv3 if isinstance(block, Bottleneck) else block.conv2
-    assert isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)
+    if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
+        return None
     strides = (getattr(child, "stride", 1) for child in block.children())  # of convolutions, blur pools
     stride = math.prod(s[0] if isinstance(s, tuple) else s for s in strides)
     return first.in_channels, last.out_channels, stride

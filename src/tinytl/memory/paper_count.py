@@ -23,6 +23,7 @@ from tinytl.backbones.proxylessnas import ARCHITECTURES
 from tinytl.methods import freeze
 
 FLOAT_BYTES = 4
+IMAGES = 2  # in the counting pass: torch's GroupNorm refuses one image where a group is a single value
 # Activations by class name, torch's and timm's. One bit an element is enough for the gradient of the
 # first kind; of the second the input is kept (paper, Table 1).
 ONE_BIT = {"relu", "relu6", "leakyrelu", "hardtanh", "hardsigmoid"}
@@ -75,7 +76,7 @@ def count(network: Any, resolution: int) -> PaperCount:
     handles = [handle for module in network.modules() for handle in counter.watch(module)]
     network.eval()
     with torch.no_grad():
-        network(torch.empty(1, 3, resolution, resolution, device="meta"))
+        network(torch.empty(IMAGES, 3, resolution, resolution, device="meta"))
     for handle in handles:
         handle.remove()
     return PaperCount(total, trainable, FLOAT_BYTES * trainable + (total - trainable), counter.peak)
@@ -102,22 +103,22 @@ class _Counter:
 
     def _enter_skip(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.outer_skips.append(self.skip)
-        self.skip = args[0].numel() * FLOAT_BYTES
+        self.skip = args[0].numel() * FLOAT_BYTES / IMAGES
 
     def _leave_skip(self, *_: Any) -> None:
         self.skip = self.outer_skips.pop()
 
     def _convolution_or_linear(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        input_bytes = args[0].numel() * FLOAT_BYTES
-        output_bytes = output.numel() * FLOAT_BYTES / getattr(module, "groups", 1)
+        input_bytes = args[0].numel() * FLOAT_BYTES / IMAGES
+        output_bytes = output.numel() * FLOAT_BYTES / IMAGES / getattr(module, "groups", 1)
         self._add(input_bytes + output_bytes, input_bytes if module.weight.requires_grad else 0)
 
     def _norm(self, module: Any, args: tuple[Tensor, ...]) -> None:
-        input_bytes = args[0].numel() * FLOAT_BYTES
+        input_bytes = args[0].numel() * FLOAT_BYTES / IMAGES
         self._add(input_bytes, input_bytes if module.weight.requires_grad else 0)
 
     def _activation(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        elements = args[0].numel()
+        elements = args[0].numel() / IMAGES
         saved = elements / 8 if type(module).__name__.lower() in ONE_BIT else elements * FLOAT_BYTES
         self._add(elements * FLOAT_BYTES, saved if self.backward_enters_body else 0)
 
