@@ -4,6 +4,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from config import engine_plan
 from tinytl.backbones.norms import NORM_NAMES
 from tinytl.backbones.quantize import QUANTIZERS
 from tinytl.errors import UserError
@@ -15,12 +16,16 @@ ONE_OF = {
     "data.task": ("multiclass", "multilabel"),
     "norm.name": NORM_NAMES,
     "method.name": tuple(METHODS),
+    "engine.name": ("lean", "stock"),
+    "engine.optimizer_bits": (8, 32),
+    "engine.compile": ("auto", "on", "off"),
     "wandb.mode": ("offline", "online", "disabled"),
     "lite_residual.upsampling": ("bilinear", "nearest"),
 }
 LEAST = {
     "batch_size": 1,
     "epochs": 1,
+    "engine.micro_batch": 1,
     "resolution": 32,
     "data.num_classes": 1,
     "data.workers": 0,
@@ -29,7 +34,10 @@ LEAST = {
     "lite_residual.groups": 1,
     "lite_residual.pooling": 1,
 }
-ABOVE_ZERO = ("lr", "data.lr", "data.lr_batch1", "lite_residual.expansion", "data.crop_scale_min")
+ABOVE_ZERO = (
+    *("lr", "data.lr", "data.lr_batch1", "data.crop_scale_min"),
+    *("engine.slice_kb", "lite_residual.expansion"),
+)
 BELOW_ONE = ("label_smoothing", "dropout", "data.val_fraction")  # from 0
 
 
@@ -39,7 +47,12 @@ def check(cfg: Any) -> None:
     if missing:
         raise UserError(f"{min(missing)}=... must be given")
     for key, options in ONE_OF.items():
-        _require(cfg, key, lambda value, options=options: value in options, f"one of {', '.join(options)}")
+        _require(
+            cfg,
+            key,
+            lambda value, options=options: value in options,
+            f"one of {', '.join(map(str, options))}",
+        )
     for key, least in LEAST.items():
         _require(cfg, key, lambda value, least=least: value >= least, f"at least {least}")
     for key in ABOVE_ZERO:
@@ -62,5 +75,22 @@ def _require(cfg: Any, key: str, fine: Any, wanted: str) -> None:
 def _combinations(cfg: Any) -> None:
     if METHODS[cfg.method.name].needs_lite_residual and not cfg.lite_residual.enabled:
         raise UserError(f"method={cfg.method.name} has nothing to train with lite_residual.enabled=false")
+    _engine(cfg)
     if cfg.test_weights == "best" and cfg.data.val_fraction == 0:
         raise UserError("test_weights=best needs a validation set: data.val_fraction above 0")
+
+
+def _engine(cfg: Any) -> None:
+    plan = engine_plan(cfg)
+    if plan.micro_batches(cfg.batch_size) > 1 and cfg.norm.name == "bn":
+        raise UserError(
+            f"engine.micro_batch={plan.micro_batch}: norm=bn takes its statistics from the whole batch; "
+            f"norm=gn and norm=bn_frozen work on any part of it"
+        )
+    if cfg.engine.name == "stock" and (plan.optimizer_bits == 8 or plan.step_in_backward):
+        raise UserError("engine=stock: optimizer_bits=8 and step_in_backward=true are the lean engine's")
+    if plan.step_in_backward and (cfg.trainer.gradient_clip_val or cfg.trainer.precision == "16-mixed"):
+        raise UserError(
+            "engine.step_in_backward=true leaves no gradients to clip or to unscale; it does not go with "
+            "trainer.gradient_clip_val or trainer.precision=16-mixed"
+        )

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from tinytl.backbones.build import NetworkSpec
 from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -59,6 +60,20 @@ class NormConfig:
 
 
 @dataclass
+class EngineConfig:
+    """How a training step is executed (`tinytl.engine.EnginePlan`)."""
+
+    name: str = MISSING
+    micro_batch: int | None = None  # images; None: the whole batch
+    recompute: bool = True
+    slice_kb: float | None = 1000.0  # 1 kB = 1e3 bytes; None: whole maps
+    keep_projection: bool = True
+    optimizer_bits: int = 32
+    step_in_backward: bool = False
+    compile: str = "auto"
+
+
+@dataclass
 class LiteResidualOptions:
     """Shape of the lite residual modules."""
 
@@ -102,6 +117,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     norm: NormConfig = field(default_factory=NormConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     lite_residual: LiteResidualOptions = field(default_factory=LiteResidualOptions)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -151,6 +167,11 @@ def num_classes(cfg: Any, found: int | None = None) -> int:
     if found is not None and asked is not None and asked < found:
         raise UserError(f"data.num_classes={asked}: the data has {found} classes")
     return asked or found or 0
+
+
+def engine_plan(cfg: Any) -> EnginePlan:
+    """The lean engine's plan; under engine=stock it says no more than the micro-batch."""
+    return EnginePlan(**{key: value for key, value in cfg.engine.items() if key != "name"})
 
 
 def network_spec(cfg: Any, classes: int) -> NetworkSpec:

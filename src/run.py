@@ -6,6 +6,7 @@ python src/run.py method=tinytl norm=gn
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 
 # isort: split
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -29,10 +31,12 @@ from progress import EpochLines
 from tinytl.backbones.build import build_network, own_record
 from tinytl.backbones.quantize import quantize_frozen
 from tinytl.data.datamodule import ImageDataModule
+from tinytl.engine import make_lean
+from tinytl.engine.optimizer import adam
 from tinytl.errors import UserError
 from tinytl.memory import process
 from tinytl.memory.callback import MeasureMemory
-from tinytl.methods import freeze, parameter_table
+from tinytl.methods import ParameterGroup, freeze, parameter_table, set_train_mode
 from tinytl.module import ImageClassifier
 from tinytl.results import provenance, write_json
 
@@ -81,6 +85,7 @@ class Job:
     module: ImageClassifier
     data: ImageDataModule
     plan: dict[str, Any]
+    parameters: list[ParameterGroup]
     trainer: Trainer
     meter: MeasureMemory
     checkpoints: ModelCheckpoint
@@ -99,19 +104,27 @@ def build(cfg: Any, folder: Path) -> Job:
     network = build_network(spec)
     freeze(network, cfg.method.name)
     quantize_frozen(network, cfg.quantize)
-    plan.show_parameters(parameter_table(network), cfg.quantize)
-    module = ImageClassifier(
-        network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
-        label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay, seed=cfg.seed,
-        record=own_record(spec, cfg.method.name, cfg.quantize),
-    )  # fmt: skip
+    parameters = parameter_table(network)
+    plan.show_parameters(parameters, cfg.quantize)
+    optimizer: Any = torch.optim.Adam
+    if cfg.engine.name == "lean":
+        engine = config.engine_plan(cfg)
+        set_train_mode(network, cfg.norm.name)
+        make_lean(network, engine)
+        optimizer = partial(adam, plan=engine)
     data = ImageDataModule(
         splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
         mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
-        crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
-        val_fraction=cfg.data.val_fraction, workers=cfg.data.workers, seed=cfg.seed,
+        micro_batch=cfg.engine.micro_batch, crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip,
+        color_jitter=cfg.data.color_jitter, val_fraction=cfg.data.val_fraction, workers=cfg.data.workers,
+        seed=cfg.seed,
     )  # fmt: skip
-    return Job(module, data, plan.make(cfg, num_classes), trainer, meter, checkpoints)
+    module = ImageClassifier(
+        network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
+        batch_size=data.batch_size, label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
+        seed=cfg.seed, optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize),
+    )  # fmt: skip
+    return Job(module, data, plan.make(cfg, num_classes), parameters, trainer, meter, checkpoints)
 
 
 def warn(cfg: Any) -> None:
@@ -135,13 +148,12 @@ def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any
     weights = checkpoints.best_model_path if use_best else None
     tested = trainer.test(job.module, job.data, ckpt_path=weights, weights_only=True, verbose=False)[0]
     log.info("tested on the %s weights", "best" if use_best else "last")
-    parameters = list(job.module.network.parameters())
     return {
         "metrics": {**metrics, **tested, "test/weights": "best" if use_best else "last"},
         "memory": memory_figures(job.plan, job.meter),
         "params": {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "total": sum(group.count for group in job.parameters),
+            "trainable": sum(group.count for group in job.parameters if group.trainable),
         },
         "time": {"seconds": seconds, "images_per_second": trainer.global_step * cfg.batch_size / seconds},
     }
@@ -156,10 +168,15 @@ def reason(error: BaseException) -> str:
 
 def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
     """Lightning's Trainer; what it refuses is the user's to mend."""
+    micro_batches = config.engine_plan(cfg).micro_batches(cfg.batch_size)
+    options = dict(cfg.trainer)
+    if isinstance(options["limit_train_batches"], int):
+        options["limit_train_batches"] *= micro_batches  # the user means steps
     try:
         return Trainer(
-            **cfg.trainer, max_epochs=cfg.epochs, logger=False, default_root_dir=folder, callbacks=callbacks,
-            num_sanity_val_steps=0, log_every_n_steps=10, enable_model_summary=False,
+            **options, accumulate_grad_batches=micro_batches, max_epochs=cfg.epochs, logger=False,
+            default_root_dir=folder, callbacks=callbacks, num_sanity_val_steps=0, log_every_n_steps=10,
+            enable_model_summary=False,
         )  # fmt: skip
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error

@@ -1,5 +1,6 @@
 """The LightningModule: one network, one method, one recipe."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,9 @@ class ImageClassifier(LightningModule):
     """Trains what `tinytl.methods.freeze` left trainable: Adam, cosine per step to zero.
 
     Metrics are fractions: `top1`, `top5` (of at most as many classes as there are), or
-    `mean_accuracy` over the labels of a multilabel task. `record` goes into every checkpoint
+    `mean_accuracy` over the labels of a multilabel task. A step's loss is the mean over `batch_size`
+    images, in however many micro-batches they come (the Trainer's `accumulate_grad_batches`).
+    `optimizer` makes it from parameters, lr and weight_decay. `record` goes into every checkpoint
     (`tinytl.backbones.build.own_record`).
     """
 
@@ -30,13 +33,14 @@ class ImageClassifier(LightningModule):
 
     def __init__(
         self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
-        label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
-        record: dict[str, Any] | None = None,
+        batch_size: int, label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
+        optimizer: Callable[..., Any] = torch.optim.Adam, record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task = network, task
         self.norm: NormName = norm
         self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
+        self.batch_size, self.optimizer = batch_size, optimizer
         self.record, self.seed = record or {}, seed
         metrics = _metrics(task, num_classes)
         self.val_metrics = metrics.clone(prefix="val/")
@@ -71,7 +75,8 @@ class ImageClassifier(LightningModule):
                 f"a smaller lr than {self.lr} may help"
             )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
-        return loss
+        # Lightning divides the losses of a step by their number; micro-batches may differ in size.
+        return loss * (len(images) * self.trainer.accumulate_grad_batches / self.batch_size)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_metrics)
@@ -88,7 +93,7 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = self.optimizer(parameters, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -64,6 +64,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(input)
 
 
+def standardize(weight: Tensor) -> Tensor:
+    """Weight of a convolution, shape (out, in / groups, kh, kw), standardised per output channel."""
+    std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)  # (out, 1, 1, 1)
+    return (weight - mean) / (std + WS_EPS)
+
+
 class WeightStandardizedConv2d(nn.Conv2d):
     """Convolution whose weight is standardised over (in, kh, kw) before each use.
 
@@ -71,17 +77,12 @@ class WeightStandardizedConv2d(nn.Conv2d):
     """
 
     same: bool = False
+    standardize: Callable[[Tensor], Tensor] = staticmethod(standardize)  # an engine has its own
 
     def forward(self, input: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         if self.same:
             input = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
-        return self._conv_forward(input, standardize(self.weight), self.bias)
-
-
-def standardize(weight: Tensor) -> Tensor:
-    """Weight of a convolution, shape (out, in / groups, kh, kw), standardised per output channel."""
-    std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)  # (out, 1, 1, 1)
-    return (weight - mean) / (std + WS_EPS)
+        return self._conv_forward(input, self.standardize(self.weight), self.bias)
 
 
 def batch_norm_eps(network: nn.Module) -> float | None:

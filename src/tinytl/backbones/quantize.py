@@ -63,6 +63,17 @@ def _nearest(weight: Tensor, centroids: Tensor) -> Tensor:
     return torch.bucketize(weight, (centroids[1:] + centroids[:-1]) / 2)
 
 
+def codes_of(weight: Tensor) -> QuantizedTensor | None:
+    """The 8-bit codes of a weight whose values are those of `int8` or `kmeans` already; else None."""
+    int8 = quantize_int8(weight)
+    if torch.allclose(int8.dequantize(), weight, rtol=8 * torch.finfo(weight.dtype).eps, atol=0):
+        return int8
+    values, codes = weight.unique(return_inverse=True)
+    if len(values) <= CENTROIDS:
+        return QuantizedTensor(codes.to(torch.uint8), values)
+    return None
+
+
 QUANTIZERS = {"int8": quantize_int8, "kmeans": quantize_kmeans}
 
 

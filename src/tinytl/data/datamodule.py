@@ -13,29 +13,33 @@ from tinytl.data.transforms import test_transform, train_transform
 
 
 class EpochShuffle(Sampler[int]):
-    """A new order each epoch that depends on seed and epoch alone, so that a resumed run has it too."""
+    """A new order each epoch that depends on seed and epoch alone, so that a resumed run has it too.
 
-    def __init__(self, dataset: Transformed, seed: int) -> None:
-        self.size, self.seed, self.epoch = len(dataset), seed, 0
+    Of `size` images the first `count` in that order.
+    """
+
+    def __init__(self, size: int, count: int, seed: int) -> None:
+        self.size, self.count, self.seed, self.epoch = size, count, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return self.count
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        return iter(torch.randperm(self.size, generator=generator)[: self.count].tolist())
 
 
 class ImageDataModule(LightningDataModule):
     """Training, validation (where `val_fraction` > 0) and test batches of (B, 3, R, R) and targets.
 
     The validation set is held out of the training set, every class alike, by `seed`; it sees the test
-    transforms. The last, smaller training batch is dropped unless it is the only one. Evaluation takes
-    the training batch size, so that it needs no more memory than training.
+    transforms. The last, smaller training batch is dropped unless it is the only one. Batches are
+    streamed in micro-batches of `micro_batch` images; so is evaluation, which then needs no more memory
+    than training.
     """
 
     def __init__(
@@ -49,25 +53,30 @@ class ImageDataModule(LightningDataModule):
         crop_scale_min: float = 0.22,
         flip: bool = True,
         color_jitter: Sequence[float] | None = None,
+        micro_batch: int | None = None,
         val_fraction: float = 0.0,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.workers, self.seed = workers, seed
         train: Sequence[int] = range(len(splits.train))
         val: Sequence[int] = ()
         if val_fraction > 0:
             train, val = held_out(len(train), val_fraction, splits.train_labels, seed)
         augment = train_transform(resolution, mean, std, crop_scale_min, flip, color_jitter)
+        # images a training step sees; what is loaded at a time
+        self.batch_size = min(batch_size, len(train))
+        self.micro_batch = min(micro_batch or batch_size, batch_size)
         plain = test_transform(resolution, mean, std)
         self.train_set = Transformed(splits.train, train, augment)
         self.val_set = Transformed(splits.train, val, plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
 
     def train_dataloader(self) -> DataLoader:
-        order = EpochShuffle(self.train_set, self.seed)
-        return self._loader(self.train_set, sampler=order, drop_last=len(self.train_set) >= self.batch_size)
+        whole_batches = len(self.train_set) // self.batch_size * self.batch_size
+        order = EpochShuffle(len(self.train_set), whole_batches, self.seed)
+        return self._loader(self.train_set, sampler=order)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._loader(self.val_set) if len(self.val_set) else []
@@ -78,7 +87,7 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, dataset: Transformed, **options: Any) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=self.micro_batch,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -16,7 +16,9 @@ class MeasureMemory(Callback):
         self._live: LiveMemory | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.report is None and batch_idx == min(1, int(trainer.num_training_batches) - 1):
+        if self._live:
+            self._live.batch(batch)
+        elif self.report is None and batch_idx == self._first_micro_batch(trainer):
             self._live = LiveMemory(pl_module.network, trainer.optimizers[0], batch)
             self._live.__enter__()
 
@@ -24,11 +26,20 @@ class MeasureMemory(Callback):
         if self._live:
             self._live.end_of_forward(loss)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self._live:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        last = batch_idx + 1 == int(trainer.num_training_batches)
+        if self._live and (last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0):
             self._live.__exit__(None, None, None)
             self.report = self._live.report()
             self._live = None
+
+    @staticmethod
+    def _first_micro_batch(trainer: Trainer) -> int:
+        """Of the second step, or of the first if there is one only."""
+        per_step = trainer.accumulate_grad_batches
+        return per_step if trainer.num_training_batches > per_step else 0
 
     def on_exception(self, *_: Any) -> None:
         if self._live:

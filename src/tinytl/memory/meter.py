@@ -91,8 +91,15 @@ class LiveMemory(TorchDispatchMode):
             self._index(tensor)
         return result
 
+    def batch(self, batch: Any) -> None:
+        """Tell of a further micro-batch of the step."""
+        self._known(_tensors(batch), "batch")
+
     def end_of_forward(self, loss: Tensor) -> None:
-        """Mark the end of the forward pass; `loss` leads to what the graph keeps."""
+        """Mark the end of the forward pass, of each if there are micro-batches; the last one is reported.
+
+        `loss` leads to what the graph keeps.
+        """
         self.end_of_forward_at = len(self.timeline)
         for index in self._live_indices():
             if self.storages[index].kind is None:

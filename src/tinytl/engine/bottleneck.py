@@ -1,0 +1,226 @@
+"""The inverted bottleneck in slices: its expanded maps never stand whole in memory.
+
+Expansion, depthwise convolution and projection act on each group of expanded channels alone, and so do
+the norms between them (GroupNorm by group, stored statistics by channel). A few channels at a time,
+expanded, filtered and added into the output, take a slice of memory and give the same numbers; in the
+backward pass each slice is computed again and its part of the gradients added up.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+from tinytl.engine.frozen import FrozenWeight
+from tinytl.engine.kernels import LINEAR, Clamp, Kernels
+from tinytl.engine.norms import NormAct, Statistics
+
+
+class SlicedBottleneck(nn.Module):
+    """Replaces an inverted bottleneck with frozen convolutions; its norms keep their names and parameters.
+
+    The expansion is a 1x1 convolution or, for the network's stem and its first block taken as one
+    bottleneck, any other; without one the block is a depthwise separable convolution. A norm under the
+    name `outside` stays registered where it was. `slice_bytes`: about what one expanded map of a slice
+    may take. `keep_projection`: keep the normalised projection for the backward pass instead of
+    computing it a third time.
+    """
+
+    def __init__(
+        self, expand: nn.Conv2d | None, depthwise: nn.Conv2d, project: nn.Conv2d, norms: dict[str, Any],
+        acts: list[Clamp], has_skip: bool, kernels: Kernels, slice_bytes: int, keep_projection: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.expand = FrozenWeight(expand) if expand else None
+        self.expand_options = (expand.stride[0], int(expand.padding[0])) if expand else (1, 0)
+        self.depthwise, self.project = FrozenWeight(depthwise), FrozenWeight(project, transposed=True)
+        self.stride, self.padding = depthwise.stride[0], int(depthwise.padding[0])
+        self.acts, self.has_skip, self.kernels = acts, has_skip, kernels
+        self.slice_bytes, self.keep_projection = slice_bytes, keep_projection
+        for name, norm in norms.items():
+            if name != "outside":
+                self.add_module(name, norm)
+        self.norms = tuple(norms.values())  # of the expansion (if there is one), the filter, the projection
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.contiguous().to(self.norms[0].weight.dtype)
+            statistics = [Statistics.of(norm) for norm in self.norms]
+            affine = (tensor for norm in self.norms for tensor in (norm.weight, norm.bias))
+            return _Bottleneck.apply(x, self, statistics, *affine)
+
+
+class _Bottleneck(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, block: SlicedBottleneck, statistics: list[Statistics], *affine: Tensor
+    ) -> Tensor:
+        step = _Step(block, x, statistics, affine)
+        normed, rstd = step.normed_projection()
+        keep = block.keep_projection and step.needs_projection(ctx.needs_input_grad)
+        ctx.block, ctx.statistics, ctx.affine_count = block, statistics, len(affine)
+        ctx.save_for_backward(x, *affine, *((normed, rstd) if keep else ()))
+        out = block.kernels.affine_clamp_(normed.clone() if keep else normed, *step.norms[-1].affine())
+        return out.add_(x) if block.has_skip else out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, *rest = ctx.saved_tensors
+        affine, kept = rest[: ctx.affine_count], rest[ctx.affine_count :]
+        step = _Step(ctx.block, x, ctx.statistics, affine)
+        by_x, by_affine = step.backward(grad.contiguous(), kept, ctx.needs_input_grad)
+        return by_x, None, None, *by_affine
+
+
+class _Step:
+    """The arithmetic of one pass through a block; backward gradients are named `by_...`."""
+
+    def __init__(self, block: SlicedBottleneck, x: Tensor, statistics: list[Statistics], affine: Any) -> None:
+        self.block, self.kernels, self.x = block, block.kernels, x
+        pairs = zip(affine[::2], affine[1::2], strict=True)
+        acts = [*block.acts, LINEAR]
+        self.norms = [NormAct(s, *pair, act) for s, pair, act in zip(statistics, pairs, acts, strict=True)]
+        kernel = block.expand.codes.shape[-1] if block.expand else 1
+        stride, padding = block.expand_options
+        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
+        self.size = height, width  # of the expanded maps
+
+    def slices(self) -> Iterator[tuple[slice, slice]]:
+        """(images, expanded channels) of every slice; channels of one group stay together."""
+        width = len(self.block.depthwise.codes)
+        group = max(1, *(norm.statistics.per_group for norm in self.norms[:-1]))
+        map_bytes = self.size[0] * self.size[1] * self.x.element_size()
+        images = min(len(self.x), max(1, self.block.slice_bytes // (width * map_bytes)))
+        channels = min(width, group * max(1, self.block.slice_bytes // (images * group * map_bytes)))
+        for image in range(0, len(self.x), images):
+            for channel in range(0, width, channels):
+                yield slice(image, image + images), slice(channel, channel + channels)
+
+    def normed_projection(self) -> tuple[Tensor, Tensor]:
+        """The projection's output (B, out, H/stride, W/stride), normalised, and 1 / deviation."""
+        out = None
+        for images, channels in self.slices():
+            filtered, _ = self.filter(channels, self.expand(images, channels)[0])
+            self.kernels.affine_clamp_(filtered, *self.norms[-2].affine(channels))
+            weight = self.block.project.expand(channels)  # (c, out)
+            if out is None:
+                out = self.x.new_empty(len(self.x), weight.shape[1], *filtered.shape[2:])
+            _pointwise(weight.t(), filtered, out[images], add=channels.start > 0)
+        assert out is not None
+        return out, self.norms[-1].statistics.normalize_(self.kernels, out)
+
+    def expand(self, images: slice, channels: slice) -> tuple[Tensor, Tensor | None]:
+        """Expanded and normalised maps of a slice (n, c, H, W), and 1 / deviation."""
+        if self.block.expand is None:
+            return self.x[images, channels].contiguous(), None
+        weight, x = self.block.expand.expand(channels), self.x[images]
+        if weight.shape[-1] > 1:
+            out = F.conv2d(x, weight, None, *self.block.expand_options).contiguous()
+        else:
+            out = x.new_empty(len(x), len(weight), *self.size)
+            _pointwise(weight.flatten(1), x, out, add=False)
+        return out, self.norms[0].statistics.normalize_(self.kernels, out, channels)
+
+    def filter(self, channels: slice, expanded: Tensor) -> tuple[Tensor, Tensor]:
+        """Depthwise convolution of the activated expansion, normalised (n, c, H/stride, W/stride)."""
+        block, weight = self.block, self.block.depthwise.expand(channels)
+        before = self.norms[0].affine(channels) if block.expand else _nothing(weight)
+        out = self.kernels.act_depthwise(expanded, *before, weight, block.stride, block.padding)
+        return out, self.norms[-2].statistics.normalize_(self.kernels, out, channels)
+
+    def needs_projection(self, needs: tuple[bool, ...]) -> bool:
+        """Whether the backward pass needs the normalised projection: stored statistics spare it."""
+        return any(needs) and (self.norms[-1].statistics.per_group > 0 or needs[-2])
+
+    def backward(
+        self, grad: Tensor, kept: list[Tensor], needs: tuple[bool, ...]
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Gradients by the input (None where not needed) and by every scale and shift."""
+        by_affine = [torch.zeros_like(t) for norm in self.norms for t in (norm.scale, norm.shift)]
+        by_projection = self._backward_last_norm(grad, kept, needs, by_affine)
+        by_x = None
+        if needs[0]:
+            by_x = grad.clone() if self.block.has_skip else torch.zeros_like(self.x)
+        for images, channels in self.slices():
+            self._backward_slice(images, channels, by_projection, by_x, by_affine)
+        return by_x, by_affine
+
+    def _backward_last_norm(
+        self, grad: Tensor, kept: list[Tensor], needs: tuple[bool, ...], by_affine: list[Tensor]
+    ) -> Tensor:
+        norm, by_projection = self.norms[-1], grad.clone()
+        if self.needs_projection(needs):
+            normed, rstd = kept or self.normed_projection()
+            by_affine[-2], by_affine[-1] = self._norm_backward(norm, slice(None), by_projection, normed, rstd)
+        else:
+            assert norm.statistics.rstd is not None
+            by_affine[-1] = grad.sum((0, 2, 3))
+            by_projection.mul_((norm.scale * norm.statistics.rstd)[:, None, None])
+        return by_projection
+
+    def _backward_slice(
+        self,
+        images: slice,
+        channels: slice,
+        by_projection: Tensor,
+        by_x: Tensor | None,
+        by_affine: list[Tensor],
+    ) -> None:
+        block = self.block
+        expanded, expanded_rstd = self.expand(images, channels)
+        filtered, filtered_rstd = self.filter(channels, expanded)
+        by_filtered = torch.empty_like(filtered)
+        _pointwise(block.project.expand(channels), by_projection[images], by_filtered, add=False)
+        sums = self._norm_backward(self.norms[-2], channels, by_filtered, filtered, filtered_rstd)
+        _add_rows(by_affine[-4:-2], channels, sums)
+        del filtered
+        weight = block.depthwise.expand(channels)
+        by_expanded = self.kernels.depthwise_backward(
+            by_filtered, weight, self.size, block.stride, block.padding
+        )
+        del by_filtered
+        if block.expand is None:
+            if by_x is not None:
+                by_x[images, channels] += by_expanded
+            return
+        assert expanded_rstd is not None
+        sums = self._norm_backward(self.norms[0], channels, by_expanded, expanded, expanded_rstd)
+        _add_rows(by_affine[:2], channels, sums)
+        if by_x is None:
+            return
+        weight = block.expand.expand(channels)
+        if weight.shape[-1] > 1:
+            shape = by_x[images].shape
+            by_x[images] += conv2d_input(shape, weight, by_expanded, *block.expand_options)
+        else:
+            _pointwise(weight.flatten(1).t(), by_expanded, by_x[images], add=True)
+
+    def _norm_backward(
+        self, norm: NormAct, channels: slice, grad: Tensor, normed: Tensor, rstd: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scale, shift, act = norm.affine(channels)
+        return self.kernels.norm_act_backward_(
+            grad, normed, scale, shift, rstd, norm.statistics.per_group, act
+        )
+
+
+def _pointwise(weight: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
+    """1x1 convolution into `out`, or added to it: (out, in), (n, in, H, W) -> (n, out, H, W)."""
+    for image, target in zip(x.flatten(2), out.flatten(2), strict=True):  # (in, H * W), (out, H * W)
+        torch.addmm(target, weight, image, beta=float(add), out=target)
+
+
+def _add_rows(totals: list[Tensor], channels: slice, parts: tuple[Tensor, Tensor]) -> None:
+    for total, part in zip(totals, parts, strict=True):
+        total[channels] += part
+
+
+def _nothing(weight: Tensor) -> tuple[Tensor, Tensor, Clamp]:
+    """Scale, shift and activation that leave the input as it is."""
+    one = weight.new_ones(len(weight))
+    return one, torch.zeros_like(one), LINEAR

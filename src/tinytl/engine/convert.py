@@ -1,0 +1,211 @@
+"""A network made lean: the same function, the same gradients, less kept."""
+
+import subprocess
+from typing import Any
+
+from timm.layers import Conv2dSame
+from timm.models import group_parameters
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tinytl.backbones.lite_residual import LiteResidualBlock
+from tinytl.backbones.norms import WeightStandardizedConv2d
+from tinytl.engine.bottleneck import SlicedBottleneck
+from tinytl.engine.kernels import LINEAR, Clamp, Kernels, compiled_kernels, log
+from tinytl.engine.operators import FrozenConv2d, FrozenLinear, lean_clamp, lean_norm, lean_standardization
+from tinytl.engine.plan import EnginePlan
+from tinytl.engine.recompute import recompute_in_backward
+from tinytl.errors import UserError
+
+CLAMPS = {nn.ReLU: Clamp(0.0, float("inf")), nn.ReLU6: Clamp(0.0, 6.0), nn.Identity: LINEAR}
+
+
+def make_lean(network: Any, plan: EnginePlan) -> Any:
+    """Convert a timm CNN in place, after `freeze` and `set_train_mode`; return it.
+
+    Trainable parameters keep their names and values, so that checkpoints fit either engine. What is
+    frozen now stays frozen: its weights become 8-bit codes where their values allow it.
+    """
+    kernels = choose_kernels(plan.compile)
+    blocks = _blocks(network)
+    _fuse_stem(network, plan, kernels)
+    _slice_bottlenecks(network, plan, kernels)
+    _replace_frozen(network)
+    _lean_layers(network, kernels)
+    if plan.recompute:
+        for name in blocks:
+            _recompute(network.get_submodule(name))
+    return network
+
+
+def choose_kernels(compile: str) -> Kernels:
+    """The compiled operators where wanted and possible, otherwise plain ones.
+
+    Raises UserError where they are wanted by all means and cannot be had.
+    """
+    if compile == "off":
+        return Kernels()
+    try:
+        return compiled_kernels()
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[0]
+        if compile == "on":
+            raise UserError(f"engine.compile=on: the operators could not be compiled: {reason}") from error
+        log.warning("the operators could not be compiled (%s): plain PyTorch ones, slower, take over", reason)
+        return Kernels()
+
+
+def _blocks(network: Any) -> list[str]:
+    """Names of the network's blocks of several convolutions: timm groups the parameters of every model."""
+    groups = group_parameters(network, network.group_matcher(coarse=False))
+    group_of = {parameter: group for group, parameters in groups.items() for parameter in parameters}
+    names: list[str] = []
+    for name, module in network.named_modules():
+        if (
+            isinstance(module, nn.Sequential)
+            or module is network
+            or name.startswith(tuple(f"{n}." for n in names))
+        ):
+            continue
+        convolutions = sum(isinstance(m, nn.Conv2d) for m in module.modules())
+        if convolutions > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
+            names.append(name)
+    return names
+
+
+def _slice_bottlenecks(network: nn.Module, plan: EnginePlan, kernels: Kernels) -> None:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, InvertedResidual | DepthwiseSeparableConv) and _sliceable(child):
+                setattr(parent, name, _sliced(*_parts(child), child.has_skip, plan, kernels))
+
+
+def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> None:
+    """Take the stem and the depthwise separable block behind it as one bottleneck.
+
+    The widest maps of the network lie between them and are then never whole.
+    """
+    conv, norm = getattr(network, "conv_stem", None), getattr(network, "bn1", nn.Identity())
+    first = network.blocks[0][0] if isinstance(getattr(network, "blocks", None), nn.Sequential) else None
+    if not isinstance(first, DepthwiseSeparableConv) or first.has_skip or not _sliceable(first):
+        return
+    if not (_is_frozen_plain(conv) and _is_square(conv) and _is_clamped_norm(norm)):
+        return
+    convs, norms = _parts(first)
+    network.blocks[0][0] = _sliced([conv, *convs], {"outside": norm, **norms}, False, plan, kernels)
+    network.conv_stem = nn.Identity()
+    norm.forward = lambda input: input  # its parameters stay under their name; the block applies them
+
+
+def _parts(block: Any) -> tuple[list[Any], dict[str, Any]]:
+    """([expansion], filter, projection) and the norms behind them."""
+    if isinstance(block, InvertedResidual):
+        convs = [block.conv_pw, block.conv_dw, block.conv_pwl]
+    else:
+        convs = [block.conv_dw, block.conv_pw]
+    return convs, {f"bn{i}": getattr(block, f"bn{i}") for i in range(1, len(convs) + 1)}
+
+
+def _sliceable(block: Any) -> bool:
+    """Plain frozen convolutions with lean norms between them, and nothing else in the block."""
+    if type(block) not in (InvertedResidual, DepthwiseSeparableConv):
+        return False
+    convs, norms = _parts(block)
+    others = (
+        block.aa,
+        block.se,
+        block.drop_path,
+        getattr(block, "conv_s2d", None),
+        getattr(block, "dw_tfm", None),
+    )
+    return (
+        all(other is None or isinstance(other, nn.Identity) for other in others)
+        and all(_is_frozen_plain(conv) for conv in convs)
+        and all(_is_clamped_norm(norm) for norm in norms.values())
+        and type(list(norms.values())[-1].act) is nn.Identity
+        and all(_is_square(conv) for conv in convs)
+        and all(
+            conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+            for conv in convs
+            if conv is not block.conv_dw
+        )
+        and block.conv_dw.groups == block.conv_dw.in_channels == block.conv_dw.out_channels
+    )
+
+
+def _is_square(conv: Any) -> bool:
+    sizes = (conv.kernel_size, conv.stride, conv.padding)
+    return conv.dilation == (1, 1) and all(len({*size}) == 1 for size in sizes)
+
+
+def _is_frozen_plain(conv: Any) -> bool:
+    return (
+        type(conv) in (nn.Conv2d, WeightStandardizedConv2d)
+        and conv.bias is None
+        and not conv.weight.requires_grad
+        and not getattr(conv, "same", False)
+    )
+
+
+def _is_lean_norm(norm: Any) -> bool:
+    """GroupNorm, or BatchNorm frozen to its stored statistics, with scale and shift."""
+    stored = isinstance(norm, _BatchNorm) and not norm.training
+    return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
+
+
+def _is_clamped_norm(norm: Any) -> bool:
+    """A lean norm and, in it, no activation but a clamp."""
+    act, drop = getattr(norm, "act", nn.Identity()), getattr(norm, "drop", nn.Identity())
+    return _is_lean_norm(norm) and type(act) in CLAMPS and isinstance(drop, nn.Identity)
+
+
+def _sliced(
+    convs: list[Any], norms: dict[str, Any], has_skip: bool, plan: EnginePlan, kernels: Kernels
+) -> SlicedBottleneck:
+    acts = [CLAMPS[type(norm.act)] for norm in norms.values()]
+    slice_bytes = int(plan.slice_kb * 1000) if plan.slice_kb else 2**62
+    return SlicedBottleneck(
+        convs[-3] if len(convs) == 3 else None, convs[-2], convs[-1], norms, acts[:-1], has_skip,
+        kernels, slice_bytes, plan.keep_projection,
+    )  # fmt: skip
+
+
+def _replace_frozen(network: nn.Module) -> None:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, nn.Conv2d | nn.Linear) or child.weight.requires_grad:
+                continue
+            if type(child) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d):
+                same = isinstance(child, Conv2dSame) or getattr(child, "same", False)
+                setattr(parent, name, FrozenConv2d(child, same))
+            elif type(child) is nn.Linear:
+                setattr(parent, name, FrozenLinear(child))
+
+
+def _lean_layers(network: nn.Module, kernels: Kernels) -> None:
+    for module in network.modules():
+        if isinstance(module, SlicedBottleneck):
+            continue
+        if _is_clamped_norm(module) and "forward" not in vars(module):
+            lean_norm(module, CLAMPS[type(getattr(module, "act", nn.Identity()))], kernels)
+        elif type(module) in (nn.ReLU, nn.ReLU6):
+            lean_clamp(module, CLAMPS[type(module)])
+        elif isinstance(module, WeightStandardizedConv2d):
+            lean_standardization(module)
+
+
+def _recompute(block: nn.Module) -> None:
+    if isinstance(block, LiteResidualBlock):  # its branches one after the other
+        _recompute(block.main_branch)
+        _recompute(block.lite_residual)
+    elif not isinstance(block, SlicedBottleneck) and not _draws_random_numbers(block):
+        recompute_in_backward(block)
+
+
+def _draws_random_numbers(block: nn.Module) -> bool:
+    return any(
+        getattr(m, "p", 0) or getattr(m, "drop_prob", 0)
+        for m in block.modules()
+        if "Drop" in type(m).__name__
+    )

@@ -1,0 +1,51 @@
+"""Frozen weights as they live under the lean engine: in 8 bits where their values allow it."""
+
+import torch
+from torch import Tensor, nn
+
+from tinytl.backbones.norms import WS_EPS, WeightStandardizedConv2d
+from tinytl.backbones.quantize import QuantizedTensor, codes_of
+
+
+class FrozenWeight(nn.Module):
+    """A frozen weight, expanded to floating point when it is used, all of it or some rows.
+
+    One byte an element where the values are those of int8 per channel or of a table of 256; otherwise
+    as it is. Weight standardisation is a scale and a shift per output channel, computed here once.
+    `transposed`: (out, in) is kept, and expanded, as (in, out).
+    """
+
+    codes: Tensor
+    scale: Tensor
+    shift: Tensor | None
+    table: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, transposed: bool = False) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        channel = (len(weight), *[1] * (weight.ndim - 1))  # a value per output channel
+        scale, shift = weight.new_ones(channel), None
+        if isinstance(layer, WeightStandardizedConv2d):
+            std, mean = torch.std_mean(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+            scale, shift = 1 / (std + WS_EPS), -mean / (std + WS_EPS)
+        quantized = codes_of(weight) or QuantizedTensor(weight.clone(), weight.new_ones(()))
+        is_table = quantized.codes.dtype == torch.uint8
+        if not is_table:
+            scale = scale * quantized.values
+        tensors = [quantized.codes, scale, shift]
+        if transposed:
+            tensors = [t if t is None else t.flatten(1).t().contiguous() for t in tensors]
+        for name, tensor in zip(("codes", "scale", "shift"), tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("table", quantized.values if is_table else None, persistent=False)
+
+    def expand(self, rows: slice = slice(None)) -> Tensor:
+        """The weight in floating point, or some rows of it."""
+        codes = self.codes[rows]
+        weight = codes.to(self.scale.dtype) if self.table is None else self.table[codes.long()]
+        weight = weight * _rows(self.scale, rows)
+        return weight if self.shift is None else weight.add_(_rows(self.shift, rows))
+
+
+def _rows(values: Tensor, rows: slice) -> Tensor:
+    return values if len(values) == 1 else values[rows]

@@ -1,0 +1,298 @@
+// Normalisation + activation and the depthwise convolution, each in one pass over a slice.
+//
+// A slice is a contiguous (N, C, H, W) tensor that fits a cache: some images, some channels, whole maps.
+// An activation is a clamp to (low, high): ReLU (0, inf), ReLU6 (0, 6), none (-inf, inf). kernels.py
+// holds the same functions in plain PyTorch; nothing here includes a header of torch's, so that it
+// compiles in seconds.
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr long CHUNK = 1024;  // elements are summed in chunks, chunks in double
+#ifdef __AVX512F__
+constexpr long VECTOR_BYTES = 64;
+#else
+constexpr long VECTOR_BYTES = 32;
+#endif
+constexpr long TILE = 4 * VECTOR_BYTES / 4;  // most outputs that correlate computes at a time
+
+template <typename T>
+double sum_of(const T* x, long n) {
+  double total = 0;
+  for (long start = 0; start < n; start += CHUNK) {
+    const long stop = start + CHUNK < n ? start + CHUNK : n;
+    T part = 0;
+#pragma omp simd reduction(+ : part)
+    for (long i = start; i < stop; i++) part += x[i];
+    total += part;
+  }
+  return total;
+}
+
+template <typename T>
+double squares_about(const T* x, long n, T mean) {
+  double total = 0;
+  for (long start = 0; start < n; start += CHUNK) {
+    const long stop = start + CHUNK < n ? start + CHUNK : n;
+    T part = 0;
+#pragma omp simd reduction(+ : part)
+    for (long i = start; i < stop; i++) part += (x[i] - mean) * (x[i] - mean);
+    total += part;
+  }
+  return total;
+}
+
+// x becomes (x - mean) * rstd; statistics over `per_group` channels of one image, rstd (N, groups) is
+// written. Variances of channels are combined by Chan's formula.
+template <typename T>
+void group_normalize(T* x, T* rstd, long images, long channels, long per_group, long area, double eps) {
+  const long planes = images * channels, groups = planes / per_group;
+  std::vector<double> mean(planes), squares(planes), shift(groups);
+#pragma omp parallel
+  {
+#pragma omp for
+    for (long p = 0; p < planes; p++) {
+      mean[p] = sum_of(x + p * area, area) / area;
+      squares[p] = squares_about(x + p * area, area, T(mean[p]));
+    }
+#pragma omp for
+    for (long g = 0; g < groups; g++) {
+      double center = 0, total = 0;
+      for (long p = g * per_group; p < (g + 1) * per_group; p++) center += mean[p] / per_group;
+      for (long p = g * per_group; p < (g + 1) * per_group; p++)
+        total += squares[p] + area * (mean[p] - center) * (mean[p] - center);
+      shift[g] = center;
+      rstd[g] = T(1 / std::sqrt(total / (per_group * area) + eps));
+    }
+#pragma omp for
+    for (long p = 0; p < planes; p++) {
+      T* plane = x + p * area;
+      const T m = T(shift[p / per_group]), r = rstd[p / per_group];
+#pragma omp simd
+      for (long i = 0; i < area; i++) plane[i] = (plane[i] - m) * r;
+    }
+  }
+}
+
+template <typename T>
+void affine_clamp(T* x, const T* scale, const T* shift, T low, T high, long images, long channels, long area) {
+#pragma omp parallel for
+  for (long p = 0; p < images * channels; p++) {
+    T* plane = x + p * area;
+    const T a = scale[p % channels], b = shift[p % channels];
+#pragma omp simd
+    for (long i = 0; i < area; i++) {
+      const T v = plane[i] * a + b;
+      plane[i] = v < low ? low : (v > high ? high : v);
+    }
+  }
+}
+
+// g: gradient by the activation's output, becomes the gradient by the input of the normalisation.
+// per_group 0: stored statistics, which do not depend on the input; rstd is then (C).
+// by_scale, by_shift: (N, C), sums over the map.
+template <typename T>
+void norm_act_backward(T* g, const T* normed, const T* scale, const T* shift, const T* rstd, T* by_scale,
+                       T* by_shift, T low, T high, long images, long channels, long per_group, long area) {
+  const long planes = images * channels, groups = per_group ? planes / per_group : 0;
+  std::vector<double> along_one(groups), along_normed(groups);
+#pragma omp parallel
+  {
+#pragma omp for
+    for (long p = 0; p < planes; p++) {
+      T* grad = g + p * area;
+      const T* xhat = normed + p * area;
+      const T a = scale[p % channels], b = shift[p % channels];
+      double shift_total = 0, scale_total = 0;
+      for (long start = 0; start < area; start += CHUNK) {
+        const long stop = start + CHUNK < area ? start + CHUNK : area;
+        T shift_part = 0, scale_part = 0;
+#pragma omp simd reduction(+ : shift_part, scale_part)
+        for (long i = start; i < stop; i++) {
+          const T v = xhat[i] * a + b;
+          const T gated = (v > low && v < high) ? grad[i] : T(0);
+          grad[i] = gated;
+          shift_part += gated;
+          scale_part += gated * xhat[i];
+        }
+        shift_total += shift_part;
+        scale_total += scale_part;
+      }
+      by_shift[p] = T(shift_total);
+      by_scale[p] = T(scale_total);
+    }
+#pragma omp for
+    for (long i = 0; i < groups; i++) {
+      double one = 0, along = 0;
+      for (long p = i * per_group; p < (i + 1) * per_group; p++) {
+        one += double(scale[p % channels]) * by_shift[p];
+        along += double(scale[p % channels]) * by_scale[p];
+      }
+      along_one[i] = one / (per_group * area);
+      along_normed[i] = along / (per_group * area);
+    }
+#pragma omp for
+    for (long p = 0; p < planes; p++) {
+      T* grad = g + p * area;
+      const T* xhat = normed + p * area;
+      const T r = per_group ? rstd[p / per_group] : rstd[p % channels];
+      const T a = scale[p % channels] * r;
+      const T one = per_group ? T(along_one[p / per_group]) * r : T(0);
+      const T along = per_group ? T(along_normed[p / per_group]) * r : T(0);
+#pragma omp simd
+      for (long i = 0; i < area; i++) grad[i] = grad[i] * a - one - xhat[i] * along;
+    }
+  }
+}
+
+// out[i] = sum over taps of weight[k] * in[i + offset[k]], for i < count; rounds count up to a tile.
+// The tile's sums stay in registers: compilers leave an array in memory here, five times slower.
+template <typename T>
+void correlate(const T* in, const long* offset, const T* weight, long taps, long count, T* out) {
+  typedef T Vector __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  constexpr long lanes = VECTOR_BYTES / sizeof(T);
+  for (long start = 0; start < count; start += 4 * lanes) {
+    Vector a = {}, b = {}, c = {}, d = {};
+    for (long k = 0; k < taps; k++) {
+      const T* source = in + start + offset[k];
+      const T w = weight[k];
+      a += w * *reinterpret_cast<const Vector*>(source);
+      b += w * *reinterpret_cast<const Vector*>(source + lanes);
+      c += w * *reinterpret_cast<const Vector*>(source + 2 * lanes);
+      d += w * *reinterpret_cast<const Vector*>(source + 3 * lanes);
+    }
+    Vector* target = reinterpret_cast<Vector*>(out + start);
+    target[0] = a, target[1] = b, target[2] = c, target[3] = d;
+  }
+}
+
+// A padded map split by the phase of its rows and columns modulo the stride, so that a strided
+// convolution, too, reads its input contiguously.
+struct Layout {
+  long height, width, kernel, stride, padding, out_height, out_width, row, plane;
+  Layout(long h, long w, long k, long s, long p)
+      : height(h), width(w), kernel(k), stride(s), padding(p),
+        out_height((h + 2 * p - k) / s + 1), out_width((w + 2 * p - k) / s + 1) {
+    row = (w + 2 * p + s - 1) / s;
+    plane = row * ((h + 2 * p + s - 1) / s);
+  }
+  long size() const { return plane * stride * stride; }
+  long count() const { return out_height * row; }  // outputs with the garbage between their rows
+  // First element of the phase of row i and column j, and how far into it they lie.
+  long offset(long i, long j) const {
+    return ((i % stride) * stride + j % stride) * plane + (i / stride) * row + j / stride;
+  }
+};
+
+// Depthwise convolution of clamp(x * scale + shift).
+template <typename T>
+void act_depthwise(const T* x, const T* scale, const T* shift, T low, T high, const T* weight, T* out,
+                   long images, long channels, long h, long w, long kernel, long stride, long padding) {
+  const Layout at(h, w, kernel, stride, padding);
+  std::vector<long> offsets;
+  for (long i = 0; i < kernel; i++)
+    for (long j = 0; j < kernel; j++) offsets.push_back(at.offset(i, j));
+#pragma omp parallel
+  {
+    std::vector<T> padded(at.size() + kernel * at.row + 2 * TILE), flat(at.count() + TILE), line(w);
+#pragma omp for
+    for (long p = 0; p < images * channels; p++) {
+      const T a = scale[p % channels], b = shift[p % channels];
+      for (long y = 0; y < h; y++) {
+        const T* source = x + (p * h + y) * w;
+#pragma omp simd
+        for (long i = 0; i < w; i++) {
+          const T v = source[i] * a + b;
+          line[i] = v < low ? low : (v > high ? high : v);
+        }
+        if (stride == 1) {
+          std::memcpy(&padded[at.offset(y + padding, padding)], line.data(), w * sizeof(T));
+        } else {
+          for (long phase = 0; phase < stride; phase++) {
+            T* target = &padded[at.offset(y + padding, padding + phase)];
+            for (long i = phase, k = 0; i < w; i += stride, k++) target[k] = line[i];
+          }
+        }
+      }
+      correlate(padded.data(), offsets.data(), weight + (p % channels) * kernel * kernel, kernel * kernel,
+                at.count(), flat.data());
+      for (long y = 0; y < at.out_height; y++)
+        std::memcpy(out + (p * at.out_height + y) * at.out_width, &flat[y * at.row], at.out_width * sizeof(T));
+    }
+  }
+}
+
+// Gradient of the depthwise convolution by its input: (N, C, H', W') -> (N, C, H, W).
+template <typename T>
+void depthwise_backward(const T* g, const T* weight, T* by_input, long images, long channels, long h, long w,
+                        long kernel, long stride, long padding) {
+  const Layout at(h, w, kernel, stride, padding);
+  const long margin = kernel * at.row + kernel;  // zeros before the gradient: taps look back
+#pragma omp parallel
+  {
+    std::vector<T> flat(margin + at.plane + margin + 2 * TILE), phase_plane(at.plane + TILE), taps;
+    std::vector<long> offsets;
+#pragma omp for
+    for (long p = 0; p < images * channels; p++) {
+      for (long y = 0; y < at.out_height; y++)
+        std::memcpy(&flat[margin + y * at.row], g + (p * at.out_height + y) * at.out_width,
+                    at.out_width * sizeof(T));
+      const T* filter = weight + (p % channels) * kernel * kernel;
+      for (long py = 0; py < stride; py++)
+        for (long px = 0; px < stride; px++) {
+          taps.clear();
+          offsets.clear();
+          for (long i = py; i < kernel; i += stride)
+            for (long j = px; j < kernel; j += stride) {
+              taps.push_back(filter[i * kernel + j]);
+              offsets.push_back(margin - (i / stride) * at.row - j / stride);
+            }
+          correlate(flat.data(), offsets.data(), taps.data(), long(taps.size()), at.plane, phase_plane.data());
+          // rows y of the map with (y + padding) % stride == py, columns likewise
+          const long y0 = ((py - padding) % stride + stride) % stride;
+          const long x0 = ((px - padding) % stride + stride) % stride;
+          for (long y = y0; y < h; y += stride) {
+            const T* source = &phase_plane[((y + padding) / stride) * at.row + (x0 + padding) / stride];
+            T* target = by_input + (p * h + y) * w;
+            if (stride == 1)
+              std::memcpy(target, source, w * sizeof(T));
+            else
+              for (long x = x0, k = 0; x < w; x += stride, k++) target[x] = source[k];
+          }
+        }
+    }
+  }
+}
+
+}  // namespace
+
+#define FOR_TYPE(T, suffix)                                                                                   \
+  extern "C" void group_normalize_##suffix(T* x, T* rstd, long n, long c, long per_group, long area,          \
+                                           double eps) {                                                      \
+    group_normalize<T>(x, rstd, n, c, per_group, area, eps);                                                  \
+  }                                                                                                           \
+  extern "C" void affine_clamp_##suffix(T* x, const T* scale, const T* shift, double low, double high,        \
+                                        long n, long c, long area) {                                          \
+    affine_clamp<T>(x, scale, shift, T(low), T(high), n, c, area);                                            \
+  }                                                                                                           \
+  extern "C" void norm_act_backward_##suffix(T* g, const T* normed, const T* scale, const T* shift,           \
+                                             const T* rstd, T* by_scale, T* by_shift, double low,             \
+                                             double high, long n, long c, long per_group, long area) {        \
+    norm_act_backward<T>(g, normed, scale, shift, rstd, by_scale, by_shift, T(low), T(high), n, c,            \
+                         per_group, area);                                                                    \
+  }                                                                                                           \
+  extern "C" void act_depthwise_##suffix(const T* x, const T* scale, const T* shift, double low, double high, \
+                                         const T* weight, T* out, long n, long c, long h, long w, long k,     \
+                                         long stride, long padding) {                                         \
+    act_depthwise<T>(x, scale, shift, T(low), T(high), weight, out, n, c, h, w, k, stride, padding);          \
+  }                                                                                                           \
+  extern "C" void depthwise_backward_##suffix(const T* g, const T* weight, T* by_input, long n, long c,       \
+                                              long h, long w, long k, long stride, long padding) {            \
+    depthwise_backward<T>(g, weight, by_input, n, c, h, w, k, stride, padding);                               \
+  }
+
+FOR_TYPE(float, float32)
+FOR_TYPE(double, float64)

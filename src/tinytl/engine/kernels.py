@@ -1,0 +1,217 @@
+"""Fused operators on slices of feature maps: plain PyTorch, and the same compiled from kernels.cpp.
+
+Normalisation and activation in one pass, the depthwise convolution with the activation before it,
+and their backward passes. PyTorch's own take one pass over memory for every step of these, and its
+depthwise kernels are slow on small batches.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+from torch.utils.cpp_extension import get_cxx_compiler
+
+log = logging.getLogger("tinytl")
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+# OpenMP's runtime is not linked: torch has loaded its own, and a second one would fight it for the cores.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+
+
+class Clamp(NamedTuple):
+    """An activation between two bounds: ReLU (0, inf), ReLU6 (0, 6), none (-inf, inf)."""
+
+    low: float
+    high: float
+
+
+LINEAR = Clamp(-float("inf"), float("inf"))
+
+
+class Kernels:
+    """The operators in plain PyTorch, for any device and type. `x` is always a contiguous (N, C, H, W)."""
+
+    def group_normalize_(self, x: Tensor, per_group: int, eps: float) -> Tensor:
+        """Normalise over groups of `per_group` channels, in place; return 1 / deviation, (N, groups)."""
+        groups = x.view(len(x), x.shape[1] // per_group, -1)  # (N, groups, per_group * H * W)
+        variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
+        rstd = (variance + eps).rsqrt_()
+        groups.sub_(mean).mul_(rstd)
+        return rstd[..., 0]
+
+    def affine_clamp_(self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp) -> Tensor:
+        """clamp(x * scale + shift), in place; scale and shift (C)."""
+        x.mul_(scale[:, None, None]).add_(shift[:, None, None])
+        return x if act == LINEAR else x.clamp_(*act)
+
+    def norm_act_backward_(
+        self,
+        g: Tensor,
+        normed: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        rstd: Tensor,
+        per_group: int,
+        act: Clamp,
+    ) -> tuple[Tensor, Tensor]:
+        """Turn the gradient by clamp(normed * scale + shift) into that by the norm's input, in place.
+
+        `rstd` (N, groups), or (C) with `per_group` 0: stored statistics, which do not depend on the
+        input. Returns the gradients by scale and shift, (C).
+        """
+        if act != LINEAR:
+            z = normed * scale[:, None, None] + shift[:, None, None]
+            g.mul_((z > act.low) & (z < act.high))
+        by_shift, by_scale = g.sum((0, 2, 3)), (g * normed).sum((0, 2, 3))  # (C)
+        g.mul_(scale[:, None, None])
+        if per_group == 0:
+            g.mul_(rstd[:, None, None])
+            return by_scale, by_shift
+        shape = (len(g), g.shape[1] // per_group, -1)
+        grad, xhat = g.view(shape), normed.view(shape)  # (N, groups, per_group * H * W)
+        along = (grad * xhat).mean(2, keepdim=True)
+        grad.sub_(grad.mean(2, keepdim=True)).sub_(xhat * along).mul_(rstd[..., None])
+        return by_scale, by_shift
+
+    def act_depthwise(
+        self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp, weight: Tensor, stride: int, padding: int
+    ) -> Tensor:
+        """Depthwise convolution of clamp(x * scale + shift); weight (C, 1, k, k)."""
+        active = self.affine_clamp_(x.clone(), scale, shift, act)
+        return F.conv2d(active, weight, None, stride, padding, groups=x.shape[1])
+
+    def depthwise_backward(
+        self, g: Tensor, weight: Tensor, size: tuple[int, int], stride: int, padding: int
+    ) -> Tensor:
+        """Gradient of the depthwise convolution by its input, (N, C, *size)."""
+        shape = (*g.shape[:2], *size)
+        return conv2d_input(shape, weight, g, stride, padding, groups=g.shape[1])
+
+
+class CompiledKernels(Kernels):
+    """The same by kernels.cpp where the tensor is float32 or float64 on the CPU."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def group_normalize_(self, x: Tensor, per_group: int, eps: float) -> Tensor:
+        if not _supported(x):
+            return super().group_normalize_(x, per_group, eps)
+        n, c, h, w = x.shape
+        rstd = x.new_empty(n, c // per_group)
+        self._call("group_normalize", x, rstd, n, c, per_group, h * w, float(eps))
+        return rstd
+
+    def affine_clamp_(self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp) -> Tensor:
+        if not _supported(x):
+            return super().affine_clamp_(x, scale, shift, act)
+        n, c, h, w = x.shape
+        self._call("affine_clamp", x, scale, shift, *act, n, c, h * w)
+        return x
+
+    def norm_act_backward_(
+        self,
+        g: Tensor,
+        normed: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        rstd: Tensor,
+        per_group: int,
+        act: Clamp,
+    ) -> tuple[Tensor, Tensor]:
+        if not _supported(g):
+            return super().norm_act_backward_(g, normed, scale, shift, rstd, per_group, act)
+        n, c, h, w = g.shape
+        sums = g.new_empty(2, n, c)
+        self._call(
+            "norm_act_backward", g, normed, scale, shift, rstd, sums[0], sums[1], *act, n, c, per_group, h * w
+        )
+        by_scale, by_shift = sums.sum(1)
+        return by_scale, by_shift
+
+    def act_depthwise(
+        self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp, weight: Tensor, stride: int, padding: int
+    ) -> Tensor:
+        if not _supported(x):
+            return super().act_depthwise(x, scale, shift, act, weight, stride, padding)
+        n, c, h, w = x.shape
+        k = weight.shape[-1]
+        out = x.new_empty(n, c, *((side + 2 * padding - k) // stride + 1 for side in (h, w)))
+        self._call("act_depthwise", x, scale, shift, *act, weight, out, n, c, h, w, k, stride, padding)
+        return out
+
+    def depthwise_backward(
+        self, g: Tensor, weight: Tensor, size: tuple[int, int], stride: int, padding: int
+    ) -> Tensor:
+        if not _supported(g):
+            return super().depthwise_backward(g, weight, size, stride, padding)
+        n, c = g.shape[:2]
+        by_input = g.new_empty(n, c, *size)
+        self._call("depthwise_backward", g, weight, by_input, n, c, *size, weight.shape[-1], stride, padding)
+        return by_input
+
+    def _call(self, name: str, first: Tensor, *others: Any) -> None:
+        suffix = "float32" if first.dtype == torch.float32 else "float64"
+        arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
+        assert all(a.is_contiguous() for a in (first, *others) if isinstance(a, Tensor))
+        getattr(self.library, f"{name}_{suffix}")(*arguments)
+
+
+def _supported(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+# of kernels.cpp: p a pointer, d a double, l a long
+SIGNATURES = {
+    "group_normalize": "pplllld",
+    "affine_clamp": "pppddlll",
+    "norm_act_backward": "pppppppddllll",
+    "act_depthwise": "pppddpplllllll",
+    "depthwise_backward": "ppplllllll",
+}
+C_TYPES = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long}
+
+
+@cache
+def compiled_kernels() -> CompiledKernels:
+    """Compile kernels.cpp for this machine, once: the library is kept in the user's cache folder.
+
+    torch.utils.cpp_extension.load would need ninja, waits for ever on the lock of a process that was
+    killed, and compiles torch's headers for half a minute; this takes seconds. Raises OSError or
+    subprocess.CalledProcessError where there is no compiler that can do it.
+    """
+    library = _cache_folder() / f"kernels-{_fingerprint()}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        command = [get_cxx_compiler(), *FLAGS, str(SOURCE), "-o", str(unfinished)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        unfinished.replace(library)
+    loaded = ctypes.CDLL(str(library))
+    for name, signature in SIGNATURES.items():
+        for suffix in ("float32", "float64"):
+            getattr(loaded, f"{name}_{suffix}").argtypes = [C_TYPES[letter] for letter in signature]
+    return CompiledKernels(loaded)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinytl"
+
+
+def _fingerprint() -> str:
+    """Of what the library is made of and for: source, flags, compiler, and the kind of processor."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
+    parts = (SOURCE.read_text(), *FLAGS, get_cxx_compiler(), platform.machine(), *processor)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,204 @@
+"""Layers of any CNN that keep no more for the backward pass than it needs.
+
+convolution, linear with a frozen weight    nothing (stock PyTorch: the input)
+ReLU, ReLU6                                 one bit per element (stock: the input or output)
+norm with stored statistics, scale frozen   nothing, or the bits of the activation that follows it
+GroupNorm, a norm whose scale trains        the normalised input, and nothing for the activation
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import pad_same
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+from tinytl.backbones.norms import WS_EPS, WeightStandardizedConv2d
+from tinytl.engine.frozen import FrozenWeight
+from tinytl.engine.kernels import LINEAR, Clamp, Kernels
+from tinytl.engine.norms import Statistics
+
+
+class FrozenConv2d(nn.Module):
+    """A convolution whose weight is frozen; its bias may train. `same`: pad as TensorFlow does."""
+
+    def __init__(self, conv: Any, same: bool) -> None:
+        super().__init__()
+        self.weight = FrozenWeight(conv)
+        self.bias = conv.bias
+        self.same, self.kernel_size = same, conv.kernel_size
+        self.stride, self.dilation = conv.stride, conv.dilation
+        self.options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
+        if self.same:
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        return _FrozenConv.apply(x, self.bias, self.weight, self.options)
+
+
+class _FrozenConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: FrozenWeight, options: Any) -> Tensor:
+        ctx.shape, ctx.weight, ctx.options = x.shape, weight, options
+        return F.conv2d(x, weight.expand().to(x.dtype), bias, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = conv2d_input(ctx.shape, ctx.weight.expand().to(grad.dtype), grad, *ctx.options)
+        return by_x, grad.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None, None
+
+
+class FrozenLinear(nn.Module):
+    """A linear layer whose weight is frozen; its bias may train."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = FrozenWeight(linear), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        return _FrozenLinear.apply(x, self.bias, self.weight)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: FrozenWeight) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight.expand().to(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        by_x = grad @ ctx.weight.expand().to(grad.dtype) if ctx.needs_input_grad[0] else None
+        return by_x, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
+
+
+def lean_norm(norm: Any, act: Clamp, kernels: Kernels) -> None:
+    """Let a norm layer, with the activation in it, keep little; its parameters stay in place.
+
+    The norm is a GroupNorm, or a BatchNorm that is frozen to its stored statistics.
+    """
+    norm.forward = partial(_norm_act, norm, act, kernels)
+
+
+def _norm_act(norm: Any, act: Clamp, kernels: Kernels, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.contiguous().to(norm.weight.dtype)
+        return _NormAct.apply(x, norm.weight, norm.bias, Statistics.of(norm), act, kernels)
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        statistics: Statistics,
+        act: Clamp,
+        kernels: Kernels,
+    ) -> Tensor:
+        normed = x.clone()
+        rstd = statistics.normalize_(kernels, normed)
+        ctx.statistics, ctx.act, ctx.kernels = statistics, act, kernels
+        ctx.gate, ctx.shape = None, x.shape
+        if statistics.per_group or ctx.needs_input_grad[1]:
+            ctx.save_for_backward(normed, rstd, scale, shift)
+            return kernels.affine_clamp_(normed.clone(), scale, shift, act)
+        out = kernels.affine_clamp_(normed, scale, shift, act)
+        ctx.save_for_backward(scale * rstd, *([] if act == LINEAR else [pack(_inside(out, act))]))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        saved = ctx.saved_tensors
+        if len(saved) == 4:
+            normed, rstd, scale, shift = saved
+            by_x = grad.clone(memory_format=torch.contiguous_format)
+            arguments = (by_x, normed, scale, shift, rstd, ctx.statistics.per_group, ctx.act)
+            by_scale, by_shift = ctx.kernels.norm_act_backward_(*arguments)
+            return by_x, by_scale, by_shift, None, None, None
+        factor, *gate = saved
+        by_out = grad * unpack(gate[0], ctx.shape) if gate else grad
+        by_shift = by_out.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return by_out * factor[:, None, None], None, by_shift, None, None, None
+
+
+def lean_clamp(module: nn.Module, act: Clamp) -> None:
+    """Let a ReLU or ReLU6 keep one bit per element."""
+    module.forward = lambda x: _Clamp.apply(x, act)  # type: ignore[method-assign]
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, act: Clamp) -> Tensor:
+        out = x.clamp(*act)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(pack(_inside(out, act)))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * unpack(ctx.saved_tensors[0], grad.shape), None
+
+
+def lean_standardization(conv: WeightStandardizedConv2d) -> None:
+    """Let a convolution whose standardised weight trains keep that weight alone, and compute it faster."""
+    conv.standardize = _Standardize.apply
+
+
+class _Standardize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        centered, scale = _centered(weight)
+        ctx.save_for_backward(weight)
+        return centered.mul_(scale).view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        centered, scale = _centered(weight)
+        by_centered = grad.flatten(1) * scale
+        # the deviation d depends on the weight too: d' = centered / (d (n - 1))
+        deviation = (1 / scale - WS_EPS).clamp_min(torch.finfo(weight.dtype).tiny)
+        along = (by_centered * centered).sum(1, keepdim=True) * scale / (deviation * (centered.shape[1] - 1))
+        by_centered -= along * centered
+        return (by_centered - by_centered.mean(1, keepdim=True)).view_as(weight)
+
+
+def _centered(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in * kh * kw) minus its mean by row, and 1 / (deviation + eps), (out, 1)."""
+    flat = weight.flatten(1)
+    centered = flat - flat.mean(1, keepdim=True)
+    # norm instead of torch.std, which is six times slower here
+    deviation = torch.linalg.vector_norm(centered, dim=1, keepdim=True) / (flat.shape[1] - 1) ** 0.5
+    return centered, 1 / (deviation + WS_EPS)
+
+
+def _inside(out: Tensor, act: Clamp) -> Tensor:
+    """Where the gradient passes; at a bound itself it does not, as in PyTorch."""
+    return (out > act.low) & (out < act.high)
+
+
+def pack(gate: Tensor) -> Tensor:
+    """Eight booleans to a byte: any shape -> (ceil(elements / 8)), uint8."""
+    flat = F.pad(gate.flatten().to(torch.uint8), (0, -gate.numel() % 8)).view(-1, 8)
+    return flat.mul_(_powers(gate.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Inverse of `pack`: booleans of the given shape."""
+    flat = packed[:, None].bitwise_and(_powers(packed.device)).ne_(0).to(torch.bool)
+    return flat.flatten()[: shape.numel()].view(shape)
+
+
+def _powers(device: torch.device) -> Tensor:
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
