@@ -26,6 +26,7 @@ LEAST = {
     "batch_size": 1,
     "epochs": 1,
     "engine.micro_batch": 1,
+    "engine.recompute_above_px": 0,
     "resolution": 32,
     "data.num_classes": 1,
     "data.workers": 0,

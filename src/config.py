@@ -65,7 +65,7 @@ class EngineConfig:
 
     name: str = MISSING
     micro_batch: int | None = None  # images; None: the whole batch
-    recompute: bool = True
+    recompute_above_px: int | None = 0  # pixels a side; None: recompute nothing
     slice_kb: float | None = 1000.0  # 1 kB = 1e3 bytes; None: whole maps
     keep_projection: bool = True
     optimizer_bits: int = 32

@@ -7,7 +7,7 @@ backward pass each slice is computed again and its part of the gradients added u
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch.nn.grad import conv2d_input
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 from tinytl.engine.norms import NormAct, Statistics
+from tinytl.engine.plan import EnginePlan
 
 
 class SlicedBottleneck(nn.Module):
@@ -25,22 +26,19 @@ class SlicedBottleneck(nn.Module):
 
     The expansion is a 1x1 convolution or, for the network's stem and its first block taken as one
     bottleneck, any other; without one the block is a depthwise separable convolution. A norm under the
-    name `outside` stays registered where it was. `slice_bytes`: about what one expanded map of a slice
-    may take. `keep_projection`: keep the normalised projection for the backward pass instead of
-    computing it a third time.
+    name `outside` stays registered where it was.
     """
 
     def __init__(
         self, expand: nn.Conv2d | None, depthwise: nn.Conv2d, project: nn.Conv2d, norms: dict[str, Any],
-        acts: list[Clamp], has_skip: bool, kernels: Kernels, slice_bytes: int, keep_projection: bool,
+        acts: list[Clamp], has_skip: bool, kernels: Kernels, plan: EnginePlan,
     ) -> None:  # fmt: skip
         super().__init__()
         self.expand = FrozenWeight(expand) if expand else None
         self.expand_options = (expand.stride[0], int(expand.padding[0])) if expand else (1, 0)
         self.depthwise, self.project = FrozenWeight(depthwise), FrozenWeight(project, transposed=True)
         self.stride, self.padding = depthwise.stride[0], int(depthwise.padding[0])
-        self.acts, self.has_skip, self.kernels = acts, has_skip, kernels
-        self.slice_bytes, self.keep_projection = slice_bytes, keep_projection
+        self.acts, self.has_skip, self.kernels, self.plan = acts, has_skip, kernels, plan
         for name, norm in norms.items():
             if name != "outside":
                 self.add_module(name, norm)
@@ -60,10 +58,13 @@ class _Bottleneck(torch.autograd.Function):
         ctx: Any, x: Tensor, block: SlicedBottleneck, statistics: list[Statistics], *affine: Tensor
     ) -> Tensor:
         step = _Step(block, x, statistics, affine)
-        normed, rstd = step.normed_projection()
-        keep = block.keep_projection and step.needs_projection(ctx.needs_input_grad)
+        keep_maps = any(ctx.needs_input_grad) and not step.recomputed()
+        maps: list[_Maps] | None = [] if keep_maps else None
+        normed, rstd = step.normed_projection(maps)
+        keep = (block.plan.keep_projection or keep_maps) and step.needs_projection(ctx.needs_input_grad)
         ctx.block, ctx.statistics, ctx.affine_count = block, statistics, len(affine)
-        ctx.save_for_backward(x, *affine, *((normed, rstd) if keep else ()))
+        projection = (normed, rstd) if keep else (None, None)
+        ctx.save_for_backward(x, *affine, *projection, *(tensor for kept in maps or [] for tensor in kept))
         out = block.kernels.affine_clamp_(normed.clone() if keep else normed, *step.norms[-1].affine())
         return out.add_(x) if block.has_skip else out
 
@@ -71,10 +72,21 @@ class _Bottleneck(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *rest = ctx.saved_tensors
-        affine, kept = rest[: ctx.affine_count], rest[ctx.affine_count :]
+        affine, (normed, rstd, *flat) = rest[: ctx.affine_count], rest[ctx.affine_count :]
+        maps = [_Maps(*flat[i : i + len(_Maps._fields)]) for i in range(0, len(flat), len(_Maps._fields))]
+        projection = None if normed is None else (normed, rstd)
         step = _Step(ctx.block, x, ctx.statistics, affine)
-        by_x, by_affine = step.backward(grad.contiguous(), kept, ctx.needs_input_grad)
+        by_x, by_affine = step.backward(grad.contiguous(), projection, maps, ctx.needs_input_grad)
         return by_x, None, None, *by_affine
+
+
+class _Maps(NamedTuple):
+    """Normalised maps of a slice, and the 1 / deviation of their norms."""
+
+    expanded: Tensor  # (n, c, H, W)
+    expanded_rstd: Tensor | None  # None: the block has no expansion
+    filtered: Tensor  # (n, c, H/stride, W/stride)
+    filtered_rstd: Tensor
 
 
 class _Step:
@@ -90,35 +102,54 @@ class _Step:
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
         self.size = height, width  # of the expanded maps
 
+    def recomputed(self) -> bool:
+        """Whether the backward pass computes the maps of the slices again."""
+        above = self.block.plan.recompute_above_px
+        return above is not None and max(self.x.shape[2:]) > above
+
     def slices(self) -> Iterator[tuple[slice, slice]]:
         """(images, expanded channels) of every slice; channels of one group stay together."""
         width = len(self.block.depthwise.codes)
         group = max(1, *(norm.statistics.per_group for norm in self.norms[:-1]))
         map_bytes = self.size[0] * self.size[1] * self.x.element_size()
-        images = min(len(self.x), max(1, self.block.slice_bytes // (width * map_bytes)))
-        channels = min(width, group * max(1, self.block.slice_bytes // (images * group * map_bytes)))
+        slice_bytes = 1e3 * (self.block.plan.slice_kb or float("inf"))
+        images = int(max(1, min(len(self.x), slice_bytes // (width * map_bytes))))
+        channels = int(min(width, group * max(1, slice_bytes // (images * group * map_bytes))))
         for image in range(0, len(self.x), images):
             for channel in range(0, width, channels):
                 yield slice(image, image + images), slice(channel, channel + channels)
 
-    def normed_projection(self) -> tuple[Tensor, Tensor]:
-        """The projection's output (B, out, H/stride, W/stride), normalised, and 1 / deviation."""
+    def normed_projection(self, maps: list[_Maps] | None = None) -> tuple[Tensor, Tensor]:
+        """The projection's output (B, out, H/stride, W/stride), normalised, and 1 / deviation.
+
+        What the slices computed is appended to `maps`, if given.
+        """
         out = None
         for images, channels in self.slices():
-            filtered, _ = self.filter(channels, self.expand(images, channels)[0])
+            computed = self.compute(images, channels)
+            filtered = computed.filtered
+            if maps is not None:
+                maps.append(computed)
+                filtered = filtered.clone()
+            del computed
             self.kernels.affine_clamp_(filtered, *self.norms[-2].affine(channels))
-            weight = self.block.project.expand(channels)  # (c, out)
+            weight = self.block.project.expand(self.kernels, channels)  # (c, out)
             if out is None:
                 out = self.x.new_empty(len(self.x), weight.shape[1], *filtered.shape[2:])
             _pointwise(weight.t(), filtered, out[images], add=channels.start > 0)
         assert out is not None
         return out, self.norms[-1].statistics.normalize_(self.kernels, out)
 
+    def compute(self, images: slice, channels: slice) -> _Maps:
+        """Expand and filter a slice."""
+        expanded, expanded_rstd = self.expand(images, channels)
+        return _Maps(expanded, expanded_rstd, *self.filter(channels, expanded))
+
     def expand(self, images: slice, channels: slice) -> tuple[Tensor, Tensor | None]:
         """Expanded and normalised maps of a slice (n, c, H, W), and 1 / deviation."""
         if self.block.expand is None:
             return self.x[images, channels].contiguous(), None
-        weight, x = self.block.expand.expand(channels), self.x[images]
+        weight, x = self.block.expand.expand(self.kernels, channels), self.x[images]
         if weight.shape[-1] > 1:
             out = F.conv2d(x, weight, None, *self.block.expand_options).contiguous()
         else:
@@ -128,7 +159,7 @@ class _Step:
 
     def filter(self, channels: slice, expanded: Tensor) -> tuple[Tensor, Tensor]:
         """Depthwise convolution of the activated expansion, normalised (n, c, H/stride, W/stride)."""
-        block, weight = self.block, self.block.depthwise.expand(channels)
+        block, weight = self.block, self.block.depthwise.expand(self.kernels, channels)
         before = self.norms[0].affine(channels) if block.expand else _nothing(weight)
         out = self.kernels.act_depthwise(expanded, *before, weight, block.stride, block.padding)
         return out, self.norms[-2].statistics.normalize_(self.kernels, out, channels)
@@ -138,24 +169,36 @@ class _Step:
         return any(needs) and (self.norms[-1].statistics.per_group > 0 or needs[-2])
 
     def backward(
-        self, grad: Tensor, kept: list[Tensor], needs: tuple[bool, ...]
+        self,
+        grad: Tensor,
+        projection: tuple[Tensor, Tensor] | None,
+        maps: list[_Maps],
+        needs: tuple[bool, ...],
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients by the input (None where not needed) and by every scale and shift."""
+        """Gradients by the input (None where not needed) and by every scale and shift.
+
+        `projection`, `maps`: what was kept of the forward pass.
+        """
         by_affine = [torch.zeros_like(t) for norm in self.norms for t in (norm.scale, norm.shift)]
-        by_projection = self._backward_last_norm(grad, kept, needs, by_affine)
+        by_projection = self._backward_last_norm(grad, projection, needs, by_affine)
         by_x = None
         if needs[0]:
             by_x = grad.clone() if self.block.has_skip else torch.zeros_like(self.x)
-        for images, channels in self.slices():
-            self._backward_slice(images, channels, by_projection, by_x, by_affine)
+        for number, (images, channels) in enumerate(self.slices()):
+            kept = maps[number] if maps else None
+            self._backward_slice(images, channels, kept, by_projection, by_x, by_affine)
         return by_x, by_affine
 
     def _backward_last_norm(
-        self, grad: Tensor, kept: list[Tensor], needs: tuple[bool, ...], by_affine: list[Tensor]
+        self,
+        grad: Tensor,
+        projection: tuple[Tensor, Tensor] | None,
+        needs: tuple[bool, ...],
+        by_affine: list[Tensor],
     ) -> Tensor:
         norm, by_projection = self.norms[-1], grad.clone()
         if self.needs_projection(needs):
-            normed, rstd = kept or self.normed_projection()
+            normed, rstd = projection or self.normed_projection()
             by_affine[-2], by_affine[-1] = self._norm_backward(norm, slice(None), by_projection, normed, rstd)
         else:
             assert norm.statistics.rstd is not None
@@ -167,19 +210,21 @@ class _Step:
         self,
         images: slice,
         channels: slice,
+        kept: _Maps | None,
         by_projection: Tensor,
         by_x: Tensor | None,
         by_affine: list[Tensor],
     ) -> None:
         block = self.block
-        expanded, expanded_rstd = self.expand(images, channels)
-        filtered, filtered_rstd = self.filter(channels, expanded)
+        expanded, expanded_rstd, filtered, filtered_rstd = kept or self.compute(images, channels)
         by_filtered = torch.empty_like(filtered)
-        _pointwise(block.project.expand(channels), by_projection[images], by_filtered, add=False)
+        _pointwise(
+            block.project.expand(self.kernels, channels), by_projection[images], by_filtered, add=False
+        )
         sums = self._norm_backward(self.norms[-2], channels, by_filtered, filtered, filtered_rstd)
         _add_rows(by_affine[-4:-2], channels, sums)
         del filtered
-        weight = block.depthwise.expand(channels)
+        weight = block.depthwise.expand(self.kernels, channels)
         by_expanded = self.kernels.depthwise_backward(
             by_filtered, weight, self.size, block.stride, block.padding
         )
@@ -193,7 +238,7 @@ class _Step:
         _add_rows(by_affine[:2], channels, sums)
         if by_x is None:
             return
-        weight = block.expand.expand(channels)
+        weight = block.expand.expand(self.kernels, channels)
         if weight.shape[-1] > 1:
             shape = by_x[images].shape
             by_x[images] += conv2d_input(shape, weight, by_expanded, *block.expand_options)

@@ -31,11 +31,11 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     blocks = _blocks(network)
     _fuse_stem(network, plan, kernels)
     _slice_bottlenecks(network, plan, kernels)
-    _replace_frozen(network)
+    _replace_frozen(network, kernels)
     _lean_layers(network, kernels)
-    if plan.recompute:
+    if plan.recompute_above_px is not None:
         for name in blocks:
-            _recompute(network.get_submodule(name))
+            _recompute(network.get_submodule(name), plan.recompute_above_px)
     return network
 
 
@@ -164,23 +164,20 @@ def _sliced(
     convs: list[Any], norms: dict[str, Any], has_skip: bool, plan: EnginePlan, kernels: Kernels
 ) -> SlicedBottleneck:
     acts = [CLAMPS[type(norm.act)] for norm in norms.values()]
-    slice_bytes = int(plan.slice_kb * 1000) if plan.slice_kb else 2**62
-    return SlicedBottleneck(
-        convs[-3] if len(convs) == 3 else None, convs[-2], convs[-1], norms, acts[:-1], has_skip,
-        kernels, slice_bytes, plan.keep_projection,
-    )  # fmt: skip
+    expand = convs[-3] if len(convs) == 3 else None
+    return SlicedBottleneck(expand, convs[-2], convs[-1], norms, acts[:-1], has_skip, kernels, plan)
 
 
-def _replace_frozen(network: nn.Module) -> None:
+def _replace_frozen(network: nn.Module, kernels: Kernels) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Conv2d | nn.Linear) or child.weight.requires_grad:
                 continue
             if type(child) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d):
                 same = isinstance(child, Conv2dSame) or getattr(child, "same", False)
-                setattr(parent, name, FrozenConv2d(child, same))
+                setattr(parent, name, FrozenConv2d(child, same, kernels))
             elif type(child) is nn.Linear:
-                setattr(parent, name, FrozenLinear(child))
+                setattr(parent, name, FrozenLinear(child, kernels))
 
 
 def _lean_layers(network: nn.Module, kernels: Kernels) -> None:
@@ -192,15 +189,15 @@ def _lean_layers(network: nn.Module, kernels: Kernels) -> None:
         elif type(module) in (nn.ReLU, nn.ReLU6):
             lean_clamp(module, CLAMPS[type(module)])
         elif isinstance(module, WeightStandardizedConv2d):
-            lean_standardization(module)
+            lean_standardization(module, kernels)
 
 
-def _recompute(block: nn.Module) -> None:
+def _recompute(block: nn.Module, above_px: int) -> None:
     if isinstance(block, LiteResidualBlock):  # its branches one after the other
-        _recompute(block.main_branch)
-        _recompute(block.lite_residual)
+        _recompute(block.main_branch, above_px)
+        _recompute(block.lite_residual, above_px)
     elif not isinstance(block, SlicedBottleneck) and not _draws_random_numbers(block):
-        recompute_in_backward(block)
+        recompute_in_backward(block, above_px)
 
 
 def _draws_random_numbers(block: nn.Module) -> bool:

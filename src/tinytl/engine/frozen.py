@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from tinytl.backbones.norms import WS_EPS, WeightStandardizedConv2d
 from tinytl.backbones.quantize import QuantizedTensor, codes_of
+from tinytl.engine.kernels import Kernels
 
 
 class FrozenWeight(nn.Module):
@@ -39,12 +40,11 @@ class FrozenWeight(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self.register_buffer("table", quantized.values if is_table else None, persistent=False)
 
-    def expand(self, rows: slice = slice(None)) -> Tensor:
+    def expand(self, kernels: Kernels, rows: slice = slice(None)) -> Tensor:
         """The weight in floating point, or some rows of it."""
-        codes = self.codes[rows]
-        weight = codes.to(self.scale.dtype) if self.table is None else self.table[codes.long()]
-        weight = weight * _rows(self.scale, rows)
-        return weight if self.shift is None else weight.add_(_rows(self.shift, rows))
+        codes = self.codes[rows] if self.table is None else self.table[self.codes[rows].long()]
+        shift = None if self.shift is None else _rows(self.shift, rows)
+        return kernels.expand_codes(codes, _rows(self.scale, rows), shift)
 
 
 def _rows(values: Tensor, rows: slice) -> Tensor:

@@ -3,7 +3,7 @@
 // A slice is a contiguous (N, C, H, W) tensor that fits a cache: some images, some channels, whole maps.
 // An activation is a clamp to (low, high): ReLU (0, inf), ReLU6 (0, 6), none (-inf, inf). kernels.py
 // holds the same functions in plain PyTorch; nothing here includes a header of torch's, so that it
-// compiles in seconds.
+// compiles in seconds. At the end, what weights need: 8-bit codes expanded, standardisation.
 
 #include <cmath>
 #include <cstring>
@@ -12,6 +12,7 @@
 namespace {
 
 constexpr long CHUNK = 1024;  // elements are summed in chunks, chunks in double
+constexpr long PARALLEL_FROM = 16384;  // elements; below, threads cost more than they save
 #ifdef __AVX512F__
 constexpr long VECTOR_BYTES = 64;
 #else
@@ -267,6 +268,53 @@ void depthwise_backward(const T* g, const T* weight, T* by_input, long images, l
   }
 }
 
+// 8-bit codes of a weight, (rows, columns), to floating point. One scale and shift (or null) a row, or,
+// if by_column, a column.
+template <typename T>
+void expand_codes(const T* scale, const signed char* codes, const T* shift, T* out, long rows, long columns,
+                  long by_column) {
+#pragma omp parallel for if (rows * columns > PARALLEL_FROM)
+  for (long r = 0; r < rows; r++) {
+    const signed char* code = codes + r * columns;
+    T* target = out + r * columns;
+    if (by_column) {
+#pragma omp simd
+      for (long i = 0; i < columns; i++) target[i] = T(code[i]) * scale[i] + (shift ? shift[i] : T(0));
+    } else {
+      const T a = scale[r], b = shift ? shift[r] : T(0);
+#pragma omp simd
+      for (long i = 0; i < columns; i++) target[i] = T(code[i]) * a + b;
+    }
+  }
+}
+
+// Weight standardisation of each row, out = (w - mean) / (deviation + eps), the deviation unbiased; given
+// a gradient, instead the gradient by the weight.
+template <typename T>
+void standardize(const T* weight, const T* grad, T* out, long rows, long n, double eps) {
+#pragma omp parallel for if (rows * n > PARALLEL_FROM)
+  for (long r = 0; r < rows; r++) {
+    const T* w = weight + r * n;
+    T* target = out + r * n;
+    const double mean = sum_of(w, n) / n;
+    const double deviation = std::sqrt(squares_about(w, n, T(mean)) / (n - 1));
+    const T m = T(mean), scale = T(1 / (deviation + eps));
+    if (!grad) {
+#pragma omp simd
+      for (long i = 0; i < n; i++) target[i] = (w[i] - m) * scale;
+      continue;
+    }
+    const T* g = grad + r * n;
+    T along = 0;
+#pragma omp simd reduction(+ : along)
+    for (long i = 0; i < n; i++) along += g[i] * (w[i] - m);
+    const T mean_grad = T(sum_of(g, n) / n) * scale;
+    const T factor = deviation > 0 ? T(along * scale * scale / (deviation * (n - 1))) : T(0);
+#pragma omp simd
+    for (long i = 0; i < n; i++) target[i] = g[i] * scale - mean_grad - (w[i] - m) * factor;
+  }
+}
+
 }  // namespace
 
 #define FOR_TYPE(T, suffix)                                                                                   \
@@ -292,6 +340,14 @@ void depthwise_backward(const T* g, const T* weight, T* by_input, long images, l
   extern "C" void depthwise_backward_##suffix(const T* g, const T* weight, T* by_input, long n, long c,       \
                                               long h, long w, long k, long stride, long padding) {            \
     depthwise_backward<T>(g, weight, by_input, n, c, h, w, k, stride, padding);                               \
+  }                                                                                                           \
+  extern "C" void expand_codes_##suffix(const T* scale, const signed char* codes, const T* shift, T* out,     \
+                                        long rows, long columns, long by_column) {                            \
+    expand_codes<T>(scale, codes, shift, out, rows, columns, by_column);                                      \
+  }                                                                                                           \
+  extern "C" void standardize_##suffix(const T* weight, const T* grad, T* out, long rows, long n,             \
+                                       double eps) {                                                          \
+    standardize<T>(weight, grad, out, rows, n, eps);                                                          \
   }
 
 FOR_TYPE(float, float32)

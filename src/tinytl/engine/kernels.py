@@ -97,6 +97,35 @@ class Kernels:
         shape = (*g.shape[:2], *size)
         return conv2d_input(shape, weight, g, stride, padding, groups=g.shape[1])
 
+    def expand_codes(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        """codes * scale + shift; scale and shift hold a value per row or per column of codes, (rows, ...)."""
+        weight = codes * scale
+        return weight if shift is None else weight.add_(shift)
+
+    def standardize(self, weight: Tensor, eps: float) -> Tensor:
+        """(w - mean) / (deviation + eps) per output channel, the deviation unbiased."""
+        centered, deviation = _centered(weight)
+        return (centered / (deviation + eps)).view_as(weight)
+
+    def standardize_backward(self, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
+        """Gradient by the weight from that by the standardised weight."""
+        centered, deviation = _centered(weight)
+        scale = 1 / (deviation + eps)
+        by_centered = grad.flatten(1) * scale
+        # the deviation d depends on the weight too: d' = centered / (d (n - 1))
+        d = deviation.clamp_min(torch.finfo(weight.dtype).tiny)
+        along = (by_centered * centered).sum(1, keepdim=True) * scale / (d * (centered.shape[1] - 1))
+        by_centered -= along * centered
+        return (by_centered - by_centered.mean(1, keepdim=True)).view_as(weight)
+
+
+def _centered(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in * kh * kw) minus its mean by row, and the unbiased deviation, (out, 1)."""
+    flat = weight.flatten(1)
+    centered = flat - flat.mean(1, keepdim=True)
+    # norm instead of torch.std, which is six times slower here
+    return centered, torch.linalg.vector_norm(centered, dim=1, keepdim=True) / (flat.shape[1] - 1) ** 0.5
+
 
 class CompiledKernels(Kernels):
     """The same by kernels.cpp where the tensor is float32 or float64 on the CPU."""
@@ -160,6 +189,29 @@ class CompiledKernels(Kernels):
         self._call("depthwise_backward", g, weight, by_input, n, c, *size, weight.shape[-1], stride, padding)
         return by_input
 
+    def expand_codes(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        if codes.dtype != torch.int8 or not _supported(scale):
+            return super().expand_codes(codes, scale, shift)
+        weight = scale.new_empty(codes.shape)
+        rows, by_column = len(codes), len(scale) == 1 < scale.numel()
+        self._call("expand_codes", scale, codes, shift, weight, rows, codes[0].numel(), by_column)
+        return weight
+
+    def standardize(self, weight: Tensor, eps: float) -> Tensor:
+        if not _supported(weight):
+            return super().standardize(weight, eps)
+        return self._standardize(weight, None, eps)
+
+    def standardize_backward(self, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
+        if not _supported(weight):
+            return super().standardize_backward(weight, grad, eps)
+        return self._standardize(weight, grad.contiguous(), eps)
+
+    def _standardize(self, weight: Tensor, grad: Tensor | None, eps: float) -> Tensor:
+        out = torch.empty_like(weight)
+        self._call("standardize", weight, grad, out, len(weight), weight[0].numel(), eps)
+        return out
+
     def _call(self, name: str, first: Tensor, *others: Any) -> None:
         suffix = "float32" if first.dtype == torch.float32 else "float64"
         arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
@@ -178,6 +230,8 @@ SIGNATURES = {
     "norm_act_backward": "pppppppddllll",
     "act_depthwise": "pppddpplllllll",
     "depthwise_backward": "ppplllllll",
+    "expand_codes": "pppplll",
+    "standardize": "ppplld",
 }
 C_TYPES = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long}
 

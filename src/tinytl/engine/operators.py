@@ -25,8 +25,9 @@ from tinytl.engine.norms import Statistics
 class FrozenConv2d(nn.Module):
     """A convolution whose weight is frozen; its bias may train. `same`: pad as TensorFlow does."""
 
-    def __init__(self, conv: Any, same: bool) -> None:
+    def __init__(self, conv: Any, same: bool, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.weight = FrozenWeight(conv)
         self.bias = conv.bias
         self.same, self.kernel_size = same, conv.kernel_size
@@ -36,45 +37,49 @@ class FrozenConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         if self.same:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
-        return _FrozenConv.apply(x, self.bias, self.weight, self.options)
+        return _FrozenConv.apply(x, self.bias, self, self.options)
 
 
 class _FrozenConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: FrozenWeight, options: Any) -> Tensor:
-        ctx.shape, ctx.weight, ctx.options = x.shape, weight, options
-        return F.conv2d(x, weight.expand().to(x.dtype), bias, *options)
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenConv2d, options: Any) -> Tensor:
+        ctx.shape, ctx.layer, ctx.options = x.shape, layer, options
+        return F.conv2d(x, layer.weight.expand(layer.kernels).to(x.dtype), bias, *options)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = conv2d_input(ctx.shape, ctx.weight.expand().to(grad.dtype), grad, *ctx.options)
+            weight = ctx.layer.weight.expand(ctx.layer.kernels).to(grad.dtype)
+            by_x = conv2d_input(ctx.shape, weight, grad, *ctx.options)
         return by_x, grad.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None, None
 
 
 class FrozenLinear(nn.Module):
     """A linear layer whose weight is frozen; its bias may train."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.weight, self.bias = FrozenWeight(linear), linear.bias
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        return _FrozenLinear.apply(x, self.bias, self.weight)
+        return _FrozenLinear.apply(x, self.bias, self)
 
 
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: FrozenWeight) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, weight.expand().to(x.dtype), bias)
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.weight.expand(layer.kernels).to(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by_x = grad @ ctx.weight.expand().to(grad.dtype) if ctx.needs_input_grad[0] else None
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = grad @ ctx.layer.weight.expand(ctx.layer.kernels).to(grad.dtype)
         return by_x, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
 
 
@@ -149,38 +154,22 @@ class _Clamp(torch.autograd.Function):
         return grad * unpack(ctx.saved_tensors[0], grad.shape), None
 
 
-def lean_standardization(conv: WeightStandardizedConv2d) -> None:
+def lean_standardization(conv: WeightStandardizedConv2d, kernels: Kernels) -> None:
     """Let a convolution whose standardised weight trains keep that weight alone, and compute it faster."""
-    conv.standardize = _Standardize.apply
+    conv.standardize = lambda weight: _Standardize.apply(weight, kernels)  # type: ignore[method-assign]
 
 
 class _Standardize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        centered, scale = _centered(weight)
+    def forward(ctx: Any, weight: Tensor, kernels: Kernels) -> Tensor:
+        ctx.kernels = kernels
         ctx.save_for_backward(weight)
-        return centered.mul_(scale).view_as(weight)
+        return kernels.standardize(weight, WS_EPS)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (weight,) = ctx.saved_tensors
-        centered, scale = _centered(weight)
-        by_centered = grad.flatten(1) * scale
-        # the deviation d depends on the weight too: d' = centered / (d (n - 1))
-        deviation = (1 / scale - WS_EPS).clamp_min(torch.finfo(weight.dtype).tiny)
-        along = (by_centered * centered).sum(1, keepdim=True) * scale / (deviation * (centered.shape[1] - 1))
-        by_centered -= along * centered
-        return (by_centered - by_centered.mean(1, keepdim=True)).view_as(weight)
-
-
-def _centered(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in * kh * kw) minus its mean by row, and 1 / (deviation + eps), (out, 1)."""
-    flat = weight.flatten(1)
-    centered = flat - flat.mean(1, keepdim=True)
-    # norm instead of torch.std, which is six times slower here
-    deviation = torch.linalg.vector_norm(centered, dim=1, keepdim=True) / (flat.shape[1] - 1) ** 0.5
-    return centered, 1 / (deviation + WS_EPS)
+        return ctx.kernels.standardize_backward(*ctx.saved_tensors, grad, WS_EPS), None
 
 
 def _inside(out: Tensor, act: Clamp) -> Tensor:

@@ -10,8 +10,9 @@ from tinytl.errors import UserError
 class EnginePlan:
     """The knobs of the lean engine; gradients are the same under every plan.
 
-    `micro_batch`: images computed at a time, gradients added up; None: the whole batch. `recompute`:
-    blocks keep only their inputs and are computed again in the backward pass. `slice_kb`: about the
+    `micro_batch`: images computed at a time, gradients added up; None: the whole batch.
+    `recompute_above_px`: blocks whose input has more pixels a side keep only that and are computed again
+    in the backward pass; 0: all blocks, None: none. `slice_kb`: about the
     size of one expanded map of a slice of an inverted bottleneck (1 kB = 1e3 bytes); None: whole maps.
     `keep_projection`: such a block also keeps its normalised projection, which spares a third pass.
     `optimizer_bits`: of Adam's moments. `step_in_backward`: the optimizer steps as soon as a gradient is
@@ -20,7 +21,7 @@ class EnginePlan:
     """
 
     micro_batch: int | None = None
-    recompute: bool = True
+    recompute_above_px: int | None = 0
     slice_kb: float | None = 1000.0
     keep_projection: bool = True
     optimizer_bits: Literal[8, 32] = 32

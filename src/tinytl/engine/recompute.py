@@ -11,12 +11,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def recompute_in_backward(block: nn.Module) -> None:
-    """Let `block` keep its inputs alone. It must give one tensor and draw no random numbers."""
-    block.forward = partial(_forward, block, block.forward)  # type: ignore[method-assign]
+def recompute_in_backward(block: nn.Module, above_px: int) -> None:
+    """Let `block` keep its inputs alone where the first has more pixels a side than `above_px`.
+
+    It must give one tensor and draw no random numbers.
+    """
+    block.forward = partial(_forward, block, block.forward, above_px)  # type: ignore[method-assign]
 
 
-def _forward(block: nn.Module, forward: Any, *inputs: Any) -> Tensor:
+def _forward(block: nn.Module, forward: Any, above_px: int, *inputs: Any) -> Tensor:
+    if max(inputs[0].shape[-2:]) <= above_px:
+        return forward(*inputs)
     parameters = [p for p in block.parameters() if p.requires_grad]
     return _Recompute.apply(block, forward, len(inputs), *inputs, *parameters)
 
