@@ -112,9 +112,12 @@ class _Step:
         width = len(self.block.depthwise.codes)
         group = max(1, *(norm.statistics.per_group for norm in self.norms[:-1]))
         map_bytes = self.size[0] * self.size[1] * self.x.element_size()
-        slice_bytes = 1e3 * (self.block.plan.slice_kb or float("inf"))
+        slice_bytes = self.block.plan.slice_bytes
         images = int(max(1, min(len(self.x), slice_bytes // (width * map_bytes))))
-        channels = int(min(width, group * max(1, slice_bytes // (images * group * map_bytes))))
+        # a channel takes its maps and its row of the expanded weights
+        weight_bytes = (self.x.shape[1] + self.block.project.codes.shape[1]) * self.x.element_size()
+        channel_bytes = images * map_bytes + weight_bytes
+        channels = int(min(width, group * max(1, slice_bytes // (group * channel_bytes))))
         for image in range(0, len(self.x), images):
             for channel in range(0, width, channels):
                 yield slice(image, image + images), slice(channel, channel + channels)

@@ -31,7 +31,7 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     blocks = _blocks(network)
     _fuse_stem(network, plan, kernels)
     _slice_bottlenecks(network, plan, kernels)
-    _replace_frozen(network, kernels)
+    _replace_frozen(network, plan, kernels)
     _lean_layers(network, kernels)
     if plan.recompute_above_px is not None:
         for name in blocks:
@@ -168,14 +168,14 @@ def _sliced(
     return SlicedBottleneck(expand, convs[-2], convs[-1], norms, acts[:-1], has_skip, kernels, plan)
 
 
-def _replace_frozen(network: nn.Module, kernels: Kernels) -> None:
+def _replace_frozen(network: nn.Module, plan: EnginePlan, kernels: Kernels) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Conv2d | nn.Linear) or child.weight.requires_grad:
                 continue
             if type(child) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d):
                 same = isinstance(child, Conv2dSame) or getattr(child, "same", False)
-                setattr(parent, name, FrozenConv2d(child, same, kernels))
+                setattr(parent, name, FrozenConv2d(child, same, kernels, plan.slice_bytes))
             elif type(child) is nn.Linear:
                 setattr(parent, name, FrozenLinear(child, kernels))
 

@@ -6,6 +6,7 @@ norm with stored statistics, scale frozen   nothing, or the bits of the activati
 GroupNorm, a norm whose scale trains        the normalised input, and nothing for the activation
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,12 @@ from tinytl.engine.norms import Statistics
 
 
 class FrozenConv2d(nn.Module):
-    """A convolution whose weight is frozen; its bias may train. `same`: pad as TensorFlow does."""
+    """A convolution whose weight is frozen; its bias may train. `same`: pad as TensorFlow does.
 
-    def __init__(self, conv: Any, same: bool, kernels: Kernels) -> None:
+    The weight is expanded, and used, in slices of output channels of about `slice_bytes`.
+    """
+
+    def __init__(self, conv: Any, same: bool, kernels: Kernels, slice_bytes: float) -> None:
         super().__init__()
         self.kernels = kernels
         self.weight = FrozenWeight(conv)
@@ -33,26 +37,39 @@ class FrozenConv2d(nn.Module):
         self.same, self.kernel_size = same, conv.kernel_size
         self.stride, self.dilation = conv.stride, conv.dilation
         self.options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.rows = len(conv.weight)
+        if conv.groups == 1:
+            row_bytes = conv.weight[0].numel() * conv.weight.element_size()
+            self.rows = int(max(1, min(self.rows, slice_bytes // row_bytes)))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         if self.same:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         return _FrozenConv.apply(x, self.bias, self, self.options)
 
+    def slices(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some output channels and their weight, until all were."""
+        for start in range(0, len(self.weight.codes), self.rows):
+            rows = slice(start, start + self.rows)
+            yield rows, self.weight.expand(self.kernels, rows)
+
 
 class _FrozenConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenConv2d, options: Any) -> Tensor:
         ctx.shape, ctx.layer, ctx.options = x.shape, layer, options
-        return F.conv2d(x, layer.weight.expand(layer.kernels).to(x.dtype), bias, *options)
+        parts = [F.conv2d(x, weight.to(x.dtype), None, *options) for _, weight in layer.slices()]
+        out = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return out if bias is None else out.add_(bias[:, None, None])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         by_x = None
         if ctx.needs_input_grad[0]:
-            weight = ctx.layer.weight.expand(ctx.layer.kernels).to(grad.dtype)
-            by_x = conv2d_input(ctx.shape, weight, grad, *ctx.options)
+            for rows, weight in ctx.layer.slices():
+                part = conv2d_input(ctx.shape, weight.to(grad.dtype), grad[:, rows], *ctx.options)
+                by_x = part if by_x is None else by_x.add_(part)
         return by_x, grad.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None, None
 
 

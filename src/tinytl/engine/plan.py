@@ -28,6 +28,11 @@ class EnginePlan:
     step_in_backward: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
 
+    @property
+    def slice_bytes(self) -> float:
+        """`slice_kb` in bytes; without one, more than any map takes."""
+        return 1e3 * (self.slice_kb or 1e12)
+
     def micro_batches(self, batch_size: int) -> int:
         """Number of micro-batches in a batch of this size. Raises UserError where they do not divide it."""
         size = min(self.micro_batch or batch_size, batch_size)

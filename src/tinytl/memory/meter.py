@@ -7,16 +7,19 @@ what each storage was (parameter, gradient, ...) is decided at the end, when it 
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 Kind = Literal["parameters", "activations", "gradients", "optimizer", "batch", "transients"]
+LAYER = "tinytl layer"  # key in a graph node's metadata
 KINDS: tuple[Kind, ...] = ("parameters", "activations", "gradients", "optimizer", "batch", "transients")
 
 
@@ -29,6 +32,7 @@ class MemoryReport:
     peak_split_bytes: dict[Kind, int]  # what made up the peak; buffers count as parameters
     kept_bytes: int  # activations that live at the end of the forward pass
     kept_by_operator_bytes: dict[str, int]  # who holds them; storages held by several: "a + b"
+    peak_by_layer_bytes: dict[str, int]  # of activations and transients at the peak, by who made them
 
     @property
     def peak_mb(self) -> float:
@@ -39,6 +43,7 @@ class MemoryReport:
 @dataclass
 class _Storage:
     size: int
+    layer: str
     kind: Kind | None = None
     holders: set[str] = field(default_factory=set)
 
@@ -66,6 +71,8 @@ class LiveMemory(TorchDispatchMode):
         self.end_of_forward_at: int | None = None
         self._live: dict[int, tuple[int, weakref.ref]] = {}  # address of the storage -> index
         self._hooks: list[Any] = []
+        self._names = {module: name or "network" for name, module in network.named_modules()}
+        self._running: list[str] = []  # layers in whose forward pass we are, outermost first
         self._known(_network_tensors(network), "parameters")
         self._known(_gradients(network), "gradients")
         self._known(_optimizer_state(optimizer), "optimizer")
@@ -76,6 +83,8 @@ class LiveMemory(TorchDispatchMode):
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(self._label_gradient)
                 self._hooks.append(hook)
+        self._hooks.append(register_module_forward_pre_hook(self._enter_layer))
+        self._hooks.append(register_module_forward_hook(self._leave_layer))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -90,6 +99,24 @@ class LiveMemory(TorchDispatchMode):
         for tensor in _tensors(result):
             self._index(tensor)
         return result
+
+    def _enter_layer(self, module: nn.Module, _: Any) -> None:
+        if module in self._names:
+            self._running.append(self._names[module])
+
+    def _leave_layer(self, module: nn.Module, _: Any, output: Any) -> None:
+        if module in self._names:
+            self._running.pop()
+            for tensor in _tensors(output):
+                if tensor.grad_fn is not None:  # its own notes: to hold the node would hold what it saved
+                    tensor.grad_fn.metadata.setdefault(LAYER, self._names[module])
+
+    def _current_layer(self) -> str:
+        """The layer that is computing, forwards or backwards; between layers, the operator."""
+        if self._running:
+            return self._running[-1]
+        node = torch._C._current_autograd_node()
+        return "" if node is None else node.metadata.get(LAYER, _operator_name(node))
 
     def batch(self, batch: Any) -> None:
         """Tell of a further micro-batch of the step."""
@@ -116,6 +143,10 @@ class LiveMemory(TorchDispatchMode):
         split: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         for index in at_peak:
             split[self.storages[index].kind or "transients"] += self.storages[index].size
+        by_layer = Counter[str]()
+        for index in at_peak:
+            if (self.storages[index].kind or "transients") in ("activations", "transients"):
+                by_layer[self.storages[index].layer or "between layers"] += self.storages[index].size
         by_operator: dict[str, int] = {}
         for index in kept:
             name = " + ".join(sorted(self.storages[index].holders)) or "not held by the graph"
@@ -126,6 +157,7 @@ class LiveMemory(TorchDispatchMode):
             peak_split_bytes=split,
             kept_bytes=self._bytes(kept),
             kept_by_operator_bytes=dict(sorted(by_operator.items(), key=lambda item: -item[1])),
+            peak_by_layer_bytes=dict(by_layer.most_common()),
         )
 
     def _index(self, tensor: Tensor) -> int:
@@ -135,7 +167,7 @@ class LiveMemory(TorchDispatchMode):
         if key in self._live:
             return self._live[key][0]
         index = len(self.storages)
-        self.storages.append(_Storage(storage.nbytes()))
+        self.storages.append(_Storage(storage.nbytes(), self._current_layer()))
         self.timeline.append(index + 1)
         # The reference lives as long as the storage itself, not as its Python wrapper.
         self._live[key] = (index, weakref.ref(storage, lambda _: self._freed(key, index)))
