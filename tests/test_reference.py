@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import PUBLISHED_METHODS
 
+from tinytl.engine import EnginePlan, make_lean
 from tinytl.methods import freeze
 
 # Where convolutions train, three steps of Adam amplify float32's rounding: gradients near zero take a
@@ -62,6 +63,23 @@ def test_losses_and_gradients(golden, reference_network, published_names, publis
                 torch.testing.assert_close(
                     gradients[name].flatten()[:3], torch.tensor(first), rtol=1e-4, atol=1e-4 * scale, msg=name
                 )
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("published_method", PUBLISHED_METHODS)
+def test_losses_under_the_lean_engine(golden, reference_network, published_method):
+    reference = golden("forward.json")[f"train_{published_method}"]
+    network = reference_network("gn_lite")
+    freeze(network, PUBLISHED_METHODS[published_method])
+    make_lean(network, EnginePlan())
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+    x, labels = images(4, 128), torch.tensor([3, 7, 500, 999])
+    for step, expected in enumerate(reference["losses"]):
+        loss = F.cross_entropy(network(x), labels)
+        tolerance = 1e-4 if step == 0 else LATER_LOSSES.get(published_method, AMPLIFIED_ROUNDING)
+        assert loss.item() == pytest.approx(expected, rel=tolerance)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

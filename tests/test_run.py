@@ -98,6 +98,54 @@ def test_every_data_set_with_its_recipe(ran, data):
     assert results["config"]["lr"] == results["config"]["data"]["lr"]
 
 
+ENGINES = [
+    "engine=stock",
+    "engine.micro_batch=2",
+    "engine.recompute_above_px=null",
+    "engine.keep_projection=false",
+    "engine.slice_kb=null",
+    "engine.compile=off",
+    "trainer.gradient_clip_val=100.0",
+]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The metrics of a run under the lean engine's defaults."""
+    return {}
+
+
+@pytest.mark.parametrize("override", ENGINES)
+def test_every_engine_trains_the_same(ran, plain, override):
+    small = ["dropout=0.0", "data.val_fraction=0.2", *FAKE]
+    if not plain:
+        plain.update(ran(*small)["metrics"])
+    metrics = ran(*small, override)["metrics"]
+    assert metrics["test/loss"] == pytest.approx(plain["test/loss"], rel=1e-3)
+    assert metrics["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["engine.optimizer_bits=8"],
+        ["engine.step_in_backward=true"],
+        ["batch_size=1", "engine.optimizer_bits=8", "engine.step_in_backward=true"],
+        ["trainer.precision=bf16-mixed"],
+    ],
+)
+def test_engine_options_that_change_the_rounding(ran, overrides):
+    if "engine.optimizer_bits=8" in overrides:
+        pytest.importorskip("bitsandbytes")
+    results = ran(*overrides, *FAKE)
+    assert results["status"] == "finished" and math.isfinite(results["metrics"]["test/loss"])
+
+
+def test_the_lean_engine_takes_less(ran):
+    stock, lean = (ran(f"engine={engine}", *FAKE)["memory"]["measured_mb"] for engine in ("stock", "lean"))
+    assert lean < stock
+
+
 def test_learning_rate_of_batch_size_1(ran):
     recipe = ["data=flowers102", "data.loader=fake_data.load_multiclass", "data.workers=0", "resolution=32"]
     assert ran(*recipe, "batch_size=1")["config"]["lr"] == 3e-4  # the paper's
@@ -206,13 +254,19 @@ ERRORS = [
     ("checkpoint=nowhere.pth", "checkpoint=nowhere.pth: no such file"),
     ("resume=true", "resume=true: there is no"),
     ("trainer.precision=7", "precision"),
+    ("engine.micro_batch=3", "engine.micro_batch=3 does not divide batch_size=8"),
+    (["norm=bn", "engine.micro_batch=1"], "norm=bn takes its statistics from the whole batch"),
+    (["engine.step_in_backward=true", "engine.micro_batch=1"], "engine.step_in_backward steps on"),
+    (["engine.step_in_backward=true", "trainer.gradient_clip_val=1.0"], "leaves no gradients to clip"),
+    (["engine=stock", "engine.optimizer_bits=8"], "engine=stock: optimizer_bits=8"),
+    ("engine.optimizer_bits=4", "engine.optimizer_bits=4: must be one of 8, 32"),
 ]
 
 
 @pytest.mark.parametrize(("override", "message"), ERRORS)
 def test_errors_in_one_line(configured, override, message):
     with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as error:
-        run(configured("debug=fast", override))
+        run(configured("debug=fast", *([override] if isinstance(override, str) else override)))
     line = one_line(error.value)
     assert message in line and "\n" not in line and len(line) < 400
 

@@ -19,6 +19,7 @@ from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 from tinytl.engine.norms import NormAct, Statistics
 from tinytl.engine.plan import EnginePlan
+from tinytl.errors import UserError
 
 
 class SlicedBottleneck(nn.Module):
@@ -45,11 +46,19 @@ class SlicedBottleneck(nn.Module):
         self.norms = tuple(norms.values())  # of the expansion (if there is one), the filter, the projection
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+        if any(has_hooks(norm) for norm in self.norms):
+            raise UserError("engine=lean: a norm inside a sliced block has hooks, which it cannot call")
         with torch.autocast(x.device.type, enabled=False):
             x = x.contiguous().to(self.norms[0].weight.dtype)
             statistics = [Statistics.of(norm) for norm in self.norms]
             affine = (tensor for norm in self.norms for tensor in (norm.weight, norm.bias))
             return _Bottleneck.apply(x, self, statistics, *affine)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward or backward hooks of its own."""
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(module, f"_{kind}") for kind in kinds)
 
 
 class _Bottleneck(torch.autograd.Function):

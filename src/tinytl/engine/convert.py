@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tinytl.backbones.lite_residual import LiteResidualBlock
 from tinytl.backbones.norms import WeightStandardizedConv2d
-from tinytl.engine.bottleneck import SlicedBottleneck
+from tinytl.engine.bottleneck import SlicedBottleneck, has_hooks
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels, compiled_kernels, log
 from tinytl.engine.operators import FrozenConv2d, FrozenLinear, lean_clamp, lean_norm, lean_standardization
 from tinytl.engine.plan import EnginePlan
@@ -25,8 +25,10 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     """Convert a timm CNN in place, after `freeze` and `set_train_mode`; return it.
 
     Trainable parameters keep their names and values, so that checkpoints fit either engine. What is
-    frozen now stays frozen: its weights become 8-bit codes where their values allow it.
+    frozen now stays frozen: its weights become 8-bit codes where their values allow it. Raises UserError
+    for hooks, which layers that are taken together would not call.
     """
+    _refuse_hooks(network)
     kernels = choose_kernels(plan.compile)
     blocks = _blocks(network)
     _fuse_stem(network, plan, kernels)
@@ -37,6 +39,12 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
         for name in blocks:
             _recompute(network.get_submodule(name), plan.recompute_above_px)
     return network
+
+
+def _refuse_hooks(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if has_hooks(module):
+            raise UserError(f"engine=lean: {name or 'the network'} has hooks; register them after make_lean")
 
 
 def choose_kernels(compile: str) -> Kernels:

@@ -1,5 +1,6 @@
 """Adam in little memory."""
 
+import logging
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +22,7 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, pla
     if plan.optimizer_bits == 8:
         if find_spec("bitsandbytes") is None:
             raise UserError("engine.optimizer_bits=8 needs bitsandbytes: pip install -e '.[8bit]'")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels not needed here
         import bitsandbytes  # slow to import, and optional
 
         adam8bit: Any = bitsandbytes.optim.Adam8bit

@@ -109,14 +109,14 @@ class LiveMemory(TorchDispatchMode):
             self._running.pop()
             for tensor in _tensors(output):
                 if tensor.grad_fn is not None:  # its own notes: to hold the node would hold what it saved
-                    tensor.grad_fn.metadata.setdefault(LAYER, self._names[module])
+                    _notes(tensor.grad_fn).setdefault(LAYER, self._names[module])
 
     def _current_layer(self) -> str:
         """The layer that is computing, forwards or backwards; between layers, the operator."""
         if self._running:
             return self._running[-1]
         node = torch._C._current_autograd_node()
-        return "" if node is None else node.metadata.get(LAYER, _operator_name(node))
+        return "" if node is None else _notes(node).get(LAYER, _operator_name(node))
 
     def batch(self, batch: Any) -> None:
         """Tell of a further micro-batch of the step."""
@@ -247,6 +247,10 @@ def _saved_by_node(node: Any) -> Iterator[Tensor]:
     for name in dir(node):
         if name.startswith("_saved_") or name == "saved_tensors":
             yield from _tensors(getattr(node, name))
+
+
+def _notes(node: Any) -> dict[str, str]:
+    return node.metadata
 
 
 def _operator_name(node: Any) -> str:
