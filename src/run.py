@@ -170,8 +170,9 @@ def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
     """Lightning's Trainer; what it refuses is the user's to mend."""
     micro_batches = config.engine_plan(cfg).micro_batches(cfg.batch_size)
     options = dict(cfg.trainer)
-    if isinstance(options["limit_train_batches"], int):
-        options["limit_train_batches"] *= micro_batches  # the user means steps
+    for part in ("train", "val", "test"):
+        if isinstance(options[f"limit_{part}_batches"], int):
+            options[f"limit_{part}_batches"] *= micro_batches  # the user means whole batches
     try:
         return Trainer(
             **options, accumulate_grad_batches=micro_batches, max_epochs=cfg.epochs, logger=False,

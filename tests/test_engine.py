@@ -1,7 +1,10 @@
 """The lean engine: the same gradients as stock PyTorch, in the memory it promises."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import nn
 from tinytl.backbones.build import NetworkSpec, build_network
 from tinytl.backbones.lite_residual import LiteResidualConfig
 from tinytl.backbones.norms import WS_EPS, standardize
-from tinytl.backbones.quantize import quantize_frozen
+from tinytl.backbones.quantize import QuantizeName, quantize_frozen
 from tinytl.engine import EnginePlan, make_lean
 from tinytl.engine.kernels import Clamp, Kernels, compiled_kernels
 from tinytl.engine.operators import pack, unpack
@@ -28,7 +31,7 @@ SPINE = [
 SLICES = EnginePlan(slice_kb=30.0)
 
 
-def stock(model, norm, method, quantize="int8", dtype=torch.float64):
+def stock(model, norm, method, quantize: QuantizeName = "int8", dtype=torch.float64):
     """A network with all its parameters and statistics away from where they begin."""
     lite = LiteResidualConfig() if METHODS[method].needs_lite_residual else None
     network = build_network(NetworkSpec(model, norm, 10, lite, 0.0)).to(dtype)
@@ -127,7 +130,7 @@ def test_gradients_with_other_frozen_weights(quantize):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_in_float32(method):
-    """Rounding may put an element on the other side of ReLU6's kink, here as in stock; not for every input."""
+    """Rounding may put an element on the other side of ReLU6's kink, as in stock; not for every input."""
     network = stock("proxylessnas_w03", "gn", method, dtype=torch.float32)
     lean, worst = make_lean(copy.deepcopy(network), EnginePlan()), []
     for _ in range(3):
@@ -323,3 +326,11 @@ def test_layers_keep_what_equation_2_needs():
         kept[method] = 0 if saved is None else saved.numel()
         assert isinstance(conv, nn.Module)
     assert kept["bias"] == 0 and kept["full"] == 2 * 3 * 16 * 16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_under_a_limit_of_the_operating_system():
+    """At 150 MB above idle the lean engine trains where stock PyTorch dies."""
+    script = Path(__file__).with_name("memory_limit.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,9 @@ from tinytl.methods import freeze
 # away from the golden's third loss. Gradients and the first loss carry the proof there.
 LATER_LOSSES = {"last": 1e-4, "tinytl-bias": 1e-4, "bn+last": 1e-4}
 AMPLIFIED_ROUNDING = 2e-2
+# The lean engine sums in another order, so that its float32 rounding is not the golden's. For biases and
+# norms, too, float64 (where both engines agree to every digit) ends 2e-4 away from the golden's third loss.
+LATER_LOSSES_LEAN = {"last": 1e-4, "tinytl-bias": 1e-3, "bn+last": 1e-3}
 
 
 def images(batch, resolution):
@@ -77,7 +80,7 @@ def test_losses_under_the_lean_engine(golden, reference_network, published_metho
     x, labels = images(4, 128), torch.tensor([3, 7, 500, 999])
     for step, expected in enumerate(reference["losses"]):
         loss = F.cross_entropy(network(x), labels)
-        tolerance = 1e-4 if step == 0 else LATER_LOSSES.get(published_method, AMPLIFIED_ROUNDING)
+        tolerance = 1e-4 if step == 0 else LATER_LOSSES_LEAN.get(published_method, AMPLIFIED_ROUNDING)
         assert loss.item() == pytest.approx(expected, rel=tolerance)
         loss.backward()
         optimizer.step()

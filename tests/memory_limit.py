@@ -1,0 +1,52 @@
+"""Train under a memory limit that the operating system enforces: the lean engine does, stock PyTorch dies.
+
+    python tests/memory_limit.py [MB above idle, 150 by default]
+
+ProxylessNAS-Mobile, TinyTL, batch 8, 224 px, Adam. The limit is on the process's private writable memory
+(RLIMIT_DATA, Linux), set to what the process has with its libraries loaded plus the given megabytes.
+"""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    limit_mb = sys.argv[1] if len(sys.argv) > 1 else "150"
+    codes = {}
+    for engine in ("lean", "stock"):
+        command = [sys.executable, __file__, limit_mb, engine]
+        done = subprocess.run(command, capture_output=True, text=True)
+        codes[engine] = done.returncode
+        last = (done.stdout + done.stderr).strip().splitlines()[-1]
+        print(f"{engine}: exit code {done.returncode}: {last}", flush=True)
+    return 0 if codes["lean"] == 0 and codes["stock"] != 0 else 1
+
+
+def train(limit_mb: float, engine: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+    from tinytl.engine import EnginePlan
+    from tinytl.memory.training_step import TrainingStep, build, load_libraries, step
+
+    plan = EnginePlan(micro_batch=1, slice_kb=400.0) if engine == "lean" else EnginePlan()
+    load_libraries(plan)
+    allowed = private_bytes() + int(limit_mb * 1e6)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+    what = TrainingStep("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
+    network, optimizer = build(what, engine, plan)  # type: ignore[arg-type]
+    for _ in range(3):
+        step(what, plan, network, optimizer)
+    print(f"three steps within {limit_mb:.0f} MB above idle")
+
+
+def private_bytes() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmData")).split()[1])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        train(float(sys.argv[1]), sys.argv[2])
+    else:
+        sys.exit(main())
