@@ -33,7 +33,8 @@ from tinytl.memory.paper_count import count_as_paper
 from tinytl.memory.training_step import Plan, StepMemory, TrainingStep
 from tinytl.results import write_json
 
-SMALL = EnginePlan(micro_batch=1, slice_kb=400.0, keep_projection=False)
+SMALL = EnginePlan(micro_batch=2, slice_kb=800.0, keep_projection=False)
+SMALLEST = replace(SMALL, micro_batch=1, slice_kb=400.0)
 PLANS: dict[str, Plan] = {
     "stock": ("stock", EnginePlan()),
     "stock, micro-batch 1": ("stock", EnginePlan(micro_batch=1)),
@@ -41,21 +42,22 @@ PLANS: dict[str, Plan] = {
     "fast": ("lean", EnginePlan(recompute_above_px=28, slice_kb=2000.0)),
     "lean": ("lean", EnginePlan()),
     "small": ("lean", SMALL),
-    "small, 8 bits": ("lean", replace(SMALL, optimizer_bits=8)),
+    "smallest": ("lean", SMALLEST),
+    "smallest, 8 bits": ("lean", replace(SMALLEST, optimizer_bits=8)),
 }
-# from the least memory to the least time
+# From the least memory to the least time: images at a time; p: projections kept; px: the largest maps
+# that are kept, a side.
 CURVE: dict[str, Plan] = {
     **{
-        f"micro-batch {m}, keep projections {'yes' if keep else 'no'}": (
+        f"{m}{' p' if keep else ''}": (
             "lean",
             EnginePlan(micro_batch=m, slice_kb=400.0 * m, keep_projection=keep),
         )
-        for m, keep in product((1, 2, 4), (False, True))
+        for m, keep in product((1, 2, 4, 8), (False, True))
     },
-    "batch 8, keep projections no": ("lean", EnginePlan(slice_kb=2000.0, keep_projection=False)),
     **{
-        f"batch 8, recompute above {px} px": ("lean", EnginePlan(slice_kb=2000.0, recompute_above_px=px))
-        for px in (0, 7, 14, 28, 56, None)
+        f"8 p {px or 'all'} px": ("lean", EnginePlan(slice_kb=2000.0, recompute_above_px=px))
+        for px in (7, 14, 28, 56, None)
     },
 }
 LARGEST_STOCK_BATCH = 32  # above, stock PyTorch is neither measured nor timed: 70 MB an image
@@ -107,7 +109,7 @@ def parse(arguments: list[str]) -> Options:
     options: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), given))
     if options.quick:
         options.method, options.rounds = options.method[:1], 3
-        options.plans = [name for name in options.plans if name in ("stock", "lean", "small")]
+        options.plans = [name for name in options.plans if name in ("stock", "lean", "smallest")]
     return options
 
 
@@ -215,8 +217,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         x, y = [r["measured_mb"] for r in points], [r["step_time_ratio"] for r in points]
         axes.plot(x, y, "o-", label="{}, {}, {}, batch {}".format(*key))
         for row in points:
-            axes.annotate(row["plan"], (row["measured_mb"], row["step_time_ratio"]), fontsize=6,
-                          xytext=(3, 3), textcoords="offset points")  # fmt: skip
+            place = (row["measured_mb"], row["step_time_ratio"])
+            axes.annotate(
+                row["plan"], place, xytext=(2, 4), textcoords="offset points", fontsize=6, rotation=40
+            )
     axes.set(
         xscale="log", xlabel="peak of live tensors, MB", ylabel="step time, x stock PyTorch", ylim=(0, None)
     )

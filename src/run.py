@@ -143,13 +143,17 @@ def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any
     begun = time.perf_counter()
     trainer.fit(job.module, job.data, ckpt_path=last_checkpoint(cfg, folder), weights_only=True)
     seconds = time.perf_counter() - begun
-    metrics = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    validated = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     use_best = bool(checkpoints.best_model_path and checkpoints.monitor) and cfg.test_weights != "last"
     weights = checkpoints.best_model_path if use_best else None
     tested = trainer.test(job.module, job.data, ckpt_path=weights, weights_only=True, verbose=False)[0]
     log.info("tested on the %s weights", "best" if use_best else "last")
     return {
-        "metrics": {**metrics, **tested, "test/weights": "best" if use_best else "last"},
+        "metrics": {
+            # to the digits that float32 has
+            **{key: round(value, 6) for key, value in {**validated, **tested}.items()},
+            "test/weights": "best" if use_best else "last",
+        },
         "memory": memory_figures(job.plan, job.meter),
         "params": {
             "total": sum(group.count for group in job.parameters),
