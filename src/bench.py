@@ -37,13 +37,13 @@ SMALL = EnginePlan(micro_batch=2, slice_kb=800.0, keep_projection=False)
 SMALLEST = replace(SMALL, micro_batch=1, slice_kb=400.0)
 PLANS: dict[str, Plan] = {
     "stock": ("stock", EnginePlan()),
-    "stock, micro-batch 1": ("stock", EnginePlan(micro_batch=1)),
-    "stock, checkpoints": ("checkpoints", EnginePlan()),
+    "stock micro-batch 1": ("stock", EnginePlan(micro_batch=1)),
+    "stock checkpoints": ("checkpoints", EnginePlan()),
     "fast": ("lean", EnginePlan(recompute_above_px=28, slice_kb=2000.0)),
     "lean": ("lean", EnginePlan()),
     "small": ("lean", SMALL),
     "smallest": ("lean", SMALLEST),
-    "smallest, 8 bits": ("lean", replace(SMALLEST, optimizer_bits=8)),
+    "smallest 8 bits": ("lean", replace(SMALLEST, optimizer_bits=8)),
 }
 # From the least memory to the least time: images at a time; p: projections kept; px: the largest maps
 # that are kept, a side.

@@ -66,15 +66,14 @@ def choose_kernels(compile: str) -> Kernels:
 
 def _blocks(network: Any) -> list[str]:
     """Names of the network's blocks of several convolutions: timm groups the parameters of every model."""
+    if not hasattr(network, "group_matcher"):
+        return []
     groups = group_parameters(network, network.group_matcher(coarse=False))
     group_of = {parameter: group for group, parameters in groups.items() for parameter in parameters}
     names: list[str] = []
     for name, module in network.named_modules():
-        if (
-            isinstance(module, nn.Sequential)
-            or module is network
-            or name.startswith(tuple(f"{n}." for n in names))
-        ):
+        inside = name.startswith(tuple(f"{outer}." for outer in names))
+        if inside or module is network or isinstance(module, nn.Sequential):
             continue
         convolutions = sum(isinstance(m, nn.Conv2d) for m in module.modules())
         if convolutions > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
@@ -120,24 +119,15 @@ def _sliceable(block: Any) -> bool:
     if type(block) not in (InvertedResidual, DepthwiseSeparableConv):
         return False
     convs, norms = _parts(block)
-    others = (
-        block.aa,
-        block.se,
-        block.drop_path,
-        getattr(block, "conv_s2d", None),
-        getattr(block, "dw_tfm", None),
-    )
+    others = [getattr(block, name, None) for name in ("conv_s2d", "aa", "se", "dw_tfm", "drop_path")]
+    pointwise = [conv for conv in convs if conv is not block.conv_dw]
     return (
         all(other is None or isinstance(other, nn.Identity) for other in others)
         and all(_is_frozen_plain(conv) for conv in convs)
         and all(_is_clamped_norm(norm) for norm in norms.values())
         and type(list(norms.values())[-1].act) is nn.Identity
         and all(_is_square(conv) for conv in convs)
-        and all(
-            conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
-            for conv in convs
-            if conv is not block.conv_dw
-        )
+        and all(conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 for conv in pointwise)
         and block.conv_dw.groups == block.conv_dw.in_channels == block.conv_dw.out_channels
     )
 
@@ -158,7 +148,7 @@ def _is_frozen_plain(conv: Any) -> bool:
 
 def _is_lean_norm(norm: Any) -> bool:
     """GroupNorm, or BatchNorm frozen to its stored statistics, with scale and shift."""
-    stored = isinstance(norm, _BatchNorm) and not norm.training
+    stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
 
 
@@ -209,8 +199,5 @@ def _recompute(block: nn.Module, above_px: int) -> None:
 
 
 def _draws_random_numbers(block: nn.Module) -> bool:
-    return any(
-        getattr(m, "p", 0) or getattr(m, "drop_prob", 0)
-        for m in block.modules()
-        if "Drop" in type(m).__name__
-    )
+    drops = [module for module in block.modules() if "Drop" in type(module).__name__]
+    return any(getattr(drop, "p", 0) or getattr(drop, "drop_prob", 0) for drop in drops)

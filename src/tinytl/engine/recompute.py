@@ -14,13 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def recompute_in_backward(block: nn.Module, above_px: int) -> None:
     """Let `block` keep its inputs alone where the first has more pixels a side than `above_px`.
 
-    It must give one tensor and draw no random numbers.
+    It must give one tensor and draw no random numbers. A block that takes no tensor first stays as it is.
     """
     block.forward = partial(_forward, block, block.forward, above_px)  # type: ignore[method-assign]
 
 
 def _forward(block: nn.Module, forward: Any, above_px: int, *inputs: Any) -> Tensor:
-    if max(inputs[0].shape[-2:]) <= above_px:
+    if not isinstance(inputs[0], Tensor) or max(inputs[0].shape[-2:]) <= above_px:
         return forward(*inputs)
     parameters = [p for p in block.parameters() if p.requires_grad]
     return _Recompute.apply(block, forward, len(inputs), *inputs, *parameters)

@@ -1,0 +1,52 @@
+"""The bench: its rows, its plot, and what it refuses."""
+
+import json
+import sys
+
+import pytest
+
+import bench
+from tinytl.memory import training_step
+from tinytl.memory.training_step import TrainingStep
+
+
+def test_rows_and_plot(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(training_step, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    small = ["model=proxylessnas_w03", "resolution=32", "method=tinytl", "batch_size=1,2", "rounds=1"]
+    files = [f"json={tmp_path}/bench.json", f"plot={tmp_path}/bench.png"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *small, *files, "plans=stock,lean,smallest"])
+    bench.main()
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [(row["batch_size"], row["plan"]) for row in rows] == [
+        *((1, plan) for plan in ("stock", "lean", "smallest")),
+        *((2, plan) for plan in ("stock", "lean", "smallest")),
+    ]
+    asked = "model method norm engine plan batch_size resolution measured_mb rss_mb paper_mb step_time_ratio"
+    for row in rows:
+        assert set(asked.split()) <= set(row)
+        assert row["lower_bound_mb"] <= row["measured_mb"] == pytest.approx(sum(row["split_mb"].values()))
+        assert (row["step_time_ratio"] == 1.0) == (row["plan"] == "stock")
+    assert rows[5]["measured_mb"] < rows[4]["measured_mb"] < rows[3]["measured_mb"]
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "at the peak of smallest" in printed and "paper" in printed
+
+
+def test_plans_that_a_step_allows():
+    step = TrainingStep("proxylessnas_mobile", "bn", "tinytl", 8, 224, 102)
+    assert list(bench.plans_for(step, ["stock", "lean", "small"])) == ["stock", "lean"]
+    step = TrainingStep("proxylessnas_mobile", "gn", "tinytl", 256, 224, 102)
+    assert list(bench.plans_for(step, ["stock", "lean", "small"])) == ["lean", "small"]
+    step = TrainingStep("proxylessnas_mobile", "gn", "tinytl", 1, 224, 102)
+    _, plan = bench.plans_for(step, ["smallest 8 bits"])["smallest 8 bits"]
+    assert plan.step_in_backward
+
+
+@pytest.mark.parametrize("mistake", ["modle=resnet50", "plans=tiny", "batch_size=many"])
+def test_mistakes_in_one_line(monkeypatch, capsys, mistake):
+    monkeypatch.setattr(sys, "argv", ["bench.py", mistake])
+    with pytest.raises(SystemExit) as stopped:
+        bench.main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
