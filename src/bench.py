@@ -22,6 +22,7 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 
 # isort: split
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -106,7 +107,10 @@ def parse(arguments: list[str]) -> Options:
             raise UserError(f"{key}: unknown; one of {', '.join(known)}")
         if "list" in str(known[key].type) and not isinstance(value, list):
             given[key] = str(value).split(",")  # type: ignore[index,call-overload]
-    options: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), given))
+    try:
+        options: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), given))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     if options.quick:
         options.method, options.rounds = options.method[:1], 3
         options.plans = [name for name in options.plans if name in ("stock", "lean", "smallest")]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from tinytl.backbones.build import NetworkSpec, build_network
 from tinytl.backbones.lite_residual import LiteResidualConfig
@@ -86,10 +85,7 @@ PLANS = [
     EnginePlan(recompute_above_px=None, slice_kb=None),
     EnginePlan(keep_projection=False),
 ]
-OTHERS = [
-    *("proxylessnas_mobile", "mobilenetv2_100", "mnasnet_100", "resnet18", "inception_v3"),
-    *("mobilenetv3_small_100", "tf_efficientnet_lite0"),
-]
+OTHERS = ["proxylessnas_mobile", "mobilenetv2_100", "resnet18", "inception_v3", "tf_mobilenetv3_small_100"]
 SOME = [("gn", "tinytl"), ("bn_frozen", "norm_last"), ("bn", "bias")]
 
 
@@ -312,20 +308,14 @@ def test_no_compiler(monkeypatch):
 
 def test_layers_keep_what_equation_2_needs():
     """dL/dW needs the layer's input, dL/db does not: frozen weights keep nothing, trainable ones that."""
-    kept = {}
-    for method in ("bias", "full"):
-        network = stock("vgg11_bn", "bn_frozen", method, dtype=torch.float32)
-        lean = make_lean(network, EnginePlan(recompute_above_px=None))
-        conv = next(m for m in lean.modules() if getattr(m, "kernel_size", None) == (3, 3))
-        x = torch.randn(2, conv.weight.codes.shape[1] if method == "bias" else conv.in_channels, 16, 16)
-        x.requires_grad_()
+    x = torch.randn(2, 64, 16, 16, requires_grad=True)
+    for method, expected in (("bias", None), ("full", x.shape)):
+        network = stock("resnet18", "bn_frozen", method, dtype=torch.float32)
+        conv = make_lean(network, EnginePlan(recompute_above_px=None)).layer1[0].conv1
         node = conv(x).grad_fn
-        while node.name() == "AddBackward0":
-            node = node.next_functions[0][0]
-        saved = getattr(node, "_saved_input", None)
-        kept[method] = 0 if saved is None else saved.numel()
-        assert isinstance(conv, nn.Module)
-    assert kept["bias"] == 0 and kept["full"] == 2 * 3 * 16 * 16
+        saved = getattr(node, "_saved_input", None)  # a stock convolution's
+        assert (None if saved is None else saved.shape) == expected
+        assert expected or not getattr(node, "saved_tensors", ())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
