@@ -49,7 +49,7 @@ def show(cfg: Any) -> None:
     plan = make(cfg)
     network = build_on_meta(replace(config.network_spec(cfg, plan["num_classes"]), checkpoint=None))
     freeze(network, cfg.method.name)
-    show_parameters(parameter_table(network), cfg.quantize)
+    show_parameters(parameter_table(network), cfg)
     console.print(
         f"{plan['model']}, {plan['norm']}, {plan['method']} ({METHODS[plan['method']].what}), "
         f"{plan['resolution']} px, batch {plan['batch_size']}, {plan['num_classes']} classes\n"
@@ -62,9 +62,9 @@ def show(cfg: Any) -> None:
     print(json.dumps(plan), flush=True)
 
 
-def show_parameters(groups: list[ParameterGroup], quantize: str) -> None:
+def show_parameters(groups: list[ParameterGroup], cfg: Any) -> None:
     """Print trainable and frozen parameters by kind on stderr."""
-    table = Table("part", "layer", "tensor", "", "parameters", "MB as they live", title="What trains")
+    table = Table("part", "layer", "tensor", "", "parameters", "MB in float32", title="What trains")
     for column in (4, 5):
         table.columns[column].justify = "right"
     for trainable, word in ((True, "trainable"), (False, "frozen")):
@@ -73,6 +73,7 @@ def show_parameters(groups: list[ParameterGroup], quantize: str) -> None:
             table.add_row(g.part, g.kind, g.tensor, word, f"{g.count:,}", f"{g.size_bytes / 1e6:.3f}")
         total, size = sum(g.count for g in chosen), sum(g.size_bytes for g in chosen) / 1e6
         table.add_row("all", "", "", word, f"{total:,}", f"{size:.3f}", style="bold", end_section=True)
-    if quantize != "off" and any(not g.trainable for g in groups):
-        table.caption = f"frozen weights take {quantize} values, held in float32"
+    if cfg.quantize != "off" and any(not g.trainable for g in groups):
+        held = "8 bits" if cfg.engine.name == "lean" else "float32"
+        table.caption = f"frozen weights take {cfg.quantize} values, held in {held}"
     console.print(table)

@@ -105,7 +105,7 @@ def build(cfg: Any, folder: Path) -> Job:
     freeze(network, cfg.method.name)
     quantize_frozen(network, cfg.quantize)
     parameters = parameter_table(network)
-    plan.show_parameters(parameters, cfg.quantize)
+    plan.show_parameters(parameters, cfg)
     optimizer: Any = torch.optim.Adam
     if cfg.engine.name == "lean":
         engine = config.engine_plan(cfg)
