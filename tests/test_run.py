@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,10 @@ def test_records(ran, tmp_path):
     assert results["provenance"]["packages"]["torch"] == torch.__version__
     assert len(results["config"]["data"]) > 5 and results["config"]["seed"] == 0
     (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    for _ in range(60):  # W&B's own process writes it
+        if b"memory/measured_mb" in log.read_bytes():
+            break
+        time.sleep(0.5)
     assert b"memory/measured_mb" in log.read_bytes() and b"test/top1" in log.read_bytes()
 
 
