@@ -29,9 +29,10 @@ from rich.table import Table
 from command_line import one_line_errors
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
-from tinytl.memory import training_step
+from tinytl.memory import measure
 from tinytl.memory.paper_count import count_as_paper
-from tinytl.memory.training_step import Plan, StepMemory, TrainingStep
+from tinytl.memory.measure import StepMemory
+from tinytl.memory.training_step import Plan, TrainingStep
 from tinytl.results import write_json
 
 SMALL = EnginePlan(micro_batch=2, slice_kb=800.0, keep_projection=False)
@@ -89,7 +90,7 @@ def main() -> None:
         console, rows = Console(), []
         for cell in cells(options):
             plans = plans_for(cell, options.plans)
-            measured = list(measure(cell, plans, options.rounds, console))
+            measured = list(rows_of(cell, plans, options.rounds, console))
             show(cell, measured, console)
             rows += measured
         if options.json:
@@ -121,7 +122,7 @@ def cells(options: Options) -> Iterator[TrainingStep]:
     """Every combination of the lists."""
     lists = (options.model, options.norm, options.method, options.batch_size, options.resolution)
     for combination in product(*lists):
-        yield TrainingStep(*combination, num_classes=options.num_classes)  # type: ignore[arg-type]
+        yield TrainingStep.of(*combination, num_classes=options.num_classes)  # type: ignore[arg-type]
 
 
 def plans_for(cell: TrainingStep, names: list[str]) -> dict[str, Plan]:
@@ -133,7 +134,7 @@ def plans_for(cell: TrainingStep, names: list[str]) -> dict[str, Plan]:
         chosen |= {"stock": PLANS["stock"], **CURVE} if name == "curve" else {name: PLANS[name]}
     allowed = {}
     for name, (engine, plan) in chosen.items():
-        whole_only = cell.norm == "bn" and plan.micro_batch is not None
+        whole_only = cell.spec.norm == "bn" and plan.micro_batch is not None
         too_large = engine != "lean" and cell.batch_size > LARGEST_STOCK_BATCH and plan.micro_batch is None
         if not whole_only and not too_large:
             # one micro-batch a step: the optimizer may step in the backward pass
@@ -142,7 +143,7 @@ def plans_for(cell: TrainingStep, names: list[str]) -> dict[str, Plan]:
     return allowed
 
 
-def measure(
+def rows_of(
     cell: TrainingStep, plans: dict[str, Plan], rounds: int, console: Console
 ) -> Iterator[dict[str, Any]]:
     """One row a plan."""
@@ -150,14 +151,14 @@ def measure(
     seconds = {}
     if rounds and cell.batch_size <= LARGEST_STOCK_BATCH:
         with console.status(f"{cell.method}, batch {cell.batch_size}: timing {len(plans)} plans"):
-            seconds = training_step.in_fresh_process(training_step.time_steps, cell, plans, rounds)
+            seconds = measure.in_fresh_process(measure.time_steps, cell, plans, rounds)
     for number, (name, (engine, plan)) in enumerate(plans.items(), start=1):
         with console.status(f"{cell.method}, batch {cell.batch_size}: plan {number} of {len(plans)}, {name}"):
-            memory = training_step.in_fresh_process(training_step.measure_memory, cell, engine, plan)
+            memory = measure.in_fresh_process(measure.measure_memory, cell, engine, plan)
         yield {
-            "model": cell.model,
+            "model": cell.spec.model,
             "method": cell.method,
-            "norm": cell.norm,
+            "norm": cell.spec.norm,
             "engine": engine,
             "plan": name,
             "batch_size": cell.batch_size,
@@ -193,7 +194,7 @@ def ratio(seconds: dict[str, list[float]], name: str) -> float | None:
 def show(cell: TrainingStep, rows: list[dict[str, Any]], console: Console) -> None:
     """Print a cell's table and what takes the memory at the peak."""
     table = Table(
-        title=f"{cell.model}, {cell.norm}, {cell.method}, batch {cell.batch_size}, {cell.resolution} px",
+        title=f"{cell.spec.model}, {cell.spec.norm}, {cell.method}, batch {cell.batch_size}, {cell.resolution} px",
         caption="MB of 1e6 bytes; time of a step, stock = 1",
     )
     for column in ("plan", "measured", "at least", "paper", "process", "time"):

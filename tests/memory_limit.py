@@ -27,13 +27,14 @@ def main() -> int:
 def train(limit_mb: float, engine: str) -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
     from tinytl.engine import EnginePlan
-    from tinytl.memory.training_step import TrainingStep, build, load_libraries, step
+    from tinytl.memory.measure import load_libraries
+    from tinytl.memory.training_step import TrainingStep, build, step
 
     plan = EnginePlan(micro_batch=1, slice_kb=400.0) if engine == "lean" else EnginePlan()
     load_libraries(plan)
     allowed = private_bytes() + int(limit_mb * 1e6)
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
-    what = TrainingStep("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
+    what = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
     network, optimizer = build(what, engine, plan)  # type: ignore[arg-type]
     for _ in range(3):
         step(what, plan, network, optimizer)

@@ -6,12 +6,12 @@ import sys
 import pytest
 
 import bench
-from tinytl.memory import training_step
+from tinytl.memory import measure
 from tinytl.memory.training_step import TrainingStep
 
 
 def test_rows_and_plot(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(training_step, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(measure, "in_fresh_process", lambda function, *arguments: function(*arguments))
     small = ["model=proxylessnas_w03", "resolution=32", "method=tinytl", "batch_size=1,2", "rounds=1"]
     files = [f"json={tmp_path}/bench.json", f"plot={tmp_path}/bench.png"]
     monkeypatch.setattr(sys, "argv", ["bench.py", *small, *files, "plans=stock,lean,smallest"])
@@ -33,11 +33,11 @@ def test_rows_and_plot(monkeypatch, tmp_path, capsys):
 
 
 def test_plans_that_a_step_allows():
-    step = TrainingStep("proxylessnas_mobile", "bn", "tinytl", 8, 224, 102)
+    step = TrainingStep.of("proxylessnas_mobile", "bn", "tinytl", 8, 224, 102)
     assert list(bench.plans_for(step, ["stock", "lean", "small"])) == ["stock", "lean"]
-    step = TrainingStep("proxylessnas_mobile", "gn", "tinytl", 256, 224, 102)
+    step = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 256, 224, 102)
     assert list(bench.plans_for(step, ["stock", "lean", "small"])) == ["lean", "small"]
-    step = TrainingStep("proxylessnas_mobile", "gn", "tinytl", 1, 224, 102)
+    step = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 1, 224, 102)
     _, plan = bench.plans_for(step, ["smallest 8 bits"])["smallest 8 bits"]
     assert plan.step_in_backward
 

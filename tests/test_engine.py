@@ -175,7 +175,7 @@ SMALL = EnginePlan(micro_batch=1, slice_kb=400.0, keep_projection=False)
 )
 def test_measured_memory(method, batch_size, plan, at_most_mb):
     """ProxylessNAS-Mobile, GN + weight standardisation, 224 px, 102 classes, Adam; everything counted."""
-    what = TrainingStep("proxylessnas_mobile", "gn", method, batch_size, 224, 102)
+    what = TrainingStep.of("proxylessnas_mobile", "gn", method, batch_size, 224, 102)
     report = second_step(what, plan)
     assert report.peak_mb <= at_most_mb
 
@@ -184,7 +184,7 @@ def test_measured_memory(method, batch_size, plan, at_most_mb):
 def test_measured_memory_with_8_bit_adam(batch_size, at_most_mb):
     pytest.importorskip("bitsandbytes")
     plan = replace(SMALL, optimizer_bits=8, step_in_backward=batch_size == 1)
-    what = TrainingStep("proxylessnas_mobile", "gn", "tinytl", batch_size, 224, 102)
+    what = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", batch_size, 224, 102)
     assert second_step(what, plan).peak_mb <= at_most_mb
 
 
@@ -192,7 +192,7 @@ def second_step(what, plan):
     network, optimizer = build(what, "lean", plan)
     metered(what, plan, network, optimizer)
     report = metered(what, plan, network, optimizer)
-    assert report.peak_bytes >= lower_bound(network, what, plan)
+    assert report.peak_bytes >= lower_bound(what, plan)
     return report
 
 

@@ -43,6 +43,8 @@ def quantize_kmeans(weight: Tensor) -> QuantizedTensor:
 
     An even start keeps the rare large weights (Han et al., "Deep Compression", arXiv 1510.00149).
     """
+    if weight.is_meta:
+        return QuantizedTensor(weight.to(torch.uint8), weight.new_empty(CENTROIDS))
     flat = weight.flatten()
     low, high = flat.aminmax()
     steps = torch.linspace(0, 1, CENTROIDS, device=flat.device, dtype=flat.dtype)
@@ -63,8 +65,14 @@ def _nearest(weight: Tensor, centroids: Tensor) -> Tensor:
     return torch.bucketize(weight, (centroids[1:] + centroids[:-1]) / 2)
 
 
+@torch.no_grad()
 def codes_of(weight: Tensor) -> QuantizedTensor | None:
-    """The 8-bit codes of a weight whose values are those of `int8` or `kmeans` already; else None."""
+    """The 8-bit codes of a weight whose values are those of `int8` or `kmeans` already; else None.
+
+    A weight without values (meta) has the shapes that `quantize_frozen` would have given it.
+    """
+    if weight.is_meta:
+        return QUANTIZERS[weight.quantizer](weight) if hasattr(weight, "quantizer") else None
     int8 = quantize_int8(weight)
     if torch.allclose(int8.dequantize(), weight, rtol=8 * torch.finfo(weight.dtype).eps, atol=0):
         return int8
@@ -88,5 +96,8 @@ def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
         return 0
     frozen = [p for p in network.parameters() if p.ndim > 1 and not p.requires_grad]
     for parameter in frozen:
+        if parameter.is_meta:
+            parameter.quantizer = name  # type: ignore[attr-defined]
+            continue
         parameter.copy_(QUANTIZERS[name](parameter).dequantize())
     return sum(parameter.numel() for parameter in frozen)

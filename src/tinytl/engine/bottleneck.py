@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
+from tinytl.engine.autocast import without_autocast
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 from tinytl.engine.norms import NormAct, Statistics
@@ -48,7 +49,7 @@ class SlicedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         if any(has_hooks(norm) for norm in self.norms):
             raise UserError("engine=lean: a norm inside a sliced block has hooks, which it cannot call")
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x = x.contiguous().to(self.norms[0].weight.dtype)
             statistics = [Statistics.of(norm) for norm in self.norms]
             affine = (tensor for norm in self.norms for tensor in (norm.weight, norm.bias))

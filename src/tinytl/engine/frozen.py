@@ -29,7 +29,7 @@ class FrozenWeight(nn.Module):
         if isinstance(layer, WeightStandardizedConv2d):
             std, mean = torch.std_mean(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
             scale, shift = 1 / (std + WS_EPS), -mean / (std + WS_EPS)
-        quantized = codes_of(weight) or QuantizedTensor(weight.clone(), weight.new_ones(()))
+        quantized = codes_of(layer.weight) or QuantizedTensor(weight.clone(), weight.new_ones(()))
         is_table = quantized.codes.dtype == torch.uint8
         if not is_table:
             scale = scale * quantized.values

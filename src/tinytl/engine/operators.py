@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from tinytl.backbones.norms import WS_EPS, WeightStandardizedConv2d
+from tinytl.engine.autocast import without_autocast
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 from tinytl.engine.norms import Statistics
@@ -109,7 +110,7 @@ def lean_norm(norm: Any, act: Clamp, kernels: Kernels) -> None:
 
 
 def _norm_act(norm: Any, act: Clamp, kernels: Kernels, x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         x = x.contiguous().to(norm.weight.dtype)
         return _NormAct.apply(x, norm.weight, norm.bias, Statistics.of(norm), act, kernels)
 

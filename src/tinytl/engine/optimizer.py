@@ -30,9 +30,15 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, pla
     else:
         optimizer = torch.optim.Adam(chosen, lr=lr, weight_decay=weight_decay, fused=True)
     if plan.step_in_backward:
-        for parameter in chosen:
-            parameter.register_post_accumulate_grad_hook(_stepper(optimizer))
+        step_in_backward(optimizer)
     return optimizer
+
+
+def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer step on each gradient as soon as it is there, and drop it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.register_post_accumulate_grad_hook(_stepper(optimizer))
 
 
 def _stepper(optimizer: Any) -> Any:

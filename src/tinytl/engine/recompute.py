@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tinytl.engine.autocast import autocast_device
+
 
 def recompute_in_backward(block: nn.Module, above_px: int) -> None:
     """Let `block` keep its inputs alone where the first has more pixels a side than `above_px`.
@@ -35,7 +37,7 @@ class _Recompute(torch.autograd.Function):
         ctx.block, ctx.forward_function, ctx.count = block, forward, count
         ctx.others = [None if isinstance(i, Tensor) else i for i in inputs]
         ctx.save_for_backward(*(i for i in inputs if isinstance(i, Tensor)), *parameters)
-        ctx.device = next((i.device.type for i in inputs if isinstance(i, Tensor)), "cpu")
+        ctx.device = autocast_device(inputs[0])
         ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
         return forward(*inputs)
 

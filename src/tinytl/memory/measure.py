@@ -1,0 +1,84 @@
+"""Measure training steps: memory in a fresh process, times interleaved in one."""
+
+import ctypes
+import gc
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tinytl.engine import EnginePlan
+from tinytl.engine.optimizer import adam
+from tinytl.memory import process
+from tinytl.memory.meter import MemoryReport
+from tinytl.memory.training_step import Engine, Plan, TrainingStep, build, lower_bound, metered, step
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What a training step took."""
+
+    report: MemoryReport
+    process_bytes: int  # peak of the process above what it had with its libraries loaded
+    cuda_bytes: int | None
+    lower_bound_bytes: int
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own: nothing earlier is counted and nothing stays behind."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measure_memory(what: TrainingStep, engine: Engine, plan: EnginePlan) -> StepMemory:
+    """Peak of the process over three steps, then the meter on a fourth."""
+    load_libraries(plan)
+    idle = process.process_bytes()
+    network, optimizer = build(what, engine, plan)
+    release()
+    process.reset_peaks()
+    for _ in range(3):
+        step(what, plan, network, optimizer)
+    peak, cuda = process.peak_process_bytes(), process.peak_cuda_bytes()
+    report = metered(what, plan, network, optimizer)
+    return StepMemory(report, peak - idle, cuda, lower_bound(what, plan))
+
+
+def load_libraries(plan: EnginePlan) -> None:
+    """One step of a network of a few bytes: the code of the operators is not what a plan takes."""
+    layers = [nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.BatchNorm2d(8), nn.ReLU6(), nn.AvgPool2d(2)]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    optimizer = adam(network.parameters(), lr=0.0, weight_decay=0.0, plan=plan)
+    F.cross_entropy(network(torch.randn(2, 3, 16, 16)), torch.zeros(2, dtype=torch.long)).backward()
+    optimizer.step()
+    release()
+
+
+def time_steps(what: TrainingStep, plans: dict[str, Plan], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step under each plan, one after the other, `rounds` times."""
+    built = {name: (plan, *build(what, engine, plan)) for name, (engine, plan) in plans.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    for number in range(rounds + 1):
+        for name, (plan, network, optimizer) in built.items():
+            begun = time.perf_counter()
+            step(what, plan, network, optimizer)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:  # the first warms up
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def release() -> None:
+    """Give freed memory back to the system, so that it is not counted twice."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
