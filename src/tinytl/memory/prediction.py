@@ -25,12 +25,13 @@ BLOCK_ELEMENTS = 256
 def predict(what: TrainingStep, engine: Engine, plan: EnginePlan) -> MemoryReport:
     """The meter's report of a step (its second or a later one), predicted."""
     count = plan.micro_batches(what.batch_size)
-    # from the second micro-batch on, every one is alike
-    alike = replace(what, batch_size=what.batch_size // count * min(count, 2))
-    plan = replace(plan, micro_batch=what.batch_size // count)
     network = build_on_meta(what.spec)
-    prepare(network, alike, engine, plan)
-    return metered(alike, plan, network, _adam(network, engine, plan))
+    prepare(network, what, engine, plan)
+    if count > 1:  # from the second micro-batch on, the gradients are there and every one is alike
+        for parameter in trainable(network):
+            parameter.grad = torch.empty_like(parameter)
+    one = replace(what, batch_size=what.batch_size // count)
+    return metered(one, replace(plan, micro_batch=None), network, _adam(network, engine, plan))
 
 
 def _adam(network: nn.Module, engine: Engine, plan: EnginePlan) -> torch.optim.Optimizer:
