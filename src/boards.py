@@ -3,6 +3,7 @@
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
+from wandb_workspaces.reports.v2.interface import PanelTypes
 
 import paper
 
@@ -88,12 +89,12 @@ def frontier(accuracy: str, title: str = "all data sets") -> wr.ScatterPlot:
     )  # fmt: skip
 
 
-def by_data_set() -> list[wr.ScatterPlot]:
+def by_data_set() -> list[PanelTypes]:
     """A frontier for each data set of the paper, and for the embedded one."""
     return [frontier(f"accuracy/{name}", name) for name in (*paper.data_sets(), "digits")]
 
 
-def bars() -> list[wr.BarPlot]:
+def bars() -> list[PanelTypes]:
     """Mean accuracy and memory by method, by norm and by batch size; whiskers: least and most."""
     return [
         wr.BarPlot(
@@ -105,7 +106,7 @@ def bars() -> list[wr.BarPlot]:
     ]  # fmt: skip
 
 
-def kinds() -> list[wr.BarPlot]:
+def kinds() -> list[PanelTypes]:
     """What was alive at the peak, in MB, by method and by batch size."""
     return [
         wr.BarPlot(
@@ -116,7 +117,7 @@ def kinds() -> list[wr.BarPlot]:
     ]  # fmt: skip
 
 
-def curves() -> list[wr.LinePlot]:
+def curves() -> list[PanelTypes]:
     """Loss and accuracy over the optimizer's steps."""
     return [
         wr.LinePlot(title=name, x="trainer/global_step", y=[name])

@@ -84,7 +84,7 @@ def _boards() -> Any:
     try:
         import boards
     except ModuleNotFoundError as error:
-        if error.name != "wandb_workspaces":
+        if "wandb_workspaces" not in (error.name or ""):
             raise
         raise UserError("wandb-workspaces is missing: pip install 'tinytl[dashboards]'") from error
     return boards
