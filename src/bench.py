@@ -13,7 +13,7 @@ import logging
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,10 @@ from typing import Any
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
 
 # isort: split
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from command_line import one_line_errors
+from command_line import key_values, one_line_errors
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
 from tinytl.memory import measure
@@ -100,18 +98,8 @@ def main() -> None:
 
 
 def parse(arguments: list[str]) -> Options:
-    """`key=value` pairs; lists are separated by commas. Raises UserError."""
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
-    known = {f.name: f for f in fields(Options)}
-    for key, value in given.items():  # type: ignore[union-attr]
-        if key not in known:
-            raise UserError(f"{key}: unknown; one of {', '.join(known)}")
-        if "list" in str(known[key].type) and not isinstance(value, list):
-            given[key] = str(value).split(",")  # type: ignore[index,call-overload]
-    try:
-        options: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), given))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    """The command line as options. Raises UserError."""
+    options = key_values(arguments, Options)
     if options.quick:
         options.method, options.rounds = options.method[:1], 3
         options.plans = [name for name in options.plans if name in ("stock", "lean", "smallest")]

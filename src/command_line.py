@@ -9,13 +9,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tinytl.errors import UserError
 
 MOST_OPTIONS = 20  # more are not listed; the nearest are
+Options = TypeVar("Options")
 
 
 def guarded(main: Callable[[], None]) -> None:
@@ -44,6 +49,25 @@ def one_line_errors(a_sweep_goes_on: bool) -> Iterator[None]:
         if a_sweep_goes_on:
             raise
         sys.exit(1)
+
+
+def key_values(arguments: list[str], options: type[Options]) -> Options:
+    """`key=value` pairs as a dataclass of options; lists are separated by commas. Raises UserError."""
+    try:
+        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
+    except YAMLError as error:
+        raise UserError(f"{' '.join(arguments)}: not key=value ({str(error).splitlines()[0]})") from error
+    known = {f.name: f for f in fields(options)}  # type: ignore[arg-type]
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{key}: unknown; one of {', '.join(known)}")
+        if "list" in str(known[key].type) and not isinstance(value, list):
+            given[key] = str(value).split(",")
+    try:
+        found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), given))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return found
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

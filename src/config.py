@@ -107,6 +107,7 @@ class WandbConfig:
     project: str = "tinytl"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
+    artifact: bool = False  # keep the trained weights with W&B
 
 
 @dataclass
