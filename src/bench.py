@@ -28,8 +28,8 @@ from command_line import key_values, one_line_errors
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
 from tinytl.memory import measure
-from tinytl.memory.paper_count import count_as_paper
 from tinytl.memory.measure import StepMemory
+from tinytl.memory.paper_count import count_as_paper
 from tinytl.memory.training_step import Plan, TrainingStep
 from tinytl.results import write_json
 
@@ -181,8 +181,9 @@ def ratio(seconds: dict[str, list[float]], name: str) -> float | None:
 
 def show(cell: TrainingStep, rows: list[dict[str, Any]], console: Console) -> None:
     """Print a cell's table and what takes the memory at the peak."""
+    spec = cell.spec
     table = Table(
-        title=f"{cell.spec.model}, {cell.spec.norm}, {cell.method}, batch {cell.batch_size}, {cell.resolution} px",
+        title=f"{spec.model}, {spec.norm}, {cell.method}, batch {cell.batch_size}, {cell.resolution} px",
         caption="MB of 1e6 bytes; time of a step, stock = 1",
     )
     for column in ("plan", "measured", "at least", "paper", "process", "time"):

@@ -36,7 +36,7 @@ LEAST = {
     "lite_residual.pooling": 1,
 }
 ABOVE_ZERO = (
-    *("lr", "data.lr", "data.lr_batch1", "data.crop_scale_min"),
+    *("memory_budget_mb", "lr", "data.lr", "data.lr_batch1", "data.crop_scale_min"),
     *("engine.slice_kb", "lite_residual.expansion"),
 )
 BELOW_ONE = ("label_smoothing", "dropout", "data.val_fraction")  # from 0
@@ -54,6 +54,7 @@ def check(cfg: Any) -> None:
             lambda value, options=options: value in options,
             f"one of {', '.join(map(str, options))}",
         )
+    _budget(cfg)
     for key, least in LEAST.items():
         _require(cfg, key, lambda value, least=least: value >= least, f"at least {least}")
     for key in ABOVE_ZERO:
@@ -69,8 +70,20 @@ def check(cfg: Any) -> None:
 
 def _require(cfg: Any, key: str, fine: Any, wanted: str) -> None:
     value = OmegaConf.select(cfg, key)
-    if value is not None and not fine(value):
+    if value not in (None, "auto") and not fine(value):
         raise UserError(f"{key}={value}: must be {wanted}")
+
+
+def _budget(cfg: Any) -> None:
+    """Numbers, or `auto` where that means something."""
+    for key in ("resolution", "memory_budget_mb"):
+        number = isinstance(cfg[key], int | float) and not isinstance(cfg[key], bool)
+        if not number and cfg[key] not in ("auto", None):
+            raise UserError(f"{key}={cfg[key]}: must be a number or auto")
+    if isinstance(cfg.resolution, float):
+        raise UserError(f"resolution={cfg.resolution}: must be a whole number of pixels")
+    if cfg.resolution == "auto" and cfg.memory_budget_mb is None:
+        raise UserError("resolution=auto needs a memory_budget_mb to fit into")
 
 
 def _combinations(cfg: Any) -> None:

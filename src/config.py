@@ -1,17 +1,18 @@
 """Every knob with its type: the schema that Hydra checks the YAML files and the command line against."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from tinytl.backbones.build import NetworkSpec
 from tinytl.backbones.lite_residual import LiteResidualConfig
 from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
+from tinytl.memory.training_step import TrainingStep
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -125,7 +126,8 @@ class Config:
     name: str = MISSING
     output_dir: str = "outputs"
     batch_size: int = 8
-    resolution: int = MISSING
+    resolution: Any = MISSING  # pixels, or auto
+    memory_budget_mb: Any = None  # MB of 1e6 bytes, or auto
     epochs: int = MISSING
     lr: float | None = None
     label_smoothing: float = MISSING
@@ -141,6 +143,9 @@ class Config:
 
 def register() -> None:
     """Store the schema, and every timm model that has no file of its own as an option of `model`."""
+    OmegaConf.register_new_resolver(
+        "budget_suffix", lambda budget_mb: "" if budget_mb is None else f"-{budget_mb}mb", replace=True
+    )
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     files = {path.stem for path in (CONF / "model").glob("*.yaml")}
@@ -173,6 +178,13 @@ def num_classes(cfg: Any, found: int | None = None) -> int:
 def engine_plan(cfg: Any) -> EnginePlan:
     """The lean engine's plan; under engine=stock it says no more than the micro-batch."""
     return EnginePlan(**{key: value for key, value in cfg.engine.items() if key != "name"})
+
+
+def training_step(cfg: Any, classes: int) -> TrainingStep:
+    """What the memory of a run is measured and predicted on."""
+    multilabel = cfg.data.task == "multilabel"
+    spec = replace(network_spec(cfg, classes), checkpoint=None)
+    return TrainingStep(spec, cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize, multilabel)
 
 
 def network_spec(cfg: Any, classes: int) -> NetworkSpec:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import budget
 import config
 from tinytl.backbones.build import build_on_meta
 from tinytl.memory.paper_count import count_as_paper, count_bare
@@ -23,7 +24,9 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
     the paper's convention: its ProxylessNAS carries the lite residual modules under every method.
     `paper_bare_mb` and the `bare_` parameters are those of the network that is really trained.
     """
-    spec = config.network_spec(cfg, num_classes or config.num_classes(cfg))
+    classes = num_classes or config.num_classes(cfg)
+    predicted_mb = budget.fit(cfg, classes)  # may choose the resolution
+    spec = config.network_spec(cfg, classes)
     paper = count_as_paper(spec, cfg.method.name, cfg.resolution)
     bare = count_bare(spec, cfg.method.name, cfg.resolution) if spec.lite_residual is None else paper
     return {
@@ -41,6 +44,9 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
         "paper_bare_mb": bare.total_bytes(cfg.batch_size) / 1e6,
         "bare_total_params": bare.total_params,
         "bare_trainable_params": bare.trainable_params,
+        "budget_mb": cfg.memory_budget_mb,
+        "predicted_mb": predicted_mb,
+        "engine": dict(cfg.engine),
     }
 
 
@@ -55,7 +61,8 @@ def show(cfg: Any) -> None:
         f"{plan['resolution']} px, batch {plan['batch_size']}, {plan['num_classes']} classes\n"
         f"the paper's count of its training memory: {plan['paper_mb']:.1f} MB"
         f" (parameters {plan['params_mb']:.1f}, activations {plan['activation_mb_per_image']:.2f} an image);"
-        f" of the network as trained: {plan['paper_bare_mb']:.1f} MB",
+        f" of the network as trained: {plan['paper_bare_mb']:.1f} MB\n"
+        f"predicted for a step of engine={cfg.engine.name}, everything counted: {plan['predicted_mb']:.1f} MB",
         highlight=False,
     )
     sys.stderr.flush()

@@ -53,21 +53,24 @@ def main(cfg: Any) -> None:
 def run(cfg: Any) -> None:
     """Check the configuration, then print its plan, or build, fit, test and record."""
     check(cfg)
+    OmegaConf.update(cfg, "name", cfg.name)  # as asked for, whatever resolution the memory budget decides
     if cfg.dry_run:
         plan.show(cfg)
         return
     folder = Path(cfg.output_dir) / cfg.name
-    resolved = {**OmegaConf.to_container(cfg, resolve=True), "lr": config.learning_rate(cfg)}  # type: ignore[dict-item]
-    record: dict[str, Any] = {"status": "running", "config": resolved, "provenance": provenance()}
+    record: dict[str, Any] = {"status": "running", "config": resolved(cfg), "provenance": provenance()}
     begun = False
     try:
         job = build(cfg, folder)
         begun = True
+        record["config"] = resolved(cfg)  # with what the memory budget decided
         write_json(folder / "results.json", record)
-        with tracking.wandb_run(cfg, resolved, folder) as logger:
+        with tracking.wandb_run(cfg, record["config"], folder) as logger:
             record |= fit_and_test(cfg, job, folder, logger)
             record["status"] = "finished"
             tracking.summarize(logger, record)
+            if cfg.wandb.artifact:
+                tracking.upload(logger, folder)
     except BaseException as error:
         record |= {"status": "failed", "reason": reason(error)}
         raise
@@ -76,6 +79,11 @@ def run(cfg: Any) -> None:
         if begun or not (folder / "results.json").exists():
             write_json(folder / "results.json", record)
     log.info("results: %s", folder / "results.json")
+
+
+def resolved(cfg: Any) -> dict[str, Any]:
+    """The configuration as plain data."""
+    return {**OmegaConf.to_container(cfg, resolve=True), "lr": config.learning_rate(cfg)}  # type: ignore[dict-item]
 
 
 @dataclass
@@ -93,13 +101,14 @@ class Job:
 
 def build(cfg: Any, folder: Path) -> Job:
     """Turn the configuration into objects; nothing behind this reads it for its network or data."""
-    checkpoints, meter = checkpointing(cfg, folder), MeasureMemory()
-    trainer = make_trainer(cfg, folder, [checkpoints, meter, EpochLines()])
     seed_everything(cfg.seed, workers=True, verbose=False)
     splits = hydra.utils.get_method(cfg.data.loader)(Path(cfg.data.root), seed=cfg.seed)
     num_classes = config.num_classes(cfg, len(splits.class_names))
+    count = plan.make(cfg, num_classes)
     spec = config.network_spec(cfg, num_classes)
     warn(cfg)
+    checkpoints, meter = checkpointing(cfg, folder), MeasureMemory()
+    trainer = make_trainer(cfg, folder, [checkpoints, meter, EpochLines()])  # after the plan: micro-batches
 
     network = build_network(spec)
     freeze(network, cfg.method.name)
@@ -124,7 +133,7 @@ def build(cfg: Any, folder: Path) -> Job:
         batch_size=data.batch_size, label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
         seed=cfg.seed, optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize),
     )  # fmt: skip
-    return Job(module, data, plan.make(cfg, num_classes), parameters, trainer, meter, checkpoints)
+    return Job(module, data, count, parameters, trainer, meter, checkpoints)
 
 
 def warn(cfg: Any) -> None:
@@ -212,6 +221,8 @@ def memory_figures(count: dict[str, Any], meter: MeasureMemory) -> dict[str, Any
     cuda = process.peak_cuda_bytes()
     return {
         **{key: count[key] for key in ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")},
+        "budget_mb": count["budget_mb"],
+        "predicted_mb": count["predicted_mb"],
         "measured_mb": report and report.peak_bytes / 1e6,
         "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},
         "kept_for_backward_mb": report and report.kept_bytes / 1e6,

@@ -150,6 +150,19 @@ def test_the_lean_engine_takes_less(ran):
     assert lean < stock
 
 
+def test_a_memory_budget_is_kept_and_recorded(ran):
+    results = ran(*FAKE, "resolution=auto", "memory_budget_mb=8")
+    memory, chosen = results["memory"], results["config"]
+    assert memory["budget_mb"] == 8 and chosen["resolution"] in range(96, 321, 32)
+    assert memory["measured_mb"] <= memory["predicted_mb"] <= 8
+    assert memory["predicted_mb"] <= 1.05 * memory["measured_mb"]
+    assert chosen["engine"]["micro_batch"] < 8 and "-rauto-" not in chosen["name"]
+
+
+def test_a_budget_of_what_is_free(ran):
+    assert ran(*FAKE, "memory_budget_mb=auto")["memory"]["budget_mb"] > 100
+
+
 def test_learning_rate_of_batch_size_1(ran):
     recipe = ["data=flowers102", "data.loader=fake_data.load_multiclass", "data.workers=0", "resolution=32"]
     assert ran(*recipe, "batch_size=1")["config"]["lr"] == 3e-4  # the paper's
@@ -267,6 +280,13 @@ ERRORS = [
     (["engine.step_in_backward=true", "engine.micro_batch=1"], "engine.step_in_backward steps on"),
     (["engine.step_in_backward=true", "trainer.gradient_clip_val=1.0"], "leaves no gradients to clip"),
     (["engine=stock", "engine.optimizer_bits=8"], "engine=stock: optimizer_bits=8"),
+    ("memory_budget_mb=plenty", "memory_budget_mb=plenty: must be a number or auto"),
+    (
+        "memory_budget_mb=1",
+        "memory_budget_mb=1: proxylessnas_w03, method=tinytl, batch_size=8, res",
+    ),
+    ("resolution=auto", "resolution=auto needs a memory_budget_mb"),
+    ("resolution=64.5", "resolution=64.5: must be a whole number"),
     ("engine.optimizer_bits=4", "engine.optimizer_bits=4: must be one of 8, 32"),
 ]
 

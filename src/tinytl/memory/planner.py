@@ -1,6 +1,6 @@
 """From a memory budget to an engine plan: the fastest whose predicted memory fits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -142,7 +142,9 @@ class Planner:
             method = "last" if what.method == "bias" else "bias"
             spec = replace(what.spec, lite_residual=None)
             others.append((f"method={method}", replace(self, what=replace(what, method=method, spec=spec))))
-        hints = [f"{name} {size / 1e6:.1f}" for name, other in others if (size := other.smallest()[0]) < least]
+        hints = [
+            f"{name} {size / 1e6:.1f}" for name, other in others if (size := other.smallest()[0]) < least
+        ]
         if not any(plan.optimizer_bits == 8 for plan in self._optimizers()) and self.engine == "lean":
             hints.append("Adam in 8 bits (pip install -e '.[8bit]')")
         return (

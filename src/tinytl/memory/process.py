@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from tinytl.errors import UserError
+
 
 def reset_peaks() -> None:
     """Forget earlier peaks, where the system allows it: one process may run many jobs."""
@@ -35,6 +37,21 @@ def process_bytes() -> int:
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
     return peak_process_bytes()
+
+
+def free_bytes() -> int:
+    """Memory that a program may still take: of the GPU; else of the machine, or of its control group."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.exists():
+        raise UserError("memory_budget_mb=auto: this system does not say what is free; give a number")
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    free = int(line.split()[1]) * 1024
+    if limit.exists() and limit.read_text().strip() != "max":
+        used = int(limit.with_name("memory.current").read_text())
+        free = min(free, int(limit.read_text()) - used)
+    return free
 
 
 def peak_cuda_bytes() -> int | None:

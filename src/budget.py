@@ -1,0 +1,64 @@
+"""A memory budget turned into an engine plan and, if asked for, a resolution."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+import config
+from tinytl.engine import EnginePlan
+from tinytl.memory import process
+from tinytl.memory.planner import Choice, Planner, predicted_bytes
+
+log = logging.getLogger("tinytl")
+
+SHARE_OF_FREE = 0.8  # code, threads and the allocator's holes come on top of live tensors
+
+
+def fit(cfg: Any, classes: int) -> float:
+    """The peak of live tensors that a run is predicted to reach, in MB.
+
+    Under a budget the engine's knobs, and `resolution=auto`, are first set in `cfg` to the fastest plan
+    that fits. Raises UserError naming the smallest feasible budget where nothing does.
+    """
+    engine = _on_this_device(config.engine_plan(cfg))
+    if cfg.memory_budget_mb is None:
+        return predicted_bytes(config.training_step(cfg, classes), cfg.engine.name, engine) / 1e6
+    unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision != "16-mixed"
+    planner = Planner(config.training_step(cfg, classes), cfg.engine.name, engine, unclipped)
+    budget = _budget_mb(cfg) * 1e6
+    choice = planner.choose_resolution(budget) if cfg.resolution == "auto" else planner.choose(budget)
+    _apply(cfg, choice)
+    log.info(
+        "memory_budget_mb=%g: %d px, %s; predicted %.1f MB", cfg.memory_budget_mb, choice.resolution,
+        ", ".join(f"{key}={cfg.engine[key]}" for key in _knobs(cfg)), choice.predicted_bytes / 1e6,
+    )  # fmt: skip
+    return choice.predicted_bytes / 1e6
+
+
+def _on_this_device(plan: EnginePlan) -> EnginePlan:
+    """The compiled operators run on the CPU alone; the plain ones take memory of their own."""
+    return replace(plan, compile="off") if torch.cuda.is_available() else plan
+
+
+def _budget_mb(cfg: Any) -> float:
+    if cfg.memory_budget_mb == "auto":
+        OmegaConf.update(cfg, "memory_budget_mb", round(SHARE_OF_FREE * process.free_bytes() / 1e6, 1))
+    return cfg.memory_budget_mb
+
+
+def _knobs(cfg: Any) -> tuple[str, ...]:
+    if cfg.engine.name == "stock":
+        return ("micro_batch",)
+    return (
+        *("micro_batch", "recompute_above_px", "slice_kb", "keep_projection"),
+        *("optimizer_bits", "step_in_backward"),
+    )
+
+
+def _apply(cfg: Any, choice: Choice) -> None:
+    for key in _knobs(cfg):
+        OmegaConf.update(cfg, f"engine.{key}", getattr(choice.plan, key))
+    OmegaConf.update(cfg, "resolution", choice.resolution)

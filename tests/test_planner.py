@@ -1,0 +1,100 @@
+"""Predictions against measured steps, and budgets: kept, or refused with the smallest that is feasible."""
+
+import re
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+
+from tinytl.engine import EnginePlan
+from tinytl.errors import UserError
+from tinytl.memory.planner import Planner, predicted_bytes
+from tinytl.memory.training_step import TrainingStep, build, metered, step
+
+MOBILE = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
+W03 = TrainingStep.of("proxylessnas_w03", "gn", "tinytl", 8, 96, 10)
+
+
+def measured(what, engine, plan):
+    network, optimizer = build(what, engine, plan)
+    step(what, plan, network, optimizer)  # Adam makes its state
+    return metered(what, plan, network, optimizer).peak_bytes
+
+
+def agree(what, engine="lean", plan=None):
+    plan = plan or EnginePlan()
+    predicted, real = predicted_bytes(what, engine, plan), measured(what, engine, plan)
+    assert real <= predicted <= 1.05 * real, (what, engine, plan)
+
+
+@pytest.mark.parametrize("method", ["last", "bias", "tinytl_l", "tinytl", "norm_last", "full"])
+@pytest.mark.parametrize("norm", ["bn", "gn", "bn_frozen"])
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+def test_prediction_of_every_method_and_norm(method, norm, engine):
+    agree(TrainingStep.of("proxylessnas_w03", norm, method, 8, 96, 10), engine)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 256])
+@pytest.mark.parametrize("resolution", [96, 320])
+def test_prediction_of_batch_sizes_and_resolutions(batch_size, resolution):
+    what = replace(W03, batch_size=min(batch_size, 64) if resolution == 320 else batch_size)
+    agree(replace(what, resolution=resolution), "lean", EnginePlan(micro_batch=min(batch_size, 8)))
+
+
+@pytest.mark.parametrize("model", ["mobilenetv2_100", "mnasnet_100", "resnet18", "mobilenetv3_small_100"])
+def test_prediction_of_other_models(model):
+    method = "bias" if model == "mobilenetv3_small_100" else "tinytl"
+    agree(TrainingStep.of(model, "bn_frozen", method, 2, 96, 10))
+
+
+@pytest.mark.parametrize("quantize", ["off", "kmeans"])
+def test_prediction_of_other_frozen_weights(quantize):
+    agree(replace(W03, quantize=quantize))
+
+
+def test_prediction_of_an_optimizer_in_8_bits():
+    pytest.importorskip("bitsandbytes")
+    agree(W03, "lean", EnginePlan(optimizer_bits=8))
+    agree(replace(W03, batch_size=1), "lean", EnginePlan(optimizer_bits=8, step_in_backward=True))
+
+
+@pytest.mark.parametrize("budget_mb", [20, 30, 37, 64, 128])
+def test_budgets_are_kept_or_refused(budget_mb):
+    """TinyTL at batch 8 and 224 px; what is feasible is known from docs/memory.md: 28.0 MB and more."""
+    planner = Planner(MOBILE, "lean", EnginePlan())
+    feasible = budget_mb > (28.1 if find_spec("bitsandbytes") else 39.6)
+    if not feasible:
+        with pytest.raises(UserError, match=rf"memory_budget_mb={budget_mb}: .* takes at least") as refused:
+            planner.choose(budget_mb * 1e6)
+        least = float(re.findall(r"at least ([\d.]+) MB", str(refused.value))[0])
+        assert planner.choose((least + 0.1) * 1e6).predicted_bytes <= (least + 0.1) * 1e6
+        return
+    choice = planner.choose(budget_mb * 1e6)
+    assert measured(MOBILE, "lean", choice.plan) <= choice.predicted_bytes <= budget_mb * 1e6
+
+
+def test_more_memory_buys_larger_micro_batches_and_less_recomputation():
+    planner = Planner(W03, "lean", EnginePlan())
+    plans = [planner.choose(mb * 1e6).plan for mb in (7, 12, 1000)]
+    sizes = [plan.micro_batch or 8 for plan in plans]
+    assert sizes == sorted(sizes)
+    assert plans[-1].micro_batch == 8 and plans[-1].recompute_above_px is None
+
+
+def test_the_largest_resolution_that_fits():
+    planner = Planner(W03, "lean", EnginePlan())
+    choice = planner.choose_resolution(8e6)
+    larger = replace(planner, what=replace(W03, resolution=choice.resolution + 32))
+    assert larger.smallest()[0] > 8e6 >= choice.predicted_bytes
+
+
+def test_batch_statistics_keep_the_batch_whole():
+    what = replace(W03, spec=replace(W03.spec, norm="bn"))
+    with pytest.raises(UserError, match="less with method=bias"):
+        Planner(what, "lean", EnginePlan()).choose(5e6)
+    assert Planner(what, "lean", EnginePlan()).choose(40e6).plan.micro_batch == 8
+
+
+def test_stock_pytorch_under_a_budget():
+    choice = Planner(W03, "stock", EnginePlan()).choose(30e6)
+    assert measured(W03, "stock", choice.plan) <= 30e6 and choice.plan.micro_batch in (1, 2, 4)
