@@ -45,8 +45,8 @@ def _on_this_device(plan: EnginePlan) -> EnginePlan:
 
 def _budget_mb(cfg: Any) -> float:
     if cfg.memory_budget_mb == "auto":
-        OmegaConf.update(cfg, "memory_budget_mb", round(SHARE_OF_FREE * process.free_bytes() / 1e6, 1))
-    return cfg.memory_budget_mb
+        cfg.memory_budget_mb = round(SHARE_OF_FREE * process.free_bytes() / 1e6, 1)
+    return float(cfg.memory_budget_mb)
 
 
 def _knobs(cfg: Any) -> tuple[str, ...]:

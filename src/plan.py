@@ -62,7 +62,7 @@ def show(cfg: Any) -> None:
         f"the paper's count of its training memory: {plan['paper_mb']:.1f} MB"
         f" (parameters {plan['params_mb']:.1f}, activations {plan['activation_mb_per_image']:.2f} an image);"
         f" of the network as trained: {plan['paper_bare_mb']:.1f} MB\n"
-        f"predicted for a step of engine={cfg.engine.name}, everything counted: {plan['predicted_mb']:.1f} MB",
+        f"predicted for a step of engine={cfg.engine.name}, all counted: {plan['predicted_mb']:.1f} MB",
         highlight=False,
     )
     sys.stderr.flush()

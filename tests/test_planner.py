@@ -28,17 +28,18 @@ def agree(what, engine="lean", plan=None):
 
 
 @pytest.mark.parametrize("method", ["last", "bias", "tinytl_l", "tinytl", "norm_last", "full"])
-@pytest.mark.parametrize("norm", ["bn", "gn", "bn_frozen"])
-@pytest.mark.parametrize("engine", ["stock", "lean"])
+@pytest.mark.parametrize(
+    ("norm", "engine"), [("bn", "lean"), ("gn", "lean"), ("bn_frozen", "lean"), ("gn", "stock")]
+)
 def test_prediction_of_every_method_and_norm(method, norm, engine):
     agree(TrainingStep.of("proxylessnas_w03", norm, method, 8, 96, 10), engine)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 256])
+@pytest.mark.parametrize("batch_size", [1, 8, 32])
 @pytest.mark.parametrize("resolution", [96, 320])
 def test_prediction_of_batch_sizes_and_resolutions(batch_size, resolution):
-    what = replace(W03, batch_size=min(batch_size, 64) if resolution == 320 else batch_size)
-    agree(replace(what, resolution=resolution), "lean", EnginePlan(micro_batch=min(batch_size, 8)))
+    what = replace(W03, batch_size=batch_size, resolution=resolution)
+    agree(what, "lean", EnginePlan(micro_batch=min(batch_size, 8)))
 
 
 @pytest.mark.parametrize("model", ["mobilenetv2_100", "mnasnet_100", "resnet18", "mobilenetv3_small_100"])

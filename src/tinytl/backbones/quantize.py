@@ -72,7 +72,8 @@ def codes_of(weight: Tensor) -> QuantizedTensor | None:
     A weight without values (meta) has the shapes that `quantize_frozen` would have given it.
     """
     if weight.is_meta:
-        return QUANTIZERS[weight.quantizer](weight) if hasattr(weight, "quantizer") else None
+        quantizer = getattr(weight, "quantizer", None)
+        return quantizer and QUANTIZERS[quantizer](weight)
     int8 = quantize_int8(weight)
     if torch.allclose(int8.dequantize(), weight, rtol=8 * torch.finfo(weight.dtype).eps, atol=0):
         return int8

@@ -43,7 +43,8 @@ SETTINGS = (
     Setting(0, True, 1.25),
     Setting(0, False, 1.5),
 )
-STOCK = (Setting(None, True, 1.0),)  # stock PyTorch has no such knobs
+# Stock PyTorch has no such knobs.
+SETTINGS_OF = {"lean": SETTINGS, "stock": (Setting(None, True, 1.0),)}
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,6 @@ class Planner:
             f"batch_size={what.batch_size}, resolution={what.resolution} takes at least {least / 1e6:.1f} MB"
             + (f"; less with {', '.join(hints)}" if hints else "")
         )
-
-
-SETTINGS_OF = {"lean": SETTINGS, "stock": STOCK}
 
 
 def relative_time(micro_batch: int, resolution: int) -> float:
