@@ -151,7 +151,7 @@ def test_the_lean_engine_takes_less(ran):
 
 
 def test_a_memory_budget_is_kept_and_recorded(ran):
-    results = ran(*FAKE, "resolution=auto", "memory_budget_mb=8")
+    results = ran(*FAKE, "epochs=2", "resolution=auto", "memory_budget_mb=8")
     memory, chosen = results["memory"], results["config"]
     assert memory["budget_mb"] == 8 and chosen["resolution"] in range(96, 321, 32)
     assert memory["measured_mb"] <= memory["predicted_mb"] <= 8

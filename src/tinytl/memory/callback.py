@@ -18,7 +18,7 @@ class MeasureMemory(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._live:
             self._live.batch(batch)
-        elif self.report is None and batch_idx == self._first_micro_batch(trainer):
+        elif self.report is None and self._of_interest(trainer, batch_idx):
             self._live = LiveMemory(pl_module.network, trainer.optimizers[0], batch)
             self._live.__enter__()
 
@@ -36,10 +36,10 @@ class MeasureMemory(Callback):
             self._live = None
 
     @staticmethod
-    def _first_micro_batch(trainer: Trainer) -> int:
-        """Of the second step, or of the first if there is one only."""
-        per_step = trainer.accumulate_grad_batches
-        return per_step if trainer.num_training_batches > per_step else 0
+    def _of_interest(trainer: Trainer, batch_idx: int) -> bool:
+        """The first micro-batch of a step whose optimizer has its state, or of the only step."""
+        has_state = trainer.global_step > 0 or trainer.estimated_stepping_batches == 1
+        return has_state and batch_idx % trainer.accumulate_grad_batches == 0
 
     def on_exception(self, *_: Any) -> None:
         if self._live:
