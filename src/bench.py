@@ -83,7 +83,7 @@ class Options:
 def main() -> None:
     """Measure all cells, print a table for each, write JSON and a plot if asked for."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    with one_line_errors(a_sweep_goes_on=False):
+    with one_line_errors():
         options = parse(sys.argv[1:])
         console, rows = Console(), []
         for cell in cells(options):

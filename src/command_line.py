@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,27 +28,22 @@ def guarded(main: Callable[[], None]) -> None:
     """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx"):
+    for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx", "hydra"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|torchmetrics")
-    with one_line_errors(a_sweep_goes_on=False):
+    with one_line_errors():
         main()
 
 
 @contextmanager
-def one_line_errors(a_sweep_goes_on: bool) -> Iterator[None]:
-    """Print an error of the user's in one line and exit with code 1.
-
-    In a sweep the error goes on to Hydra, which runs the other jobs and exits with 1 at the end.
-    """
+def one_line_errors() -> Iterator[None]:
+    """Print an error of the user's in one line and exit with code 1."""
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, ValueError) and not _raised_by_hydra(error):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
-        if a_sweep_goes_on:
-            raise
         sys.exit(1)
 
 
@@ -68,6 +64,12 @@ def key_values(arguments: list[str], options: type[Options]) -> Options:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     return found
+
+
+def job_settings() -> dict[str, str]:
+    """What the sweep sets for this job."""
+    overrides = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
+    return dict(override.split("=", 1) for override in overrides if not override.startswith("sweeps="))
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

@@ -1,11 +1,14 @@
 """Every knob with its type: the schema that Hydra checks the YAML files and the command line against."""
 
+import hashlib
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
 from tinytl.backbones.build import NetworkSpec
@@ -15,6 +18,13 @@ from tinytl.errors import UserError
 from tinytl.memory.training_step import TrainingStep
 
 CONF = Path(__file__).parent.parent / "conf"
+# In every run's name, or of no consequence for its results
+NOT_IN_NAME = {
+    *("name", "data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),
+    *("seed", "sweep", "sweeps", "output_dir", "resume", "retry_failed", "dry_run", "data.workers"),
+    "trainer.enable_progress_bar",
+}
+LONGEST_SUFFIX = 120  # file systems allow names of 255 bytes
 
 
 @dataclass
@@ -84,6 +94,7 @@ class LiteResidualOptions:
     expansion: float = 1.0
     pooling: int = 2
     upsampling: str = "bilinear"
+    pretrained: bool = True
 
 
 @dataclass
@@ -137,20 +148,33 @@ class Config:
     checkpoint: str | None = None
     test_weights: str = "auto"
     seed: int = 0
+    sweep: str | None = None
     resume: bool = False
+    retry_failed: bool = False
     dry_run: bool = False
 
 
 def register() -> None:
     """Store the schema, and every timm model that has no file of its own as an option of `model`."""
-    OmegaConf.register_new_resolver(
-        "budget_suffix", lambda budget_mb: "" if budget_mb is None else f"-{budget_mb}mb", replace=True
-    )
+    OmegaConf.register_new_resolver("and_what_else_is_set", name_suffix, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     files = {path.stem for path in (CONF / "model").glob("*.yaml")}
     for name in set(timm.list_models()) - files:
         store.store(group="model", name=name, node={"name": name})
+
+
+def name_suffix(budget_mb: Any) -> str:
+    """What the command line sets beyond what a run's name holds anyway: other settings, other folder."""
+    suffix = "" if budget_mb is None else f"-{budget_mb}mb"
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in NOT_IN_NAME and not key.startswith("wandb"):
+            suffix += f"-{key}_" + re.sub(r"[^\w.+-]+", "+", value).strip("+")
+    if len(suffix) <= LONGEST_SUFFIX:
+        return suffix
+    return f"{suffix[:LONGEST_SUFFIX]}-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}"
 
 
 def learning_rate(cfg: Any) -> float:
@@ -183,7 +207,7 @@ def engine_plan(cfg: Any) -> EnginePlan:
 def training_step(cfg: Any, classes: int) -> TrainingStep:
     """What the memory of a run is measured and predicted on."""
     multilabel = cfg.data.task == "multilabel"
-    spec = replace(network_spec(cfg, classes), checkpoint=None)
+    spec = replace(network_spec(cfg, classes), checkpoint=None, seed=0)
     return TrainingStep(spec, cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize, multilabel)
 
 

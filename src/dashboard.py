@@ -34,7 +34,7 @@ class Options:
 
 def main() -> None:
     """Print the specification, or save workspace and report and print where they are."""
-    with one_line_errors(a_sweep_goes_on=False):
+    with one_line_errors():
         options = key_values(sys.argv[1:], Options)
         if options.dry_run:
             show(specification(options), options.json)

@@ -1,20 +1,29 @@
-"""What a run would be, without running it: parameters and the paper's count, for a person and as JSON."""
+"""What a run would be, without running it: parameters and memory, for a person and as JSON."""
 
 import json
 import sys
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 import budget
 import config
+from checks import check
+from command_line import job_settings, one_line
+from fingerprint import fingerprint
 from tinytl.backbones.build import build_on_meta
+from tinytl.errors import UserError
 from tinytl.memory.paper_count import count_as_paper, count_bare
 from tinytl.methods import METHODS, ParameterGroup, freeze, parameter_table
+from tinytl.results import read_json
 
 console = Console(stderr=True)
+_count_as_paper, _count_bare = cache(count_as_paper), cache(count_bare)  # a sweep repeats them
 
 
 def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
@@ -26,9 +35,9 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
     """
     classes = num_classes or config.num_classes(cfg)
     predicted_mb = budget.fit(cfg, classes)  # may choose the resolution
-    spec = config.network_spec(cfg, classes)
-    paper = count_as_paper(spec, cfg.method.name, cfg.resolution)
-    bare = count_bare(spec, cfg.method.name, cfg.resolution) if spec.lite_residual is None else paper
+    spec = replace(config.network_spec(cfg, classes), checkpoint=None, seed=0)  # of shapes alone
+    paper = _count_as_paper(spec, cfg.method.name, cfg.resolution)
+    bare = _count_bare(spec, cfg.method.name, cfg.resolution) if spec.lite_residual is None else paper
     return {
         "model": cfg.model.name,
         "method": cfg.method.name,
@@ -67,6 +76,56 @@ def show(cfg: Any) -> None:
     )
     sys.stderr.flush()
     print(json.dumps(plan), flush=True)
+
+
+def row(cfg: Any) -> dict[str, Any]:
+    """The plan of one job of a sweep, whether it is done already, and how long it will take."""
+    found = {"name": cfg.name, "settings": job_settings(), "paper_mb": None, "predicted_mb": None}
+    try:
+        check(cfg)
+        status = _status(cfg)
+        plan = make(cfg)
+    except UserError as error:
+        return {**found, "status": "failed", "reason": one_line(error), "predicted_seconds": None}
+    print(f"{found['name']}: {plan['predicted_mb']:.1f} MB", file=sys.stderr)
+    return {**found, **plan, "status": status, "reason": None, "predicted_seconds": _seconds(cfg)}
+
+
+def _status(cfg: Any) -> str:
+    """`finished` if it is; `planned` if not, or if the data is not here to tell."""
+    record = read_json(Path(cfg.output_dir) / cfg.name / "results.json")
+    if record.get("status") != "finished":
+        return "planned"
+    try:
+        return "finished" if record.get("fingerprint") == fingerprint(cfg) else "planned"
+    except UserError:
+        return "planned"
+
+
+ALIKE = (
+    *("data", "model", "method", "norm", "engine", "batch_size", "resolution", "memory_budget_mb"),
+    "trainer",
+)
+
+
+def _seconds(cfg: Any) -> float | None:
+    """Time of training, from the epochs of an earlier run that differs in no more than lr or seed, say."""
+    asked: Any = OmegaConf.to_container(cfg, resolve=True)
+    for earlier, seconds_per_epoch in _earlier_runs(cfg.output_dir):
+        if all(earlier.get(key) == asked[key] for key in ALIKE):
+            return seconds_per_epoch * cfg.epochs
+    return None
+
+
+@cache
+def _earlier_runs(output_dir: str) -> list[tuple[dict[str, Any], float]]:
+    """(configuration, seconds per epoch) of the finished runs."""
+    records = [read_json(path) for path in sorted(Path(output_dir).glob("*/results.json"))]
+    return [
+        (record["config"], record["time"]["seconds"] / record["config"]["epochs"])
+        for record in records
+        if record.get("status") == "finished"
+    ]
 
 
 def show_parameters(groups: list[ParameterGroup], cfg: Any) -> None:

@@ -1,4 +1,4 @@
-"""One line per epoch on stderr, with the time left."""
+"""Learning curves: one line per epoch on stderr, and every epoch's figures for results.json."""
 
 import sys
 import time
@@ -7,16 +7,39 @@ from typing import Any
 from pytorch_lightning import Callback, Trainer
 
 
-class EpochLines(Callback):
-    """Epoch, metrics and time left: readable in a log file, where a progress bar is not."""
+class Curves(Callback):
+    """Epochs, metrics and time so far; they go into checkpoints, so that a resumed run has them all.
+
+    Lines rather than a bar: readable in a log file. `curves` maps "epoch", "train/loss" and the
+    validation metrics to a value per epoch; `seconds` is the time of training, over all its parts.
+    """
+
+    def __init__(self) -> None:
+        self.curves: dict[str, list[float]] = {}
+        self.seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        self.begun, self.first = time.perf_counter(), trainer.current_epoch
+        self._begun, self._before, self._first = time.perf_counter(), self.seconds, trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        left = (time.perf_counter() - self.begun) / (done - self.first) * (epochs - done)
         metrics = trainer.callback_metrics
         names = ["train/loss", *(name for name in metrics if name.startswith("val/"))]
-        figures = "  ".join(f"{name} {metrics[name].item():.4f}" for name in names)
-        print(f"epoch {done}/{epochs}  {figures}  {left:.0f} s left", file=sys.stderr)
+        figures = {name: metrics[name].item() for name in names}
+        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        for name, value in {"epoch": done, **figures}.items():
+            self.curves.setdefault(name, []).append(value)
+        elapsed = time.perf_counter() - self._begun
+        self.seconds = self._before + elapsed
+        left = elapsed / (done - self._first) * (epochs - done)
+        line = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        print(f"epoch {done}/{epochs}  {line}  {left:.0f} s left", file=sys.stderr)
+
+    def last(self) -> dict[str, float]:
+        """The validation metrics of the last epoch."""
+        return {name: values[-1] for name, values in self.curves.items() if name.startswith("val/")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curves": self.curves, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curves, self.seconds = state_dict["curves"], state_dict["seconds"]

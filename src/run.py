@@ -4,7 +4,7 @@ python src/run.py method=tinytl norm=gn
 """
 
 import logging
-import time
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,20 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import config
 import plan
 import tracking
 from checks import check
 from command_line import guarded, one_line, one_line_errors
-from progress import EpochLines
+from fingerprint import fingerprint, load_splits
+from jobs import job
+from progress import Curves
 from tinytl.backbones.build import build_network, own_record
+from tinytl.backbones.lite_residual import is_pretrained
 from tinytl.backbones.quantize import quantize_frozen
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.engine import make_lean
@@ -41,12 +46,17 @@ from tinytl.module import ImageClassifier
 from tinytl.results import provenance, write_json
 
 log = logging.getLogger("tinytl")
+NO_MEMORY = re.compile(
+    "not enough memory|can't allocate memory|out of memory", re.IGNORECASE
+)  # PyTorch's words
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def main(cfg: Any) -> None:
+def main(cfg: Any) -> Any:
     """Run one job; Hydra calls this once per job of a sweep."""
-    with one_line_errors(a_sweep_goes_on=HydraConfig.get().mode == RunMode.MULTIRUN):
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return plan.row(cfg) if cfg.dry_run else job(cfg, run)
+    with one_line_errors():
         run(cfg)
 
 
@@ -58,13 +68,14 @@ def run(cfg: Any) -> None:
         plan.show(cfg)
         return
     folder = Path(cfg.output_dir) / cfg.name
-    record: dict[str, Any] = {"status": "running", "config": resolved(cfg), "provenance": provenance()}
+    record: dict[str, Any] = {"status": "running", "sweep": cfg.sweep, "config": resolved(cfg)}
     begun = False
     try:
+        record |= {"fingerprint": fingerprint(cfg), "provenance": provenance()}
         job = build(cfg, folder)
         begun = True
         record["config"] = resolved(cfg)  # with what the memory budget decided
-        write_json(folder / "results.json", record)
+        write_record(folder, record)
         with tracking.wandb_run(cfg, record["config"], folder) as logger:
             record |= fit_and_test(cfg, job, folder, logger)
             record["status"] = "finished"
@@ -72,13 +83,19 @@ def run(cfg: Any) -> None:
             if cfg.wandb.artifact:
                 tracking.upload(logger, folder)
     except BaseException as error:
-        record |= {"status": "failed", "reason": reason(error)}
+        record |= {"status": status_after(error), "reason": reason(error)}
         raise
     finally:
         # A mistake that ends a run before it begins does not cost an earlier run its results.
         if begun or not (folder / "results.json").exists():
-            write_json(folder / "results.json", record)
+            write_record(folder, record)
     log.info("results: %s", folder / "results.json")
+
+
+@rank_zero_only
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write results.json; of several processes the first one does."""
+    write_json(folder / "results.json", record)
 
 
 def resolved(cfg: Any) -> dict[str, Any]:
@@ -94,26 +111,28 @@ class Job:
     data: ImageDataModule
     plan: dict[str, Any]
     parameters: list[ParameterGroup]
+    lite_residual_pretrained: bool | None
     trainer: Trainer
     meter: MeasureMemory
+    curves: Curves
     checkpoints: ModelCheckpoint
 
 
 def build(cfg: Any, folder: Path) -> Job:
     """Turn the configuration into objects; nothing behind this reads it for its network or data."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    splits = hydra.utils.get_method(cfg.data.loader)(Path(cfg.data.root), seed=cfg.seed)
+    splits = load_splits(cfg.data.loader, cfg.data.root, cfg.seed)
     num_classes = config.num_classes(cfg, len(splits.class_names))
     count = plan.make(cfg, num_classes)
     spec = config.network_spec(cfg, num_classes)
     warn(cfg)
-    checkpoints, meter = checkpointing(cfg, folder), MeasureMemory()
-    trainer = make_trainer(cfg, folder, [checkpoints, meter, EpochLines()])  # after the plan: micro-batches
+    meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(cfg, folder)
+    trainer = make_trainer(cfg, folder, [meter, curves, checkpoints])  # after the plan: micro-batches
 
     network = build_network(spec)
     freeze(network, cfg.method.name)
     quantize_frozen(network, cfg.quantize)
-    parameters = parameter_table(network)
+    parameters, pretrained = parameter_table(network), is_pretrained(network)
     plan.show_parameters(parameters, cfg)
     optimizer: Any = torch.optim.Adam
     if cfg.engine.name == "lean":
@@ -133,7 +152,7 @@ def build(cfg: Any, folder: Path) -> Job:
         batch_size=data.batch_size, label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
         seed=cfg.seed, optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize),
     )  # fmt: skip
-    return Job(module, data, count, parameters, trainer, meter, checkpoints)
+    return Job(module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints)
 
 
 def warn(cfg: Any) -> None:
@@ -146,36 +165,45 @@ def warn(cfg: Any) -> None:
 
 def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any]:
     """Train, test on the best or the last weights; return what goes into results.json."""
-    trainer, checkpoints = job.trainer, job.checkpoints
+    trainer = job.trainer
     trainer.logger = logger
     process.reset_peaks()
-    begun = time.perf_counter()
     trainer.fit(job.module, job.data, ckpt_path=last_checkpoint(cfg, folder), weights_only=True)
-    seconds = time.perf_counter() - begun
-    validated = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    use_best = bool(checkpoints.best_model_path and checkpoints.monitor) and cfg.test_weights != "last"
-    weights = checkpoints.best_model_path if use_best else None
-    tested = trainer.test(job.module, job.data, ckpt_path=weights, weights_only=True, verbose=False)[0]
-    log.info("tested on the %s weights", "best" if use_best else "last")
-    return {
-        "metrics": {
-            # to the digits that float32 has
-            **{key: round(value, 6) for key, value in {**validated, **tested}.items()},
-            "test/weights": "best" if use_best else "last",
-        },
+    seconds, validated = job.curves.seconds, job.curves.last()
+    figures = {  # of the training: a test on the best weights sets all callbacks back to their epoch
+        "curves": job.curves.curves,
         "memory": memory_figures(job.plan, job.meter),
         "params": {
             "total": sum(group.count for group in job.parameters),
             "trainable": sum(group.count for group in job.parameters if group.trainable),
+            "lite_residual_pretrained": job.lite_residual_pretrained,
         },
         "time": {"seconds": seconds, "images_per_second": trainer.global_step * cfg.batch_size / seconds},
     }
+    return {"metrics": tested(cfg, job, validated), **figures}
+
+
+def tested(cfg: Any, job: Job, validated: dict[str, float]) -> dict[str, Any]:
+    """Metrics on the test set, beside those of validation, to the digits that float32 has."""
+    checkpoints = job.checkpoints
+    use_best = bool(checkpoints.best_model_path and checkpoints.monitor) and cfg.test_weights != "last"
+    weights = checkpoints.best_model_path if use_best else None
+    found = job.trainer.test(job.module, job.data, ckpt_path=weights, weights_only=True, verbose=False)[0]
+    log.info("tested on the %s weights", "best" if use_best else "last")
+    rounded = {key: round(value, 6) for key, value in {**validated, **found}.items()}
+    return {**rounded, "test/weights": "best" if use_best else "last"}
+
+
+def status_after(error: BaseException) -> str:
+    """What an error makes of a run."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
+        return "interrupted"
+    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error))
+    return "out_of_memory" if no_memory else "failed"
 
 
 def reason(error: BaseException) -> str:
-    """Why a run failed, in one line."""
-    if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
-        return "interrupted"
+    """Why a run did not finish, in one line."""
     return one_line(error) or type(error).__name__
 
 
@@ -191,6 +219,8 @@ def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
             **options, accumulate_grad_batches=micro_batches, max_epochs=cfg.epochs, logger=False,
             default_root_dir=folder, callbacks=callbacks, num_sanity_val_steps=0, log_every_n_steps=10,
             enable_model_summary=False,
+            # A sweep's launcher asks SLURM to start a job again; Lightning must not do so too.
+            plugins=SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None,
         )  # fmt: skip
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
@@ -202,6 +232,7 @@ def checkpointing(cfg: Any, folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False,
         monitor=metric if cfg.data.val_fraction > 0 else None, mode="max", auto_insert_metric_name=False,
+        save_on_train_epoch_end=True,  # when the curves have the epoch
     )  # fmt: skip
 
 

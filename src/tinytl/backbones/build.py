@@ -50,7 +50,7 @@ def build_network(spec: NetworkSpec) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         network = _construct(spec)
-        if spec.checkpoint is None or not _load(network, spec.checkpoint, spec.model):
+        if spec.checkpoint is None or not _load(network, spec.checkpoint, spec):
             _new_head(network)
     return network
 
@@ -102,10 +102,13 @@ def _check_model(name: str) -> None:
         raise UserError(f"model={name}: timm knows no such model{hint}")
 
 
-def _load(network: Any, source: str, model: str) -> bool:
-    checkpoint = checkpoints.read(source, model)
+def _load(network: Any, source: str, spec: NetworkSpec) -> bool:
+    checkpoint = checkpoints.read(source, spec.model)
     if checkpoint.own:
         checkpoint = _with_base(checkpoint)
+    if spec.lite_residual and not spec.lite_residual.pretrained:
+        plain = {key: value for key, value in checkpoint.tensors.items() if ".lite_residual." not in key}
+        checkpoint = replace(checkpoint, tensors=plain)
     if checkpoint.pretrained_cfg is not None:
         network.pretrained_cfg = checkpoint.pretrained_cfg
     return checkpoints.load(network, checkpoint, head_name(network))

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from timm.models._efficientnet_blocks import InvertedResidual
@@ -25,6 +25,7 @@ class LiteResidualConfig:
     expansion: float = 1.0  # its output channels over its input channels
     pooling: int = 2  # the block's input is average-pooled by this factor; 1: not at all
     upsampling: Literal["bilinear", "nearest"] = "bilinear"
+    pretrained: bool = True  # False: random weights, whatever the checkpoint holds (the paper's Table 4)
 
 
 class LiteResidual(nn.Module):
@@ -137,3 +138,12 @@ def _fitting_kernel(kernel_size: int, resolution: int) -> int:
     while kernel_size > max(1, resolution):
         kernel_size -= 2
     return kernel_size
+
+
+def is_pretrained(network: nn.Module) -> bool | None:
+    """Whether the lite residual modules bring learned weights; None: there are none.
+
+    Those at random add nothing: their last norm's scale is 0.
+    """
+    scales: list[Any] = [m.final_bn.weight for m in network.modules() if isinstance(m, LiteResidual)]
+    return any(bool(scale.any()) for scale in scales) if scales else None

@@ -1,5 +1,6 @@
 """The live-memory meter on one real training step of a Lightning run."""
 
+from dataclasses import asdict
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -9,7 +10,10 @@ from tinytl.memory.meter import LiveMemory, MemoryReport
 
 
 class MeasureMemory(Callback):
-    """Meter the second training step of the fit (the first, if there is one only); see `report`."""
+    """Meter the second training step of the fit (the first, if there is one only); see `report`.
+
+    The report goes into checkpoints: a resumed run has it without another measurement.
+    """
 
     def __init__(self) -> None:
         self.report: MemoryReport | None = None
@@ -45,3 +49,9 @@ class MeasureMemory(Callback):
         if self._live:
             self._live.__exit__(None, None, None)
             self._live = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"report": self.report and asdict(self.report)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.report = MemoryReport(**state_dict["report"]) if state_dict["report"] else None

@@ -1,0 +1,90 @@
+"""What a run's results depend on: its configuration, the code that computes them, and the data."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+from PIL.Image import Image
+
+from tinytl.data.images import Images
+from tinytl.data.splits import Splits
+
+SRC = Path(__file__).parent
+# Where a run stands, and what it is shown or told; not what comes out of it.
+LEFT_OUT = ("name", "output_dir", "sweep", "wandb", "resume", "retry_failed", "dry_run")
+LEFT_OUT_BELOW = {"data": ("root", "workers"), "trainer": ("enable_progress_bar",)}
+
+
+def fingerprint(cfg: Any) -> str:
+    """A run with the same fingerprint has the same results. Raises UserError where the data is missing."""
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    for key in LEFT_OUT:
+        settings.pop(key, None)
+    for group, keys in LEFT_OUT_BELOW.items():
+        settings[group] = {key: value for key, value in settings[group].items() if key not in keys}
+    data = _data(cfg.data.loader, cfg.data.root, cfg.seed)
+    parts = [json.dumps(settings, sort_keys=True), _code(), data, _file(cfg.checkpoint)]
+    return _sha("\n".join(parts).encode())
+
+
+@cache
+def load_splits(loader: str, root: str, seed: int) -> Splits:
+    """The data, read once. Raises UserError where it is missing."""
+    return hydra.utils.get_method(loader)(Path(root), seed=seed)
+
+
+@cache
+def _data(loader: str, root: str, seed: int) -> str:
+    splits = load_splits(loader, root, seed)
+    digest = hashlib.sha256(repr((splits.class_names, splits.train_labels)).encode())
+    for part in (splits.train, splits.test):
+        for content in _contents(part, Path(root)):
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _contents(images: Images, root: Path) -> Iterator[bytes]:
+    """Pixels of images in memory, names and sizes of files."""
+    for image in images.images:
+        if isinstance(image, Image):
+            yield image.tobytes()
+        else:
+            path = Path(image)
+            yield f"{path.name} {path.stat().st_size}\n".encode()
+
+
+@cache
+def _code() -> str:
+    """Of the library and of run.py, without comments and docstrings; reports compute no results."""
+    files = [SRC / "run.py", *sorted((SRC / "tinytl").rglob("*.py")), *sorted(SRC.rglob("*.cpp"))]
+    report = SRC / "tinytl" / "report"
+    return _sha("".join(_meaning(path) for path in files if report not in path.parents).encode())
+
+
+def _meaning(path: Path) -> str:
+    if path.suffix != ".py":
+        return path.read_text()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            body.pop(0)  # type: ignore[union-attr]
+    return ast.dump(tree)
+
+
+@cache
+def _file(source: str | None) -> str:
+    """Content of a checkpoint on the disk, otherwise its name."""
+    path = Path(source or "")
+    return _sha(path.read_bytes()) if path.is_file() else str(source)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

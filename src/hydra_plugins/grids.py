@@ -1,0 +1,64 @@
+"""Hydra's sweeper for `sweeps/*.yaml`: the union of several grids, counted, run, and summed up."""
+
+import itertools
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class GridsConfig:
+    """`params` hold for all grids; each of `grids` adds its own. Values are lists as on the command line."""
+
+    _target_: str = "hydra_plugins.grids.Grids"
+    params: dict[str, Any] = field(default_factory=dict)
+    grids: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConfig, provider="tinytl")
+
+
+class Grids(BasicSweeper):
+    """A job for every point of every grid, once; what the command line sets replaces what a grid says."""
+
+    def __init__(self, params: dict[str, Any], grids: list[dict[str, Any]]) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        self.grids = grids
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Run the jobs; return their outcomes. Exits with 1 if any failed, with 130 if interrupted."""
+        import summary  # it knows run.py's configuration; Hydra also imports plugins on their own
+
+        assert self.config is not None and self.launcher is not None
+        jobs = self._jobs(arguments)
+        self.validate_batch_is_legal(jobs)
+        summary.begin(self._config_of(jobs[0]), len(jobs))
+        try:
+            outcomes = [job.return_value for job in self.launcher.launch(jobs, initial_job_idx=0)]
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+        if not summary.show(outcomes):
+            sys.exit(1)
+        return outcomes
+
+    def _jobs(self, arguments: list[str]) -> list[list[str]]:
+        points: dict[tuple[str, ...], None] = {}  # a dict, for the order
+        for grid in self.grids:
+            settings = [f"{key}={value}" for key, value in {**self.params, **grid}.items()]
+            for point in itertools.chain(*self.split_arguments(self._parsed(settings + arguments), None)):
+                points[tuple(point)] = None
+        return [list(point) for point in points]
+
+    def _parsed(self, settings: list[str]) -> list[Any]:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        assert self.hydra_context is not None
+        return OverridesParser.create(self.hydra_context.config_loader).parse_overrides(settings)
+
+    def _config_of(self, job: list[str]) -> Any:
+        assert self.hydra_context is not None and self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, job)
