@@ -40,6 +40,7 @@ from tinytl.engine import make_lean
 from tinytl.engine.optimizer import adam
 from tinytl.errors import UserError
 from tinytl.memory import process
+from tinytl.memory.activation_bits import activation_bits
 from tinytl.memory.callback import MeasureMemory
 from tinytl.methods import ParameterGroup, freeze, parameter_table, set_train_mode
 from tinytl.module import ImageClassifier
@@ -172,7 +173,7 @@ def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any
     seconds, validated = job.curves.seconds, job.curves.last()
     figures = {  # of the training: a test on the best weights sets all callbacks back to their epoch
         "curves": job.curves.curves,
-        "memory": memory_figures(job.plan, job.meter),
+        "memory": memory_figures(job.plan, job.meter, job.module.network),
         "params": {
             "total": sum(group.count for group in job.parameters),
             "trainable": sum(group.count for group in job.parameters if group.trainable),
@@ -246,7 +247,7 @@ def last_checkpoint(cfg: Any, folder: Path) -> Path | None:
     return path
 
 
-def memory_figures(count: dict[str, Any], meter: MeasureMemory) -> dict[str, Any]:
+def memory_figures(count: dict[str, Any], meter: MeasureMemory, network: Any) -> dict[str, Any]:
     """The three figures of memory, in MB of 1e6 bytes, and what the measured one is made of."""
     report = meter.report
     cuda = process.peak_cuda_bytes()
@@ -257,6 +258,7 @@ def memory_figures(count: dict[str, Any], meter: MeasureMemory) -> dict[str, Any
         "measured_mb": report and report.peak_bytes / 1e6,
         "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},
         "kept_for_backward_mb": report and report.kept_bytes / 1e6,
+        "activation_bits": activation_bits(network),
         "kept_by_operator_mb": report and {k: v / 1e6 for k, v in report.kept_by_operator_bytes.items()},
         "process_mb": process.peak_process_bytes() / 1e6,
         "cuda_mb": cuda and cuda / 1e6,

@@ -1,0 +1,29 @@
+"""What an activation layer keeps for its backward pass (the paper's Table 1), measured."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+FROM = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
+
+
+def activation_bits(network: nn.Module) -> dict[str, float]:
+    """Bits per element that each kind of activation layer keeps, as the engine runs it: class -> bits."""
+    kinds = {type(module).__name__: module for module in network.modules() if type(module).__module__ in FROM}
+    return {name: _bits(module) for name, module in sorted(kinds.items())}
+
+
+def _bits(activation: nn.Module) -> float:
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    weight = next(activation.parameters(), None)  # PReLU's
+    device = None if weight is None else weight.device
+    x = torch.ones(1, 8, 8, 8, device=device, requires_grad=True)
+    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        activation(x + 0)  # in place works on what is not a leaf
+    return 8 * kept / x.numel()
