@@ -27,12 +27,17 @@ Options = TypeVar("Options")
 def guarded(main: Callable[[], None]) -> None:
     """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+    quiet_libraries()
+    with one_line_errors():
+        main()
+
+
+def quiet_libraries() -> None:
+    """Our own lines on stderr, of the libraries' only warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx", "hydra"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|torchmetrics")
-    with one_line_errors():
-        main()
 
 
 @contextmanager

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
+
+# isort: split
 import timm
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -154,7 +157,7 @@ class Config:
     dry_run: bool = False
 
 
-def register() -> None:
+def _register() -> None:
     """Store the schema, and every timm model that has no file of its own as an option of `model`."""
     OmegaConf.register_new_resolver("and_what_else_is_set", name_suffix, replace=True)
     store = ConfigStore.instance()
@@ -223,3 +226,6 @@ def network_spec(cfg: Any, classes: int) -> NetworkSpec:
         checkpoint=cfg.checkpoint,
         seed=cfg.seed,
     )
+
+
+_register()  # on import: a launcher's processes need it too

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 import plan
 from checks import check
-from command_line import job_settings, one_line, one_line_errors
+from command_line import job_settings, one_line, one_line_errors, quiet_libraries
 from fingerprint import fingerprint
 from sweep_progress import SweepProgress
 from tinytl.errors import UserError
@@ -92,6 +92,7 @@ def _in_a_process_of_its_own(cfg: Any, run: Callable[[Any], None], path: Path) -
 
 def _child(cfg: Any, run: Callable[[Any], None], parent: int) -> None:
     _die_with(parent)
+    quiet_libraries()  # a launcher's process has said nothing of that yet
     plan.console.quiet = True  # what trains is the same in many jobs; results.json has it
     # Lightning starts the other processes of a DDP run by this command line: theirs is this job alone.
     sys.argv[1:] = [f"{key}={value}" for key, value in job_settings().items()]

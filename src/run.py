@@ -266,5 +266,4 @@ def memory_figures(count: dict[str, Any], meter: MeasureMemory, network: Any) ->
 
 
 if __name__ == "__main__":
-    config.register()
     guarded(main)

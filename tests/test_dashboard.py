@@ -15,7 +15,6 @@ from omegaconf import OmegaConf, open_dict
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
 import boards
-import config
 import dashboard
 import tracking
 from checks import check
@@ -24,7 +23,6 @@ from tinytl.memory.meter import KINDS
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 BY_LIGHTNING = {"train/loss_step", "train/loss_epoch", "val/top1", "trainer/global_step"}
-config.register()
 
 
 class FakeRun:

@@ -76,12 +76,13 @@ def test_budgets_are_kept_or_refused(budget_mb):
 
 def test_more_memory_buys_larger_micro_batches_and_less_recomputation():
     planner = Planner(W03, "lean", EnginePlan())
-    plans = [planner.choose(mb * 1e6).plan for mb in (7, 12, 1000)]
+    plans = [planner.choose(mb * 1e6).plan for mb in (7, 1000)]
     sizes = [plan.micro_batch or 8 for plan in plans]
     assert sizes == sorted(sizes)
     assert plans[-1].micro_batch == 8 and plans[-1].recompute_above_px is None
 
 
+@pytest.mark.slow
 def test_the_largest_resolution_that_fits():
     planner = Planner(W03, "lean", EnginePlan())
     choice = planner.choose_resolution(8e6)

@@ -3,26 +3,23 @@
 import json
 import math
 import re
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from fake_data import FAKE
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-import config
 from command_line import one_line
 from run import run
 from tinytl.errors import UserError
 from tinytl.module import ImageClassifier
 
 ROOT = Path(__file__).parent.parent
-config.register()
-sys.path.append(str(ROOT / "tests"))  # fake_data
 
 
 def options(group):
@@ -53,7 +50,6 @@ def ran(configured, tmp_path):
 
 
 ONE_BATCH = [f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
-FAKE = ["data.loader=fake_data.load_multiclass", "data.num_classes=3", "data.workers=0", "resolution=32"]
 
 
 @pytest.mark.parametrize("method", options("method"))
@@ -312,25 +308,6 @@ def test_the_command(program, tmp_path):
         assert len(mistake.stderr.strip().splitlines()) == 1 and mistake.stderr.startswith("error: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["command"]
-
-
-def test_a_sweep_goes_on_after_a_failure(program, tmp_path):
-    """One job of a sweep cannot work; the others run, and the exit code says so."""
-    name = "name=${method.name}-${lite_residual.groups}"
-    done = program("-m", "debug=fast", "lite_residual.groups=3,2", name, "wandb=disabled")
-    assert done.returncode == 1
-    assert "lite_residual.groups=3 does not divide" in done.stderr
-    files = tmp_path.glob("outputs/*/results.json")
-    statuses = {path.parent.name: json.loads(path.read_text())["status"] for path in files}
-    assert statuses == {"tinytl-3": "failed", "tinytl-2": "finished"}
-
-
-def test_the_sweeps_folder_is_an_option_group(program):
-    """`+sweeps=NAME` runs the file's jobs; were the group not found it would become a plain key."""
-    done = program("-m", "+sweeps=methods", "dry_run=true")
-    assert done.returncode == 0, done.stderr
-    plans = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert sorted(plan["method"] for plan in plans) == options("method")
 
 
 def test_a_corrupt_image_ends_the_run_with_its_name(program, tmp_path):

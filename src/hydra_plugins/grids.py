@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Grids(BasicSweeper):
         import summary  # it knows run.py's configuration; Hydra also imports plugins on their own
 
         assert self.config is not None and self.launcher is not None
-        jobs = self._jobs(arguments)
+        jobs = points(self.params, self.grids, arguments)
         self.validate_batch_is_legal(jobs)
         summary.begin(self._config_of(jobs[0]), len(jobs))
         try:
@@ -45,20 +46,17 @@ class Grids(BasicSweeper):
             sys.exit(1)
         return outcomes
 
-    def _jobs(self, arguments: list[str]) -> list[list[str]]:
-        points: dict[tuple[str, ...], None] = {}  # a dict, for the order
-        for grid in self.grids:
-            settings = [f"{key}={value}" for key, value in {**self.params, **grid}.items()]
-            for point in itertools.chain(*self.split_arguments(self._parsed(settings + arguments), None)):
-                points[tuple(point)] = None
-        return [list(point) for point in points]
-
-    def _parsed(self, settings: list[str]) -> list[Any]:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        assert self.hydra_context is not None
-        return OverridesParser.create(self.hydra_context.config_loader).parse_overrides(settings)
-
     def _config_of(self, job: list[str]) -> Any:
         assert self.hydra_context is not None and self.config is not None
         return self.hydra_context.config_loader.load_sweep_config(self.config, job)
+
+
+def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[str]) -> list[list[str]]:
+    """The overrides of every job; `arguments` replace what params and grids say."""
+    found: dict[tuple[str, ...], None] = {}  # a dict, for the order
+    for grid in grids:
+        settings = [f"{key}={value}" for key, value in {**params, **grid}.items()]
+        overrides = OverridesParser.create().parse_overrides([*settings, *arguments])
+        for point in itertools.chain(*BasicSweeper.split_arguments(overrides, None)):
+            found[tuple(point)] = None
+    return [list(point) for point in found]

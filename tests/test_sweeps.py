@@ -1,0 +1,167 @@
+"""Sweeps: their files, and jobs that are skipped, resumed, killed, and listed before they run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_data import FAKE
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import fingerprint
+from checks import check
+from hydra_plugins.grids import points
+
+ROOT = Path(__file__).parent.parent
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+QUICK = [*FAKE, "debug=fast", "trainer.limit_train_batches=1.0", "epochs=4", "resolution=32"]
+
+
+def composed(*overrides, hydra=False):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=hydra)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Runs `python src/run.py -m ARGUMENTS`; returns how it ended, and the results by name of the run."""
+
+    def run(*arguments, folder="outputs"):
+        command = [sys.executable, str(ROOT / "src" / "run.py"), "-m", *arguments, f"output_dir={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=tmp_path, env=ENV)
+        return done, results(tmp_path / folder)
+
+    return run
+
+
+ENV = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}  # for fake_data
+
+
+def results(folder):
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/results.json")}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_file(path):
+    """Its header's command and number of jobs; its jobs (some of them, here) can work."""
+    text = path.read_text()
+    assert f"python src/run.py -m +sweeps={path.stem}" in text
+    sweeper = composed(f"+sweeps={path.stem}", hydra=True).hydra.sweeper
+    jobs = points(sweeper.params, sweeper.grids, [])
+    assert all(f"sweep={path.stem}" in job for job in jobs)
+    stated = re.findall(r"(\d+) jobs", text)
+    assert not stated or len(jobs) == int(stated[0])
+    for job in jobs[:: max(1, len(jobs) // 4)]:
+        check(composed(*job, "data.root=x"))
+
+
+def test_the_command_line_replaces_what_a_grid_says():
+    grids = [{"method": "last,tinytl", "resolution": 224}, {"method": "tinytl", "resolution": 320}]
+    assert len(points({"seed": "0,1"}, grids, [])) == 6
+    assert points({"seed": "0,1"}, grids, ["seed=7", "resolution=96"]) == [
+        ["seed=7", "method=last", "resolution=96"],
+        ["seed=7", "method=tinytl", "resolution=96"],
+    ]
+
+
+def test_killed_and_started_again(sweep, tmp_path):
+    """kill -9 in the middle; then the same results as without."""
+    arguments = [*QUICK, "method=bias,tinytl"]
+    _, uninterrupted = sweep(*arguments, folder="uninterrupted")
+    command = [sys.executable, str(ROOT / "src" / "run.py"), "-m", *arguments, "output_dir=outputs"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENV) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "tinytl" in line and "begins" in line:
+                break
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                process.kill()
+                break
+    time.sleep(0.5)  # its jobs end with it
+    statuses = {
+        record["config"]["method"]["name"]: record["status"]
+        for record in results(tmp_path / "outputs").values()
+    }
+    assert statuses == {"bias": "finished", "tinytl": "running"}
+    done, again = sweep(*arguments)
+    assert done.returncode == 0 and "goes on" in done.stderr and "skipped" in done.stderr
+    for name, record in uninterrupted.items():
+        for part in ("status", "metrics", "curves", "params", "fingerprint"):
+            assert again[name][part] == record[part], part
+        assert again[name]["memory"]["measured_mb"] == record["memory"]["measured_mb"]
+
+
+def test_failures_are_recorded_and_do_not_stop_the_rest(sweep):
+    """One job that cannot work, one that the system kills; both are kept until retry_failed=true."""
+    arguments = [*QUICK, "epochs=1", "data.loader=fake_data.load_multiclass,fake_data.load_deadly"]
+    arguments += ["lite_residual.groups=3,2"]
+    done, records = sweep(*arguments)
+    assert done.returncode == 1
+    outcomes = {
+        (r["config"]["data"]["loader"].split("_")[-1], r["config"]["lite_residual"]["groups"]): r["status"]
+        for r in records.values()
+    }
+    assert outcomes == {
+        ("multiclass", 2): "finished", ("multiclass", 3): "failed",
+        ("deadly", 2): "out_of_memory", ("deadly", 3): "failed",
+    }  # fmt: skip
+    reasons = [record["reason"] for record in records.values() if record["status"] != "finished"]
+    assert all("killed" in reason or "does not divide" in reason for reason in reasons)
+    done, _ = sweep(*arguments)
+    assert done.returncode == 1 and done.stderr.count("skipped") == 4
+    done, _ = sweep(*arguments, "lite_residual.groups=2", "retry_failed=true")
+    assert done.stderr.count("skipped") == 1 and "1 out of memory" in done.stderr
+
+
+def test_plans(sweep):
+    """dry_run lists every job with its memory; the time is known from runs that differ in the seed alone."""
+    sweep(*QUICK, "method=last")
+    done, _ = sweep(*QUICK, "method=last,full", "seed=0,1", "dry_run=true")
+    plans = json.loads(done.stdout)
+    assert [plan["method"] for plan in plans] == ["last", "last", "full", "full"]
+    assert [plan["status"] for plan in plans] == ["finished", *["planned"] * 3]
+    assert all(plan["predicted_mb"] > plan["params_mb"] for plan in plans)
+    seconds = [plan["predicted_seconds"] for plan in plans]
+    assert seconds[0] > 0 and seconds[:2] == [seconds[0]] * 2 and seconds[2:] == [None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_launcher(sweep, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    done, records = sweep(*QUICK, "method=last,bias,tinytl", f"hydra/launcher={launcher}")
+    assert done.returncode == 0, done.stderr
+    assert [record["status"] for record in records.values()] == ["finished"] * 3
+    assert "3 of 3 done" in done.stderr or launcher != "joblib"  # submitit's jobs write to files of their own
+
+
+def test_fingerprint(tmp_path, monkeypatch):
+    """It changes with settings, weights and images, not with where and how a run is told of."""
+    checkpoint = tmp_path / "weights.pth"
+    checkpoint.write_bytes(b"one")
+    base = [*FAKE, "resolution=32", f"checkpoint={checkpoint}"]
+
+    def mark(*overrides):
+        fingerprint._data.cache_clear()
+        fingerprint._file.cache_clear()
+        return fingerprint.fingerprint(composed(*base, *overrides))
+
+    first = mark()
+    assert mark("output_dir=elsewhere", "wandb=disabled", "name=other", "data.workers=1") == first
+    others = [mark("lr=1"), mark("method=last"), mark("data.loader=fake_data.load_multilabel")]
+    checkpoint.write_bytes(b"two")
+    assert len({first, *others, mark()}) == 5
+
+
+def test_a_docstring_is_not_code(tmp_path):
+    (one := tmp_path / "one.py").write_text('"""Does."""\ndef f():\n    """It."""\n    return 1  # one\n')
+    (two := tmp_path / "two.py").write_text('def f():\n    """That."""\n    return 1\n')
+    (three := tmp_path / "three.py").write_text("def f():\n    return 2\n")
+    assert fingerprint._meaning(one) == fingerprint._meaning(two) != fingerprint._meaning(three)
