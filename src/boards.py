@@ -5,7 +5,7 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2.interface import PanelTypes
 
-import paper
+from tinytl.report import paper
 
 MEASURED = wr.SummaryMetric("memory/measured_mb")
 KINDS = ("parameters", "activations", "gradients", "optimizer", "batch", "transients")

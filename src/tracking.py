@@ -12,8 +12,8 @@ import wandb.errors
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
-import paper
 from tinytl.errors import UserError
+from tinytl.report import paper
 
 CHOICES = ("data", "model", "method", "norm", "engine")
 

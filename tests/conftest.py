@@ -1,6 +1,7 @@
 """What several tests need: goldens, the published networks filled by rule, a run of the program."""
 
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -29,6 +30,12 @@ PUBLISHED_METHODS = {
     "bn+last": "norm_last",
     "full": "full",
 }
+
+
+# pytest -n: each of the processes takes its share of the cores, and so do the programs that it starts.
+threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ["OMP_NUM_THREADS"] = str(threads)
+torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

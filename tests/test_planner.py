@@ -90,6 +90,7 @@ def test_the_largest_resolution_that_fits():
     assert larger.smallest()[0] > 8e6 >= choice.predicted_bytes
 
 
+@pytest.mark.slow
 def test_batch_statistics_keep_the_batch_whole():
     what = replace(W03, spec=replace(W03.spec, norm="bn"))
     with pytest.raises(UserError, match="less with method=bias"):

@@ -17,10 +17,15 @@ PACKAGES = (
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole: under a temporary name, then renamed. Numbers JSON has not become null."""
+    """Write a JSON file whole. Numbers that JSON does not have become null."""
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file whole: under a temporary name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    temporary.write_text(content, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -1,0 +1,98 @@
+"""Finished runs in, tables and one page out.
+
+python src/report.py                                   # outputs/ -> report/
+python src/report.py outputs=outputs output_dir=report
+"""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
+
+# isort: split
+import pandas
+
+from command_line import key_values, one_line_errors, quiet_libraries
+from tinytl.report import coverage, page, tables
+from tinytl.report.runs import read
+from tinytl.results import write_text
+
+log = logging.getLogger("tinytl")
+OWN = "our runs, not the paper's configuration"
+TITLES = {
+    "table1": "Table 1: bits kept per element of an activation layer",
+    "table2": "Table 2: paper / ours ± std over seeds (difference), top-1 in %",
+    "table3": "Table 3: other networks; paper / ours",
+    "table4": "Table 4: lite residual modules at random against pretrained; paper / ours",
+    "figure1": "Figure 1: parameters and activations at batch size 16, counted",
+    "figure3": "Figure 3: resolutions; paper / ours",
+    "figure5": "Figure 5: batch size 1 against 8; paper / ours",
+    "norms": f"Norms and batch sizes ({OWN})",
+    "budgets": f"Memory budgets ({OWN})",
+    "lite_residual": f"Shapes of the lite residual ({OWN})",
+    "lr": f"Learning rates ({OWN})",
+    "pareto": f"Pareto front per data set ({OWN})",
+    "not_finished": "Runs that did not finish",
+    "coverage": "Coverage: cells of the paper with runs, and the commands for the rest",
+}
+LONG = ("table2", "table3", "table4", "figure3", "figure5")  # one row a cell in CSV
+
+
+@dataclass
+class Options:
+    """The command line."""
+
+    outputs: str = "outputs"  # folder of the runs
+    output_dir: str = "report"
+
+
+def main() -> None:
+    """Write tables in Markdown, LaTeX and CSV, and index.html."""
+    quiet_libraries()
+    with one_line_errors():
+        options = key_values(sys.argv[1:], Options)
+        outputs, folder = Path(options.outputs), Path(options.output_dir)
+        runs, others = read(outputs)
+        if runs.empty:
+            logging.getLogger("tinytl").warning(
+                "%s holds no finished runs: the paper's figures alone", outputs
+            )
+        cells = tables.paper_cells(runs)
+        made = all_tables(runs, others, cells)
+        for name, table in made.items():
+            write_table(folder / name, table, cells[cells.table == name] if name in LONG else table)
+        write_table(folder / "runs", *2 * (runs.drop(columns="record"),))
+        titled = {TITLES[name]: table for name, table in made.items()}
+        write_text(folder / "index.html", page.page(runs, titled, os.path.relpath(outputs, folder)))
+        print(
+            f"{len(runs)} finished runs, {len(others)} others: {folder / 'index.html'} and {len(made) + 1} tables"
+        )
+
+
+def all_tables(
+    runs: pandas.DataFrame, others: pandas.DataFrame, cells: pandas.DataFrame
+) -> dict[str, pandas.DataFrame]:
+    """Every table by the name of its file."""
+    found = {name: tables.wide(cells[cells.table == name]) for name in LONG}
+    found |= {"table1": tables.table1(runs), "figure1": tables.figure1()}
+    found |= {name: tables.ours(name, runs) for name in tables.OURS}
+    found |= {"pareto": tables.pareto(runs), "not_finished": others, "coverage": coverage.coverage(cells)}
+    return {name: found[name] for name in TITLES}
+
+
+def write_table(path: Path, table: pandas.DataFrame, long: pandas.DataFrame) -> None:
+    """Write NAME.md and NAME.tex for people, NAME.csv with plain numbers."""
+    shown = table.map(page.text)
+    write_text(path.with_suffix(".md"), shown.to_markdown(index=False, disable_numparse=True) + "\n")
+    latex = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    write_text(
+        path.with_suffix(".tex"), latex.to_latex(hrules=True).replace("±", r"$\pm$").replace("—", "--")
+    )
+    write_text(path.with_suffix(".csv"), long.to_csv(index=False))
+
+
+if __name__ == "__main__":
+    main()

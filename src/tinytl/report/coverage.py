@@ -1,0 +1,28 @@
+"""Which cells of the paper's tables have runs, and the command for those that have none."""
+
+import pandas
+
+from tinytl.report.paper import Cell
+from tinytl.report.paper import cells as paper_cells
+
+
+def coverage(beside: pandas.DataFrame) -> pandas.DataFrame:
+    """A row per cell of `tables.paper_cells`: its seeds, or the command that runs it, or why nothing can."""
+    found = beside[["table", "row", "data", "seeds"]].copy()
+    found["missing"] = [
+        "" if seeds else cell.why_not or command(cell)
+        for cell, seeds in zip(paper_cells(), found.seeds, strict=True)
+    ]
+    return found
+
+
+def command(cell: Cell) -> str:
+    """The command that runs a cell."""
+    settings = f"data={cell.data} method={cell.method} resolution={cell.resolution}"
+    if cell.table == "table3":
+        settings += f" model={cell.model}"
+    if cell.table == "table4":
+        settings += f" lite_residual.pretrained={str(cell.lite_residual_pretrained).lower()}"
+    if cell.table == "figure5":
+        settings += f" batch_size={cell.batch_size}"
+    return f"python src/run.py -m +sweeps={cell.table} {settings}"

@@ -1,0 +1,67 @@
+"""One self-contained HTML page: tables, and plots of the runs that the reader filters."""
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import pandas
+from jinja2 import Environment
+from plotly.offline import get_plotlyjs
+
+FIELDS = (
+    *("name", "data", "model", "method", "norm", "engine", "resolution", "batch_size", "budget_mb", "lr"),
+    *("epochs", "seed", "accuracy", "measured_mb", "paper_mb", "seconds"),
+)
+CURVES = ("epoch", "train/loss", "val/loss", "val/top1", "val/mean_accuracy")
+
+
+def page(runs: pandas.DataFrame, tables: dict[str, pandas.DataFrame], to_outputs: str) -> str:
+    """The page. `tables`: title -> table; `to_outputs`: relative address of the runs' folder."""
+    folder = files("tinytl.report")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        (folder / "page.html").read_text()
+    )
+    return template.render(
+        tables=[(title, _columns(table), _cells(table)) for title, table in tables.items()],
+        runs=_json([_run(row) for row in runs.to_dict("records")]), outputs=_json(to_outputs),
+        style=(folder / "page.css").read_text(), script=(folder / "page.js").read_text(),
+        plotly=get_plotlyjs(), finished=len(runs),
+    )  # fmt: skip
+
+
+def _run(row: dict[str, Any]) -> dict[str, Any]:
+    record = row["record"]
+    split = (record.get("memory") or {}).get("measured_split_mb") or {}
+    curves = {key: values for key, values in (record.get("curves") or {}).items() if key in CURVES}
+    values = {key: None if pandas.isna(row[key]) else row[key] for key in FIELDS}
+    return {**values, "split_mb": _rounded(split), "curves": {k: _rounded(v) for k, v in curves.items()}}
+
+
+def _rounded(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _rounded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return round(values, 4) if isinstance(values, float) else values
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand in a script: no `<` can close it."""
+    return json.dumps(value, default=float, allow_nan=False).replace("<", "\\u003c")
+
+
+def _columns(table: pandas.DataFrame) -> list[str]:
+    return [str(column) for column in table.columns]
+
+
+def _cells(table: pandas.DataFrame) -> list[list[str]]:
+    return [[text(value) for value in row] for row in table.itertuples(index=False)]
+
+
+def text(value: Any) -> str:
+    """A value for a person."""
+    if value is None or (not isinstance(value, str) and pandas.isna(value)):
+        return "—"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+    return str(value)

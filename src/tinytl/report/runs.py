@@ -1,0 +1,85 @@
+"""The runs of an output folder as one table; what did not finish stands in another."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+log = logging.getLogger(__name__)
+
+# column -> where results.json has it
+COLUMNS = {
+    "sweep": "sweep", "data": "config.data.name", "model": "config.model.name",
+    "method": "config.method.name", "norm": "config.norm.name", "engine": "config.engine.name",
+    "resolution": "config.resolution", "batch_size": "config.batch_size",
+    "budget_mb": "config.memory_budget_mb", "lr": "config.lr", "epochs": "config.epochs",
+    "seed": "config.seed", "quantize": "config.quantize", "loss": "metrics.test/loss",
+    "paper_mb": "memory.paper_mb", "predicted_mb": "memory.predicted_mb",
+    "measured_mb": "memory.measured_mb", "process_mb": "memory.process_mb",
+    "trainable": "params.trainable", "total": "params.total", "seconds": "time.seconds",
+}  # fmt: skip
+LITE_RESIDUAL = {"kernel_size": 5, "groups": 2, "expansion": 1.0, "pooling": 2, "upsampling": "bilinear"}
+FULL_EPOCHS = 50  # the paper's
+
+
+def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """(finished runs, the others with status and reason), a row per `outputs/*/results.json`.
+
+    `accuracy` is in %, top-1 or for multilabel data the mean accuracy. Files that are no results are
+    named in the log and left out.
+    """
+    finished, others = [], []
+    for path in sorted(outputs.glob("*/results.json")):
+        try:
+            record = json.loads(path.read_text())
+            status = record["status"]
+            if status == "finished":
+                finished.append(_row(path, record))
+            else:
+                others.append({"name": path.parent.name, "status": status, "reason": record.get("reason")})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: not a run's results (%s: %s)", path, type(error).__name__, error)
+    columns = ["name", "accuracy", *COLUMNS, "as_paper", "lite_residual_pretrained", *LITE_RESIDUAL, "record"]
+    return (
+        pandas.DataFrame(finished, columns=pandas.Index(columns)),
+        pandas.DataFrame(others, columns=pandas.Index(["name", "status", "reason"])),
+    )
+
+
+def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    metrics = record["metrics"]
+    accuracy = metrics.get("test/top1", metrics.get("test/mean_accuracy"))
+    return {
+        "name": path.parent.name,
+        "accuracy": None if accuracy is None else 100 * accuracy,
+        **{column: _get(record, key) for column, key in COLUMNS.items()},
+        **{key: _get(record, f"config.lite_residual.{key}") for key in LITE_RESIDUAL},
+        "as_paper": is_as_paper(record["config"]),
+        "lite_residual_pretrained": _get(record, "params.lite_residual_pretrained"),
+        "record": record,
+    }
+
+
+def _get(record: Any, key: str) -> Any:
+    for part in key.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
+
+
+def is_as_paper(config: dict[str, Any]) -> bool:
+    """Whether a run is none smaller than the paper's: data, recipe, epochs, weights, lite residuals."""
+    data, trainer, lite = config["data"], config["trainer"], config["lite_residual"]
+    recipe = data.get("lr_batch1") if config["batch_size"] == 1 and data.get("lr_batch1") else data["lr"]
+    residual_of_paper = all(lite.get(key) == value for key, value in LITE_RESIDUAL.items())
+    return (
+        str(data["loader"]).startswith("tinytl.data.")
+        and config["epochs"] >= FULL_EPOCHS
+        and config["checkpoint"] is not None
+        and data["val_fraction"] == 0
+        and all(trainer[f"limit_{part}_batches"] == 1.0 for part in ("train", "val", "test"))
+        and not any(isinstance(trainer[f"limit_{p}_batches"], int) for p in ("train", "val", "test"))
+        and config["lr"] == recipe
+        and (residual_of_paper or config["method"]["name"] not in ("tinytl", "tinytl_l"))
+    )
