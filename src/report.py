@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
 
@@ -63,20 +64,20 @@ def main() -> None:
         cells = tables.paper_cells(runs)
         made = all_tables(runs, others, cells)
         for name, table in made.items():
-            write_table(folder / name, table, cells[cells.table == name] if name in LONG else table)
-        write_table(folder / "runs", *2 * (runs.drop(columns="record"),))
+            long: Any = cells[cells.table == name] if name in LONG else table
+            write_table(folder / name, table, long)
+        write_table(folder / "runs", plain := runs.drop(columns="record"), plain)
         titled = {TITLES[name]: table for name, table in made.items()}
         write_text(folder / "index.html", page.page(runs, titled, os.path.relpath(outputs, folder)))
-        print(
-            f"{len(runs)} finished runs, {len(others)} others: {folder / 'index.html'} and {len(made) + 1} tables"
-        )
+        print(f"{len(runs)} finished runs, {len(others)} others; {len(made) + 1} tables in {folder}")
+        print(folder / "index.html")
 
 
 def all_tables(
     runs: pandas.DataFrame, others: pandas.DataFrame, cells: pandas.DataFrame
 ) -> dict[str, pandas.DataFrame]:
     """Every table by the name of its file."""
-    found = {name: tables.wide(cells[cells.table == name]) for name in LONG}
+    found = {name: tables.wide(cells.query("table == @name")) for name in LONG}
     found |= {"table1": tables.table1(runs), "figure1": tables.figure1()}
     found |= {name: tables.ours(name, runs) for name in tables.OURS}
     found |= {"pareto": tables.pareto(runs), "not_finished": others, "coverage": coverage.coverage(cells)}
@@ -87,7 +88,7 @@ def write_table(path: Path, table: pandas.DataFrame, long: pandas.DataFrame) -> 
     """Write NAME.md and NAME.tex for people, NAME.csv with plain numbers."""
     shown = table.map(page.text)
     write_text(path.with_suffix(".md"), shown.to_markdown(index=False, disable_numparse=True) + "\n")
-    latex = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    latex: Any = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     write_text(
         path.with_suffix(".tex"), latex.to_latex(hrules=True).replace("±", r"$\pm$").replace("—", "--")
     )

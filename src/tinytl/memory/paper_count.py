@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from tinytl.backbones.build import NetworkSpec, build_on_meta
-from tinytl.backbones.lite_residual import LiteResidualBlock, LiteResidualConfig
+from tinytl.backbones.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
 from tinytl.backbones.proxylessnas import ARCHITECTURES
 from tinytl.methods import freeze
 
@@ -74,6 +74,9 @@ def count(network: Any, resolution: int) -> PaperCount:
     head = {id(p) for p in network.get_classifier().parameters()}
     counter = _Counter(backward_enters_body=any(p.requires_grad and id(p) not in head for p in parameters))
     handles = [handle for module in network.modules() for handle in counter.watch(module)]
+    for module in network.modules():
+        if isinstance(module, LiteResidual):
+            module.upsampling = "nearest"  # the same shapes, in a tenth of the time on the meta device
     network.eval()
     with torch.no_grad():
         network(torch.empty(IMAGES, 3, resolution, resolution, device="meta"))

@@ -8,7 +8,7 @@ from tinytl.report.paper import cells as paper_cells
 
 def coverage(beside: pandas.DataFrame) -> pandas.DataFrame:
     """A row per cell of `tables.paper_cells`: its seeds, or the command that runs it, or why nothing can."""
-    found = beside[["table", "row", "data", "seeds"]].copy()
+    found = beside.filter(["table", "row", "data", "seeds"])
     found["missing"] = [
         "" if seeds else cell.why_not or command(cell)
         for cell, seeds in zip(paper_cells(), found.seeds, strict=True)

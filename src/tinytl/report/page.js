@@ -5,6 +5,7 @@ const COLUMNS = ["data", "model", "method", "norm", "engine", "resolution", "bat
   "epochs", "seed", "accuracy", "measured_mb", "paper_mb", "seconds"];
 const KINDS = ["parameters", "activations", "gradients", "optimizer", "batch", "transients"];
 const MOST_BARS = 30;
+const TICKS_MB = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
 const CONFIG = {responsive: true, displaylogo: false, toImageButtonOptions: {format: "svg"}};
 const LAYOUT = {margin: {t: 20, r: 20, b: 50, l: 60}, legend: {orientation: "h", y: -0.22},
   font: {family: "system-ui, sans-serif", size: 13}, colorway:
@@ -72,7 +73,7 @@ function drawScatter(runs) {
   traces.push({name: "Pareto front", mode: "lines", type: "scatter", hoverinfo: "skip",
     line: {color: "#9aa5b1", dash: "dot", shape: "hv"},
     x: best.map(run => run.measured_mb), y: best.map(run => run.accuracy)});
-  Plotly.react("scatter", traces, {...LAYOUT, xaxis: {title: {text: "measured, MB"}, type: "log"},
+  Plotly.react("scatter", traces, {...LAYOUT, xaxis: {title: {text: "measured, MB"}, type: "log", tickvals: TICKS_MB},
     yaxis: {title: {text: "accuracy, %"}}}, CONFIG);
 }
 
@@ -89,8 +90,7 @@ function drawSplit(runs) {
   Plotly.react("split", KINDS.map(kind => ({name: kind, type: "bar", orientation: "h",
     y: bars.map(bar => bar[0]), x: bars.map(bar => bar[1].split_mb[kind] || 0),
     hovertemplate: "%{x:.2f} MB<extra>" + kind + "</extra>"})), {...LAYOUT, barmode: "stack",
-    xaxis: {title: {text: "MB at the peak of a step"}, side: "top"}, yaxis: {automargin: true, autorange: "reversed"},
-    margin: {...LAYOUT.margin, t: 50, b: 20}, legend: {orientation: "h", y: -0.05}}, CONFIG);
+    yaxis: {automargin: true, autorange: "reversed"}, margin: {...LAYOUT.margin, t: 30, b: 20}}, CONFIG);
 }
 
 function drawCurves(runs) {

@@ -52,7 +52,8 @@ def _of_cell(cell: Cell, runs: pandas.DataFrame) -> pandas.DataFrame:
     )  # fmt: skip
     if cell.lite_residual_pretrained is not None:
         same &= runs.lite_residual_pretrained.eq(cell.lite_residual_pretrained)
-    return runs[same & runs.accuracy.notna()].drop_duplicates("seed")
+    mine: Any = runs[same & runs.accuracy.notna()]
+    return mine.drop_duplicates("seed")
 
 
 def count_mb(cell: Cell) -> float | None:
@@ -96,9 +97,9 @@ def _figure(value: float | None) -> str:
 def table1(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Bits per element that an activation layer keeps: the paper's, and what runs measured by engine."""
     measured: dict[tuple[str, str], set[float]] = {}
-    for run in runs.itertuples():
-        for name, bits in ((run.record.get("memory") or {}).get("activation_bits") or {}).items():
-            measured.setdefault((run.engine, name), set()).add(bits)
+    for run in runs.to_dict("records"):
+        for name, bits in ((run["record"].get("memory") or {}).get("activation_bits") or {}).items():
+            measured.setdefault((run["engine"], name), set()).add(bits)
     rows = []
     for layer, bits in paper.activation_bits().items():
         ours = {
