@@ -1,0 +1,263 @@
+"""The report from results.json files written by hand: figures worked out by hand, and nothing invented."""
+
+import copy
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas
+import pytest
+from conftest import ROOT
+
+import report
+from tinytl.report import coverage, paper, tables
+from tinytl.report.runs import read
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+RECORD = {
+    "status": "finished",
+    "sweep": "table2",
+    "fingerprint": "0",
+    "config": {
+        "data": {
+            **{"name": "cars", "loader": "tinytl.data.cars.load", "val_fraction": 0},
+            **{"lr": 8e-4, "lr_batch1": 2e-4},
+        },
+        "model": {"name": "proxylessnas_mobile"},
+        "method": {"name": "tinytl"},
+        "norm": {"name": "gn"},
+        "engine": {"name": "lean"},
+        "lite_residual": {
+            **{"enabled": True, "kernel_size": 5, "groups": 2, "expansion": 1.0, "pooling": 2},
+            **{"upsampling": "bilinear", "pretrained": True},
+        },
+        "trainer": {f"limit_{part}_batches": 1.0 for part in ("train", "val", "test")},
+        "batch_size": 8, "resolution": 224, "memory_budget_mb": None, "epochs": 50, "lr": 8e-4, "seed": 0,
+        "quantize": "int8", "checkpoint": "weights.pth",
+    },
+    "metrics": {"test/top1": 0.85, "test/loss": 0.5},
+    "curves": {"epoch": [1, 2], "train/loss": [2.0, 1.0], "val/top1": [0.5, None]},
+    "memory": {
+        "paper_mb": 37.5, "predicted_mb": 84.0, "measured_mb": 83.5, "process_mb": 400.0,
+        "measured_split_mb": {"parameters": 40.0, "activations": 43.5},
+        "activation_bits": {"ReLU6": 1.0},
+    },
+    "params": {"total": 1, "trainable": 1, "lite_residual_pretrained": True},
+    "time": {"seconds": 60.0, "images_per_second": 10.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Writes a run: RECORD with changes, `{"config.seed": 1}` by dotted keys."""
+
+    def write(name, changes=()):
+        record = copy.deepcopy(RECORD)
+        for key, value in dict(changes).items():
+            *above, last = key.split(".")
+            place = record
+            for part in above:
+                place = place[part]
+            place[last] = value
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "results.json").write_text(json.dumps(record))
+
+    write.folder = tmp_path / "outputs"
+    (tmp_path / "outputs").mkdir()
+    return write
+
+
+@pytest.fixture
+def reported(outputs, tmp_path, monkeypatch, capsys):
+    """Runs the program; returns the folder it wrote."""
+
+    def run():
+        folder = tmp_path / "report"
+        monkeypatch.setattr(sys, "argv", ["report.py", f"outputs={outputs.folder}", f"output_dir={folder}"])
+        report.main()
+        return folder
+
+    monkeypatch.setattr(tables, "count_mb", lambda cell: 37.1)  # seconds; test_paper_count has the figures
+    return run
+
+
+def cell(folder, table="table2", row="TinyTL-L+B @224", data="cars"):
+    found = pandas.read_csv(folder / f"{table}.csv")
+    return found[(found.row == row) & (found.data == data)].iloc[0]
+
+
+def test_mean_spread_and_difference(outputs, reported):
+    accuracies = [84.0, 85.5, 86.1]
+    for seed, accuracy in enumerate(accuracies):
+        outputs(f"run{seed}", {"config.seed": seed, "metrics.test/top1": accuracy / 100})
+    folder = reported()
+    found = cell(folder)
+    assert found.paper == 85.0 and found.seeds == 3  # the paper's Table 2, Cars
+    assert found.ours == pytest.approx(85.2) and found.difference == pytest.approx(0.2)
+    assert found["std"] == pytest.approx(statistics.stdev(accuracies))
+    assert (found.paper_mb, found.count_mb, found.measured_mb) == (37, 37.1, 83.5)
+    assert "85.0 / 85.2 ± 1.1 (+0.2)" in (folder / "table2.md").read_text()
+    assert r"85.0 / 85.2 $\pm$ 1.1 (+0.2)" in (folder / "table2.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "failed", "reason": "no"},
+        {"status": "out_of_memory", "reason": "no"},
+        {"status": "running"},
+        {"config.epochs": 3},
+        {"config.trainer.limit_train_batches": 2},
+        {"config.trainer.limit_test_batches": 1},
+        {"config.data.loader": "my.loader"},
+        {"config.data.val_fraction": 0.1},
+        {"config.checkpoint": None},
+        {"config.lr": 1e-3},
+        {"config.norm.name": "bn"},
+        {"config.lite_residual.groups": 4},
+        {"params.lite_residual_pretrained": False},
+        {"config.batch_size": 1, "config.lr": 2e-4},
+        {"config.resolution": 192},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_no_other_run_stands_for_the_papers(outputs, reported, changes):
+    outputs("run", changes)
+    folder = reported()
+    found = cell(folder)
+    assert found.seeds == 0 and pandas.isna(found.ours) and pandas.isna(found.measured_mb)
+    if "status" in changes:
+        assert (
+            "85.00" not in (folder / "runs.md").read_text()
+            and "0 finished" in (folder / "index.html").read_text()
+        )
+        assert f"| {changes['status']} " in (folder / "not_finished.md").read_text()
+
+
+def test_random_lite_residuals_are_table_4s(outputs, reported):
+    outputs("run", {"params.lite_residual_pretrained": False, "config.lite_residual.pretrained": False})
+    folder = reported()
+    assert (
+        cell(folder, "table4", "TinyTL-RandomL+B").ours == 85
+        and cell(folder, "table4", "TinyTL-L+B").seeds == 0
+    )
+
+
+def test_table_1_and_the_front(outputs, reported):
+    """The Pareto front against brute force."""
+    points = [(10, 50), (20, 60), (15, 40), (30, 60), (40, 90), (40, 80)]
+    for index, (size, accuracy) in enumerate(points):
+        changes = {"config.seed": index, "memory.measured_mb": size, "metrics.test/top1": accuracy / 100}
+        outputs(f"run{index}", changes)
+    folder = reported()
+    best = [
+        (m, a) for m, a in points
+        if not any((n <= m and b >= a and (n, b) != (m, a)) for n, b in points)
+    ]  # fmt: skip
+    front = pandas.read_csv(folder / "pareto.csv")
+    assert sorted(zip(front.measured_mb, front.accuracy.round(6), strict=True)) == sorted(best)
+    table = pandas.read_csv(folder / "table1.csv").set_index("layer")
+    assert table.paper.to_dict() == {"relu": 1, "sigmoid": 32, "h-swish": 32}
+    assert table.lean["relu"] == "1" and table.lean["sigmoid"] == "—"
+
+
+def test_own_sweeps_are_grouped_over_seeds(outputs, reported):
+    for seed, top1 in ((0, 0.5), (1, 0.7)):
+        outputs(f"run{seed}", {"sweep": "norms", "config.seed": seed, "metrics.test/top1": top1})
+    (row,) = pandas.read_csv(reported() / "norms.csv").to_dict("records")
+    assert (row["norm"], row["batch_size"], row["seeds"]) == ("gn", 8, 2)
+    assert row["accuracy"] == pytest.approx(60) and row["std"] == pytest.approx(14.1421, abs=1e-3)
+
+
+def test_coverage_names_the_command(outputs, monkeypatch):
+    monkeypatch.setattr(tables, "count_mb", lambda cell: None)
+    outputs("run")
+    runs, _ = read(outputs.folder)
+    found = coverage.coverage(tables.paper_cells(runs)).set_index(["table", "row", "data"])
+    assert len(found) == len(paper.cells())
+    assert found.missing["table2", "TinyTL-L+B @224", "cars"] == ""
+    command = "python src/run.py -m +sweeps=figure5 data=aircraft method=tinytl resolution=288 batch_size=1"
+    assert found.missing["figure5", "batch 1 @288", "aircraft"] == command
+    assert "no such network" in found.missing["table3", "FT-Full NASNet-A Mobile", "cars"]
+
+
+def test_counts_beside_the_papers_memory():
+    """Table 2 rounds to 1 MB; other networks within 6 % (paper's Table 3)."""
+    for found in paper.cells():
+        if found.table == "table2":
+            assert abs(tables.count_mb(found) - found.memory_mb) < 0.7
+        elif found.table == "table3" and found.model:
+            assert tables.count_mb(found) == pytest.approx(found.memory_mb, rel=0.06)
+
+
+def test_broken_files_are_named_and_left_out(outputs, reported, caplog):
+    outputs("good")
+    for name, text in (("torn", "{"), ("foreign", "[1]"), ("empty", '{"status": "finished"}')):
+        (outputs.folder / name).mkdir()
+        (outputs.folder / name / "results.json").write_text(text)
+    assert cell(reported()).seeds == 1
+    assert all(
+        f"{name}/results.json: not a run's results" in caplog.text for name in ("torn", "foreign", "empty")
+    )
+
+
+def test_no_runs_at_all(reported, caplog):
+    folder = reported()
+    assert "holds no finished runs" in caplog.text
+    assert cell(folder).paper == 85 and (folder / "index.html").is_file()
+
+
+class _Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.bad = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br", "link", "input"):
+            self.open.append(tag)
+        self.bad += [value for key, value in attrs if key in ("src", "href") and "://" in (value or "")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_and_names_cannot_break_it(outputs, reported):
+    outputs("evil</script><b>&", {"config.model.name": "</script><script>alert(1)</script>"})
+    outputs("failed", {"status": "failed", "reason": "<b>bad</b>"})
+    text = (reported() / "index.html").read_text()
+    tags = _Tags()
+    tags.feed(text)
+    assert not tags.open and not tags.bad
+    assert text.count("<script>alert") == 0 and "<b>bad" not in text
+    assert len(text) < 10e6
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_the_page_in_a_browser(outputs, reported):
+    """Filters from the address, plots, sortable tables, links; no error in the console."""
+    for index, data in enumerate(["cars", "cars", "pets"]):
+        changes = {
+            "config.data.name": data,
+            "config.seed": index,
+            "config.data.loader": f"tinytl.data.{data}.load",
+        }
+        outputs(f"run {index}", changes)
+    page = reported() / "index.html"
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000",
+        "--enable-logging=stderr", "--dump-dom", f"file://{page}#data=cars",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert "Uncaught" not in done.stderr, done.stderr
+    dom = done.stdout
+    rows = re.search(r'<table id="runs">.*?</table>', dom, re.DOTALL)
+    assert rows and rows[0].count("<tr") == 1 + 2  # of three runs those on cars
+    assert 'href="../outputs/run%200/results.json"' in rows[0]
+    plots = re.findall(r'<div id="(\w+)" class="plot js-plotly-plot"', dom)
+    assert plots == ["scatter", "split", "curves"]
+    assert dom.count('class="point"') >= 2 and "Pareto front" in dom
+    assert (page.parent / "../outputs/run 0/results.json").is_file()
