@@ -52,7 +52,14 @@ RECORD = {
 
 
 @pytest.fixture
-def outputs(tmp_path):
+def folder(tmp_path):
+    """The folder of the runs."""
+    (tmp_path / "outputs").mkdir()
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def outputs(folder):
     """Writes a run: RECORD with changes, `{"config.seed": 1}` by dotted keys."""
 
     def write(name, changes=()):
@@ -63,23 +70,21 @@ def outputs(tmp_path):
             for part in above:
                 place = place[part]
             place[last] = value
-        (tmp_path / "outputs" / name).mkdir(parents=True)
-        (tmp_path / "outputs" / name / "results.json").write_text(json.dumps(record))
+        (folder / name).mkdir(parents=True)
+        (folder / name / "results.json").write_text(json.dumps(record))
 
-    write.folder = tmp_path / "outputs"
-    (tmp_path / "outputs").mkdir()
     return write
 
 
 @pytest.fixture
-def reported(outputs, tmp_path, monkeypatch, capsys):
+def reported(folder, tmp_path, monkeypatch):
     """Runs the program; returns the folder it wrote."""
 
     def run():
-        folder = tmp_path / "report"
-        monkeypatch.setattr(sys, "argv", ["report.py", f"outputs={outputs.folder}", f"output_dir={folder}"])
+        arguments = [f"outputs={folder}", f"output_dir={tmp_path / 'report'}"]
+        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
         report.main()
-        return folder
+        return tmp_path / "report"
 
     monkeypatch.setattr(tables, "count_mb", lambda cell: 37.1)  # seconds; test_paper_count has the figures
     return run
@@ -173,10 +178,10 @@ def test_own_sweeps_are_grouped_over_seeds(outputs, reported):
     assert row["accuracy"] == pytest.approx(60) and row["std"] == pytest.approx(14.1421, abs=1e-3)
 
 
-def test_coverage_names_the_command(outputs, monkeypatch):
+def test_coverage_names_the_command(outputs, folder, monkeypatch):
     monkeypatch.setattr(tables, "count_mb", lambda cell: None)
     outputs("run")
-    runs, _ = read(outputs.folder)
+    runs, _ = read(folder)
     found = coverage.coverage(tables.paper_cells(runs)).set_index(["table", "row", "data"])
     assert len(found) == len(paper.cells())
     assert found.missing["table2", "TinyTL-L+B @224", "cars"] == ""
@@ -189,16 +194,16 @@ def test_counts_beside_the_papers_memory():
     """Table 2 rounds to 1 MB; other networks within 6 % (paper's Table 3)."""
     for found in paper.cells():
         if found.table == "table2":
-            assert abs(tables.count_mb(found) - found.memory_mb) < 0.7
+            assert tables.count_mb(found) == pytest.approx(found.memory_mb, abs=0.7)
         elif found.table == "table3" and found.model:
             assert tables.count_mb(found) == pytest.approx(found.memory_mb, rel=0.06)
 
 
-def test_broken_files_are_named_and_left_out(outputs, reported, caplog):
+def test_broken_files_are_named_and_left_out(outputs, folder, reported, caplog):
     outputs("good")
     for name, text in (("torn", "{"), ("foreign", "[1]"), ("empty", '{"status": "finished"}')):
-        (outputs.folder / name).mkdir()
-        (outputs.folder / name / "results.json").write_text(text)
+        (folder / name).mkdir()
+        (folder / name / "results.json").write_text(text)
     assert cell(reported()).seeds == 1
     assert all(
         f"{name}/results.json: not a run's results" in caplog.text for name in ("torn", "foreign", "empty")
