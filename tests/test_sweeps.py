@@ -12,6 +12,7 @@ import pytest
 from fake_data import FAKE
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 
 import fingerprint
 from checks import check
@@ -68,6 +69,12 @@ def test_the_command_line_replaces_what_a_grid_says():
         ["seed=7", "method=last", "resolution=96"],
         ["seed=7", "method=tinytl", "resolution=96"],
     ]
+
+
+def test_jobs_do_not_share_a_folder():
+    assert len(points({}, [{}], ["name=${method.name}", "method=last,bias"])) == 2
+    with pytest.raises(HydraException, match="name=x: 2 jobs cannot share"):
+        points({}, [{}], ["name=x", "method=last,bias"])
 
 
 def test_killed_and_started_again(sweep, tmp_path):

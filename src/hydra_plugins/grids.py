@@ -2,12 +2,14 @@
 
 import itertools
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 
 
 @dataclass
@@ -52,11 +54,18 @@ class Grids(BasicSweeper):
 
 
 def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[str]) -> list[list[str]]:
-    """The overrides of every job; `arguments` replace what params and grids say."""
+    """The overrides of every job; `arguments` replace what params and grids say.
+
+    Raises ConfigCompositionException where jobs would share one name, and so one folder.
+    """
     found: dict[tuple[str, ...], None] = {}  # a dict, for the order
     for grid in grids:
         settings = [f"{key}={value}" for key, value in {**params, **grid}.items()]
         overrides = OverridesParser.create().parse_overrides([*settings, *arguments])
         for point in itertools.chain(*BasicSweeper.split_arguments(overrides, None)):
             found[tuple(point)] = None
+    names = Counter(setting for point in found for setting in point if setting.startswith("name="))
+    for name, jobs in names.items():
+        if jobs > 1 and "${" not in name:
+            raise ConfigCompositionException(f"{name}: {jobs} jobs cannot share one folder")
     return [list(point) for point in found]
