@@ -66,6 +66,6 @@ def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[
             found[tuple(point)] = None
     names = Counter(setting for point in found for setting in point if setting.startswith("name="))
     for name, jobs in names.items():
-        if jobs > 1 and "${" not in name:
+        if jobs > 1 and "$" not in name:
             raise ConfigCompositionException(f"{name}: {jobs} jobs cannot share one folder")
     return [list(point) for point in found]
