@@ -67,7 +67,7 @@ def main() -> None:
             long: Any = cells[cells.table == name] if name in LONG else table
             write_table(folder / name, table, long)
         write_table(folder / "runs", plain := runs.drop(columns="record"), plain)
-        titled = {TITLES[name]: table for name, table in made.items()}
+        titled = {name: (TITLES[name], table) for name, table in made.items()}
         write_text(folder / "index.html", page.page(runs, titled, os.path.relpath(outputs, folder)))
         print(f"{len(runs)} finished runs, {len(others)} others; {len(made) + 1} tables in {folder}")
         print(folder / "index.html")

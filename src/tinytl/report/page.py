@@ -15,14 +15,14 @@ FIELDS = (
 CURVES = ("epoch", "train/loss", "val/loss", "val/top1", "val/mean_accuracy")
 
 
-def page(runs: pandas.DataFrame, tables: dict[str, pandas.DataFrame], to_outputs: str) -> str:
-    """The page. `tables`: title -> table; `to_outputs`: relative address of the runs' folder."""
+def page(runs: pandas.DataFrame, tables: dict[str, tuple[str, pandas.DataFrame]], to_outputs: str) -> str:
+    """The page. `tables`: name of the file -> title and table; `to_outputs`: relative address of the runs."""
     folder = files("tinytl.report")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (folder / "page.html").read_text()
     )
     return template.render(
-        tables=[(title, _columns(table), _cells(table)) for title, table in tables.items()],
+        tables=[(name, title, _columns(table), _cells(table)) for name, (title, table) in tables.items()],
         runs=_json([_run(row) for row in runs.to_dict("records")]), outputs=_json(to_outputs),
         style=(folder / "page.css").read_text(), script=(folder / "page.js").read_text(),
         plotly=get_plotlyjs(), finished=len(runs),
