@@ -124,6 +124,9 @@ def test_mean_spread_and_difference(outputs, reported):
         {"config.lr": 1e-3},
         {"config.norm.name": "bn"},
         {"config.lite_residual.groups": 4},
+        {"config.lr": 1e-3, "config.data.lr": 1e-3},
+        {"config.label_smoothing": 0.1},
+        {"config.quantize": "off"},
         {"params.lite_residual_pretrained": False},
         {"config.batch_size": 1, "config.lr": 2e-4},
         {"config.resolution": 192},
@@ -168,6 +171,14 @@ def test_table_1_and_the_front(outputs, reported):
     table = pandas.read_csv(folder / "table1.csv").set_index("layer")
     assert table.paper.to_dict() == {"relu": 1, "sigmoid": 32, "h-swish": 32}
     assert table.lean["relu"] == "1" and table.lean["sigmoid"] == "—"
+
+
+def test_memory_by_kind(outputs, reported):
+    outputs("a")
+    outputs("b", {"config.seed": 1, "memory.measured_split_mb": {"parameters": 20.0, "activations": 63.5}})
+    (row,) = pandas.read_csv(reported() / "memory.csv").to_dict("records")
+    assert (row["parameters"], row["activations"], row["measured_mb"]) == (30, 53.5, 83.5)
+    assert pandas.isna(row["gradients"])
 
 
 def test_own_sweeps_are_grouped_over_seeds(outputs, reported):
@@ -264,5 +275,7 @@ def test_the_page_in_a_browser(outputs, reported):
     assert 'href="../outputs/run%200/results.json"' in rows[0]
     plots = re.findall(r'<div id="(\w+)" class="plot js-plotly-plot"', dom)
     assert plots == ["scatter", "split", "curves"]
+    built = re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL)
+    assert "modebar-btn" in built and "Share chart" not in built  # it would upload the figure
     assert dom.count('class="point"') >= 2 and "Pareto front" in dom
     assert (page.parent / "../outputs/run 0/results.json").is_file()

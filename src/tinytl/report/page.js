@@ -6,7 +6,9 @@ const COLUMNS = ["data", "model", "method", "norm", "engine", "resolution", "bat
 const KINDS = ["parameters", "activations", "gradients", "optimizer", "batch", "transients"];
 const MOST_BARS = 30;
 const TICKS_MB = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
-const CONFIG = {responsive: true, displaylogo: false, toImageButtonOptions: {format: "svg"}};
+// showSendToCloud: a button that would upload the figure, there unless told not to
+const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false,
+  toImageButtonOptions: {format: "svg"}};
 const LAYOUT = {margin: {t: 20, r: 20, b: 50, l: 60}, legend: {orientation: "h", y: -0.22},
   font: {family: "system-ui, sans-serif", size: 13}, colorway:
   ["#1f5fa8", "#d9762b", "#3b8f5a", "#b3394a", "#7a5ba6", "#8a6d4b", "#4aa3b5", "#666f7a"]};

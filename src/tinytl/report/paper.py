@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "paper"
@@ -65,6 +66,30 @@ class Cell:
 def cells() -> list[Cell]:
     """Every accuracy of Tables 2 to 4 and Figures 3 and 5."""
     return [*_table2(), *_table3(), *_table4(), *_figure3(), *_figure5()]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the published scripts train on a data set."""
+
+    lr_batch8: float
+    lr_batch1: float | None  # None: the paper trains no batch of 1 on it
+    label_smoothing: float
+    color_jitter: list[float] | None  # brightness, contrast, saturation, hue
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """Data set -> recipe."""
+    found = {}
+    for line in _lines("recipes"):
+        jitter = (
+            None if line["color_jitter"] == "none" else [float(v) for v in line["color_jitter"].split("/")]
+        )
+        lr_batch1 = float(line["lr_batch1"]) if line["lr_batch1"] else None
+        smoothing = float(line["label_smoothing"])
+        found[line["dataset"]] = Recipe(float(line["lr_batch8"]), lr_batch1, smoothing, jitter)
+    return found
 
 
 def activation_bits() -> dict[str, float]:

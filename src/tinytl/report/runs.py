@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas
 
+from tinytl.report.recipe import departures, get
+
 log = logging.getLogger(__name__)
 
 # column -> where results.json has it
@@ -20,8 +22,7 @@ COLUMNS = {
     "measured_mb": "memory.measured_mb", "process_mb": "memory.process_mb",
     "trainable": "params.trainable", "total": "params.total", "seconds": "time.seconds",
 }  # fmt: skip
-LITE_RESIDUAL = {"kernel_size": 5, "groups": 2, "expansion": 1.0, "pooling": 2, "upsampling": "bilinear"}
-FULL_EPOCHS = 50  # the paper's
+LITE_RESIDUAL = ("kernel_size", "groups", "expansion", "pooling", "upsampling")
 
 
 def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
@@ -54,32 +55,9 @@ def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": path.parent.name,
         "accuracy": None if accuracy is None else 100 * accuracy,
-        **{column: _get(record, key) for column, key in COLUMNS.items()},
-        **{key: _get(record, f"config.lite_residual.{key}") for key in LITE_RESIDUAL},
-        "as_paper": is_as_paper(record["config"]),
-        "lite_residual_pretrained": _get(record, "params.lite_residual_pretrained"),
+        **{column: get(record, key) for column, key in COLUMNS.items()},
+        **{key: get(record, f"config.lite_residual.{key}") for key in LITE_RESIDUAL},
+        "as_paper": not departures(record["config"]),
+        "lite_residual_pretrained": get(record, "params.lite_residual_pretrained"),
         "record": record,
     }
-
-
-def _get(record: Any, key: str) -> Any:
-    for part in key.split("."):
-        record = record.get(part) if isinstance(record, dict) else None
-    return record
-
-
-def is_as_paper(config: dict[str, Any]) -> bool:
-    """Whether a run is none smaller than the paper's: data, recipe, epochs, weights, lite residuals."""
-    data, trainer, lite = config["data"], config["trainer"], config["lite_residual"]
-    recipe = data.get("lr_batch1") if config["batch_size"] == 1 and data.get("lr_batch1") else data["lr"]
-    residual_of_paper = all(lite.get(key) == value for key, value in LITE_RESIDUAL.items())
-    return (
-        str(data["loader"]).startswith("tinytl.data.")
-        and config["epochs"] >= FULL_EPOCHS
-        and config["checkpoint"] is not None
-        and data["val_fraction"] == 0
-        and all(trainer[f"limit_{part}_batches"] == 1.0 for part in ("train", "val", "test"))
-        and not any(isinstance(trainer[f"limit_{p}_batches"], int) for p in ("train", "val", "test"))
-        and config["lr"] == recipe
-        and (residual_of_paper or config["method"]["name"] not in ("tinytl", "tinytl_l"))
-    )

@@ -7,10 +7,12 @@ import pandas
 
 from tinytl.backbones.build import NetworkSpec
 from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.memory.meter import KINDS
 from tinytl.memory.paper_count import PaperCount, count_as_paper
 from tinytl.methods import METHODS
 from tinytl.report import paper
 from tinytl.report.paper import Cell
+from tinytl.report.recipe import get
 
 COUNTED_CLASSES = 102  # the paper gives one figure for all data sets
 LAYERS = {"relu": ("ReLU", "ReLU6"), "sigmoid": ("Sigmoid",), "h-swish": ("Hardswish", "HardswishMe")}
@@ -144,3 +146,13 @@ def pareto(runs: pandas.DataFrame) -> pandas.DataFrame:
     known = known.sort_values(["data", "measured_mb", "accuracy"], ascending=[True, True, False])
     best = known.groupby("data").accuracy.transform(lambda a: a.astype(float).cummax().shift(fill_value=-1.0))
     return known.loc[known.accuracy.astype(float) > best.astype(float), [*columns, "name"]]
+
+
+def memory(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """What the measured memory is made of, in MB, mean over runs that differ in data or seed alone."""
+    keys = ["model", "method", "norm", "engine", "resolution", "batch_size", "budget_mb"]
+    split = pandas.DataFrame([get(record, "memory.measured_split_mb") or {} for record in runs.record])
+    split = split.reindex(columns=pandas.Index(KINDS)).set_index(runs.index)
+    figures = ["paper_mb", "measured_mb", *KINDS]
+    whole: Any = pandas.concat([runs, split], axis=1).astype(dict.fromkeys(figures, float))
+    return whole.groupby(keys, dropna=False)[figures].mean().reset_index()
