@@ -205,6 +205,8 @@ def status_after(error: BaseException) -> str:
 
 def reason(error: BaseException) -> str:
     """Why a run did not finish, in one line."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted by hand"
     return one_line(error) or type(error).__name__
 
 

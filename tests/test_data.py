@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from urllib.error import URLError
 
+import fake_data
 import numpy
 import pytest
 import torch
@@ -279,3 +280,21 @@ def test_downloading_is_announced(tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING), pytest.raises(UserError):
         cifar.load_cifar10(tmp_path, seed=0)
     assert "data=cifar10 is not in" in caplog.text
+
+
+def test_random_crops_depend_on_seed_epoch_and_image_alone():
+    """So that an interrupted run, or one with other workers, sees the images that another run sees."""
+    common = {"splits": fake_data.load_multiclass("", 0), "resolution": 32, "batch_size": 4}
+    common |= {"mean": (0, 0, 0), "std": (1, 1, 1)}
+
+    def epoch(number, seed=0, workers=0, state=0):
+        loader = ImageDataModule(**common, workers=workers, seed=seed).train_dataloader()
+        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        torch.manual_seed(state)
+        images = torch.cat([images for images, _ in loader])
+        assert torch.equal(torch.get_rng_state(), torch.manual_seed(state).get_state())  # dropout's
+        return images
+
+    first = epoch(1)
+    assert torch.equal(first, epoch(1, state=5)) and torch.equal(first, epoch(1, workers=2))
+    assert not torch.equal(first, epoch(2)) and not torch.equal(first, epoch(1, seed=1))

@@ -79,7 +79,7 @@ def test_jobs_do_not_share_a_folder():
 
 def test_killed_and_started_again(sweep, tmp_path):
     """kill -9 in the middle; then the same results as without."""
-    arguments = [*QUICK, "method=bias,tinytl"]
+    arguments = [*QUICK, "method=bias,tinytl", "batch_size=2"]
     _, uninterrupted = sweep(*arguments, folder="uninterrupted")
     command = [sys.executable, str(ROOT / "src" / "run.py"), "-m", *arguments, "output_dir=outputs"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENV) as process:

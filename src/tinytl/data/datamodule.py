@@ -15,7 +15,7 @@ from tinytl.data.transforms import test_transform, train_transform
 class EpochShuffle(Sampler[int]):
     """A new order each epoch that depends on seed and epoch alone, so that a resumed run has it too.
 
-    Of `size` images the first `count` in that order.
+    Of `size` images the first `count` in that order, as the keys of `Transformed`.
     """
 
     def __init__(self, size: int, count: int, seed: int) -> None:
@@ -30,7 +30,8 @@ class EpochShuffle(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(torch.randperm(self.size, generator=generator)[: self.count].tolist())
+        order = torch.randperm(self.size, generator=generator)[: self.count]
+        return iter((self.epoch * self.size + order).tolist())
 
 
 class ImageDataModule(LightningDataModule):
@@ -69,7 +70,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = min(batch_size, len(train))
         self.micro_batch = min(micro_batch or batch_size, batch_size)
         plain = test_transform(resolution, mean, std)
-        self.train_set = Transformed(splits.train, train, augment)
+        self.train_set = Transformed(splits.train, train, augment, seed)
         self.val_set = Transformed(splits.train, val, plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
 
@@ -91,5 +92,6 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # of its own: dropout's is seeded per epoch
             **options,
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -36,14 +37,22 @@ class Images(Dataset):
 
 
 class Transformed(Dataset):
-    """Some positions of a data set, with a transform applied to the images."""
+    """Some positions of a data set, with a transform applied to the images.
 
-    def __init__(self, dataset: Any, positions: Sequence[int], transform: Callable[[Any], Any]) -> None:
-        self.dataset, self.positions, self.transform = dataset, positions, transform
+    The key of image i in epoch e is `e * len + i`. Random transforms depend on seed and key alone: they
+    are the same whichever process loads the image, and whether a run was interrupted before.
+    """
+
+    def __init__(
+        self, dataset: Any, positions: Sequence[int], transform: Callable[[Any], Any], seed: int = 0
+    ) -> None:
+        self.dataset, self.positions, self.transform, self.seed = dataset, positions, transform, seed
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image, target = self.dataset[self.positions[index]]
-        return self.transform(image), target
+    def __getitem__(self, key: int) -> tuple[Any, Any]:
+        image, target = self.dataset[self.positions[key % len(self)]]
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed((self.seed << 40) + key)
+            return self.transform(image), target
