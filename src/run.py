@@ -179,7 +179,10 @@ def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any
             "trainable": sum(group.count for group in job.parameters if group.trainable),
             "lite_residual_pretrained": job.lite_residual_pretrained,
         },
-        "time": {"seconds": seconds, "images_per_second": trainer.global_step * cfg.batch_size / seconds},
+        "time": {
+            "seconds": seconds,
+            "images_per_second": trainer.global_step * trainer.world_size * cfg.batch_size / seconds,
+        },
     }
     return {"metrics": tested(cfg, job, validated), **figures}
 
@@ -222,6 +225,7 @@ def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
             **options, accumulate_grad_batches=micro_batches, max_epochs=cfg.epochs, logger=False,
             default_root_dir=folder, callbacks=callbacks, num_sanity_val_steps=0, log_every_n_steps=10,
             enable_model_summary=False,
+            use_distributed_sampler=False,  # the training set's is our own; each process tests on all images
             # A sweep's launcher asks SLURM to start a job again; Lightning must not do so too.
             plugins=SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None,
         )  # fmt: skip

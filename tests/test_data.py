@@ -298,3 +298,19 @@ def test_random_crops_depend_on_seed_epoch_and_image_alone():
     first = epoch(1)
     assert torch.equal(first, epoch(1, state=5)) and torch.equal(first, epoch(1, workers=2))
     assert not torch.equal(first, epoch(2)) and not torch.equal(first, epoch(1, seed=1))
+
+
+def test_processes_share_an_epoch(monkeypatch):
+    """Each of two takes its half of what one would see; batches stay whole."""
+    common = {"splits": fake_data.load_multiclass("", 0), "resolution": 32, "batch_size": 4}
+    common |= {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    alone = list(ImageDataModule(**common).train_dataloader().sampler)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        loader = ImageDataModule(**common).train_dataloader()
+        parts.append(list(loader.sampler))
+        assert len(loader) == 2 and all(len(labels) == 4 for _, labels in loader)
+    assert [key for pair in zip(*parts, strict=True) for key in pair] == alone

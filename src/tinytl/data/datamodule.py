@@ -15,23 +15,32 @@ from tinytl.data.transforms import test_transform, train_transform
 class EpochShuffle(Sampler[int]):
     """A new order each epoch that depends on seed and epoch alone, so that a resumed run has it too.
 
-    Of `size` images the first `count` in that order, as the keys of `Transformed`.
+    Of `size` images the first `count` in that order, as the keys of `Transformed`; of several processes
+    each takes its part.
     """
 
     def __init__(self, size: int, count: int, seed: int) -> None:
         self.size, self.count, self.seed, self.epoch = size, count, seed, 0
+        self.rank, self.processes = _process()
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count
+        return self.count // self.processes
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.size, generator=generator)[: self.count]
-        return iter((self.epoch * self.size + order).tolist())
+        order = torch.randperm(self.size, generator=generator)[: len(self) * self.processes]
+        return iter((self.epoch * self.size + order[self.rank :: self.processes]).tolist())
+
+
+def _process() -> tuple[int, int]:
+    """(rank, number of processes) of a distributed run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 class ImageDataModule(LightningDataModule):
@@ -75,7 +84,8 @@ class ImageDataModule(LightningDataModule):
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
 
     def train_dataloader(self) -> DataLoader:
-        whole_batches = len(self.train_set) // self.batch_size * self.batch_size
+        together = self.batch_size * _process()[1]
+        whole_batches = len(self.train_set) // together * together or len(self.train_set)
         order = EpochShuffle(len(self.train_set), whole_batches, self.seed)
         return self._loader(self.train_set, sampler=order)
 
