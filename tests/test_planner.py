@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+from conftest import ROOT
 
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
@@ -57,6 +58,29 @@ def test_prediction_of_an_optimizer_in_8_bits():
     pytest.importorskip("bitsandbytes")
     agree(W03, "lean", EnginePlan(optimizer_bits=8))
     agree(replace(W03, batch_size=1), "lean", EnginePlan(optimizer_bits=8, step_in_backward=True))
+
+
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+METHODS = ["last", "bias", "tinytl_l", "tinytl", "norm_last", "full"]
+STEPS = [(1, 96), (1, 320), (8, 96), (8, 224), (8, 320), (256, 96)]  # batch size, px
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["gn", "bn_frozen", "bn"])
+@pytest.mark.parametrize(("index", "model"), enumerate(MODELS), ids=MODELS)
+def test_prediction_of_the_models(index, model, norm):
+    """Every model with every norm, and methods, batch sizes and resolutions in turn."""
+    for turn, (batch_size, resolution) in enumerate(STEPS):
+        methods, smallest = METHODS, 32
+        if model == "inception_v3":
+            methods, smallest = [m for m in METHODS if "tinytl" not in m], 160
+        method, resolution = methods[(index + turn) % len(methods)], max(smallest, resolution)
+        if norm == "bn" and batch_size == 256:
+            continue  # the whole batch at once: 10 GB
+        what = TrainingStep.of(model, norm, method, batch_size, resolution, 10)
+        micro_batch = min(8, batch_size) if norm != "bn" else None
+        agree(what, "lean", EnginePlan(micro_batch=micro_batch))
+        agree(replace(what, batch_size=min(8, batch_size)), "stock")
 
 
 @pytest.mark.parametrize("budget_mb", [20, 30, 37, 64, 128])
