@@ -90,6 +90,10 @@ def _combinations(cfg: Any) -> None:
     if METHODS[cfg.method.name].needs_lite_residual and not cfg.lite_residual.enabled:
         raise UserError(f"method={cfg.method.name} has nothing to train with lite_residual.enabled=false")
     _engine(cfg)
+    if cfg.data.stream and (cfg.epochs > 1 or cfg.batch_size > 1):
+        raise UserError("data.stream=true sees each image once, one at a time: epochs=1 batch_size=1")
+    if cfg.data.drift and not cfg.data.stream:
+        raise UserError("data.drift=true is the order of a stream: data.stream=true")
     if cfg.test_weights == "best" and cfg.data.val_fraction == 0:
         raise UserError("test_weights=best needs a validation set: data.val_fraction above 0")
 

@@ -48,6 +48,8 @@ class DataConfig:
     flip: bool = True
     color_jitter: list[float] | None = None  # brightness, contrast, saturation, hue
     val_fraction: float = 0.0  # of the training set, held out
+    stream: bool = False  # each image once, batch 1, predicted before it is trained on
+    drift: bool = False  # in a stream: classes come and go
     workers: int = 2
 
 
@@ -160,6 +162,7 @@ class Config:
 def _register() -> None:
     """Store the schema, and every timm model that has no file of its own as an option of `model`."""
     OmegaConf.register_new_resolver("and_what_else_is_set", name_suffix, replace=True)
+    OmegaConf.register_new_resolver("one_if", lambda one, other: 1 if one else other, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     files = {path.stem for path in (CONF / "model").glob("*.yaml")}

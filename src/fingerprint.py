@@ -50,13 +50,14 @@ def _data(loader: str, root: str, seed: int) -> str:
 
 
 def _contents(images: Images, root: Path) -> Iterator[bytes]:
-    """Pixels of images in memory, names and sizes of files."""
+    """Pixels of images in memory, names and sizes of files, what is to be drawn."""
     for image in images.images:
         if isinstance(image, Image):
             yield image.tobytes()
+        elif isinstance(image, str | Path):
+            yield f"{Path(image).name} {Path(image).stat().st_size}\n".encode()
         else:
-            path = Path(image)
-            yield f"{path.name} {path.stat().st_size}\n".encode()
+            yield repr(image).encode()
 
 
 @cache

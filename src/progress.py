@@ -23,7 +23,7 @@ class Curves(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         metrics = trainer.callback_metrics
-        names = ["train/loss", *(name for name in metrics if name.startswith("val/"))]
+        names = ["train/loss", *(name for name in metrics if name.startswith(("val/", "stream/")))]
         figures = {name: metrics[name].item() for name in names}
         done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         for name, value in {"epoch": done, **figures}.items():
@@ -35,8 +35,10 @@ class Curves(Callback):
         print(f"epoch {done}/{epochs}  {line}  {left:.0f} s left", file=sys.stderr)
 
     def last(self) -> dict[str, float]:
-        """The validation metrics of the last epoch."""
-        return {name: values[-1] for name, values in self.curves.items() if name.startswith("val/")}
+        """The last epoch's metrics, of validation and of the stream."""
+        return {
+            name: values[-1] for name, values in self.curves.items() if name.startswith(("val/", "stream/"))
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"curves": self.curves, "seconds": self.seconds}

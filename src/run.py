@@ -145,13 +145,14 @@ def build(cfg: Any, folder: Path) -> Job:
         splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
         mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
         micro_batch=cfg.engine.micro_batch, crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip,
-        color_jitter=cfg.data.color_jitter, val_fraction=cfg.data.val_fraction, workers=cfg.data.workers,
-        seed=cfg.seed,
+        color_jitter=cfg.data.color_jitter, val_fraction=cfg.data.val_fraction, stream=cfg.data.stream,
+        drift=cfg.data.drift, workers=cfg.data.workers, seed=cfg.seed,
     )  # fmt: skip
     module = ImageClassifier(
         network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
         batch_size=data.batch_size, label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
-        seed=cfg.seed, optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize),
+        seed=cfg.seed, stream=cfg.data.stream, optimizer=optimizer,
+        record=own_record(spec, cfg.method.name, cfg.quantize),
     )  # fmt: skip
     return Job(module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints)
 

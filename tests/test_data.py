@@ -14,7 +14,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-from tinytl.data import aircraft, cars, celeba, cifar, cub200, digits, flowers102, folder, food101, pets
+from tinytl.data import (
+    aircraft,
+    cars,
+    celeba,
+    cifar,
+    cub200,
+    digits,
+    flowers102,
+    folder,
+    food101,
+    generated,
+    pets,
+)
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
@@ -49,6 +61,50 @@ def test_digits():
     assert image.mode == "RGB" and image.size == (8, 8) and label in range(10)
     same = digits.load(Path("nowhere"), seed=6)
     assert splits.test.targets == same.test.targets  # the test set does not move with the seed
+
+
+def test_generated_images_are_drawn_on_demand_and_the_same_each_time():
+    splits = generated.load(Path("nowhere"), seed=5)
+    assert (len(splits.train), len(splits.test), len(splits.class_names)) == (20_000, 1_000, 100)
+    assert numpy.bincount(splits.train.targets).tolist() == [200] * 100
+    again = generated.load(Path("elsewhere"), seed=6)
+    for position in range(0, 20_000, 1_999):  # from every family
+        (image, label), (same, _) = splits.train[position], again.train[position]
+        pixels = numpy.asarray(image)
+        assert image.mode == "RGB" and image.size == (112, 112) and label == position // 200
+        assert (pixels == numpy.asarray(same)).all()
+        assert (pixels != numpy.asarray(splits.train[position + 1][0])).mean() > 0.5
+        assert pixels.std(axis=(0, 1)).max() > 5  # there is something to see
+
+
+def test_a_drifting_stream_sees_each_image_once_and_few_classes_at_a_time():
+    labels = [number % 10 for number in range(1000)]
+    images = Images([Image.new("RGB", (8, 8))] * 1000, labels)
+    splits = Splits(images, images, tuple("0123456789"), train_labels=labels)
+
+    def order(seed):
+        data = datamodule(splits, batch_size=1, stream=True, drift=True, seed=seed)
+        return list(data.train_dataloader().sampler)  # type: ignore[attr-defined]
+
+    stream = order(0)
+    assert sorted(stream) == list(range(1000)) and stream == order(0) != order(1)
+    windows = [{labels[i] for i in stream[begin : begin + 50]} for begin in range(0, 1000, 50)]
+    assert max(map(len, windows)) <= 5  # of 10; in random order 50 images show nearly all
+    assert not windows[0] & windows[-1]
+
+
+def test_a_stream_is_seen_without_random_transforms():
+    splits = digits.load(Path("nowhere"), seed=0)
+    data = datamodule(splits, batch_size=1, stream=True)
+    plain = evaluation_transform(32, [0.5] * 3, [0.5] * 3)
+    assert torch.equal(data.train_set[7][0], plain(splits.train[7][0]))
+
+
+def test_labels_that_are_no_classes_cannot_drift():
+    images = Images([Image.new("RGB", (8, 8))] * 8, [torch.ones(3)] * 8)
+    splits = Splits(images, images, ("a", "b", "c"), task="multilabel")
+    with pytest.raises(UserError, match=r"data\.drift=true: the images have no single class"):
+        datamodule(splits, batch_size=1, stream=True, drift=True)
 
 
 def test_folder_with_train_and_test(tmp_path):

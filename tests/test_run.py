@@ -1,10 +1,12 @@
 """The program: every option of every group once, records, resuming, and errors in one line."""
 
+import copy
 import json
 import math
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import Trainer
+from torch.utils.data import DataLoader
 
 from command_line import one_line
 from run import run
@@ -47,6 +51,54 @@ def ran(configured, tmp_path):
         return json.loads((tmp_path / "run" / "results.json").read_text())
 
     return run_with
+
+
+class Linear(torch.nn.Module):
+    """A network small enough to train by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = torch.nn.Linear(12, 3)
+        torch.nn.init.zeros_(self.classifier.weight)
+
+    def forward(self, images):
+        return self.classifier(images.flatten(1))
+
+
+def test_a_stream_is_predicted_before_it_is_trained_on():
+    """Against the same done by hand: predict, count, step."""
+    torch.manual_seed(0)
+    targets = torch.randint(0, 3, (60, 1))
+    images = torch.randn(60, 1, 3, 2, 2) + targets.view(60, 1, 1, 1, 1)
+    network, right = Linear(), 0
+    module = ImageClassifier(
+        copy.deepcopy(network), "native", num_classes=3, task="multiclass", lr=0.05, batch_size=1,
+        label_smoothing=0.0, stream=True,
+    )  # fmt: skip
+    trainer = Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", enable_model_summary=False,
+    )  # fmt: skip
+    batches: Any = list(zip(images, targets, strict=True))
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+    for image, target in batches:
+        logits = network(image)
+        right += int(logits.argmax() == target)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, target).backward()
+        optimizer.step()
+        schedule.step()
+    assert 20 < right < 60
+    assert trainer.callback_metrics["stream/top1"].item() == pytest.approx(right / 60)
+
+
+def test_a_stream_is_recorded(ran):
+    results = ran("data.stream=true", "method=last", *ONE_BATCH)
+    assert (results["config"]["batch_size"], results["config"]["epochs"]) == (1, 1)
+    assert results["metrics"]["stream/top1"] in (0, 1)  # of one image
+    assert results["curves"]["stream/top1"] == [results["metrics"]["stream/top1"]]
 
 
 ONE_BATCH = [f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
@@ -288,6 +340,8 @@ ERRORS = [
         "memory_budget_mb=1: proxylessnas_w03, method=tinytl, batch_size=8, res",
     ),
     ("resolution=auto", "resolution=auto needs a memory_budget_mb"),
+    (["data.stream=true", "batch_size=8"], "data.stream=true sees each image once, one at a time"),
+    ("data.drift=true", "data.drift=true is the order of a stream"),
     ("resolution=64.5", "resolution=64.5: must be a whole number"),
     ("engine.optimizer_bits=4", "engine.optimizer_bits=4: must be one of 8, 32"),
 ]

@@ -24,6 +24,8 @@ class ImageClassifier(LightningModule):
     Metrics are fractions: `top1`, `top5` (of at most as many classes as there are), or
     `mean_accuracy` over the labels of a multilabel task. A step's loss is the mean over `batch_size`
     images, in however many micro-batches they come (the Trainer's `accumulate_grad_batches`).
+    As a `stream` every image is predicted before it is trained on (prequential evaluation, Gama et al.,
+    2013): `stream/top1`.
     `optimizer` makes it from parameters, lr and weight_decay. `record` goes into every checkpoint
     (`tinytl.backbones.build.own_record`).
     """
@@ -34,7 +36,8 @@ class ImageClassifier(LightningModule):
     def __init__(
         self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
         batch_size: int, label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
-        optimizer: Callable[..., Any] = torch.optim.Adam, record: dict[str, Any] | None = None,
+        stream: bool = False, optimizer: Callable[..., Any] = torch.optim.Adam,
+        record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task = network, task
@@ -45,6 +48,7 @@ class ImageClassifier(LightningModule):
         metrics = _metrics(task, num_classes)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.stream_metrics = metrics.clone(prefix="stream/") if stream else None
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, R, R) -> (B, num_classes)
         return self.network(images)
@@ -68,6 +72,8 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
+        if self.stream_metrics:
+            self._test_then_train(images, targets, self.stream_metrics)
         loss = self.loss(self(images), targets, self.label_smoothing)
         if not torch.isfinite(loss):
             raise UserError(
@@ -77,6 +83,13 @@ class ImageClassifier(LightningModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
         # Lightning divides the losses of a step by their number; micro-batches may differ in size.
         return loss * (len(images) * self.trainer.accumulate_grad_batches / self.batch_size)
+
+    @torch.no_grad()
+    def _test_then_train(self, images: Tensor, targets: Tensor, metrics: MetricCollection) -> None:
+        self.eval()
+        metrics.update(self(images), targets.long())
+        self.train()
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images))  # type: ignore[arg-type]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_metrics)

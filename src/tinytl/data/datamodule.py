@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader, Sampler
 from tinytl.data.images import Transformed
 from tinytl.data.splits import Splits, held_out
 from tinytl.data.transforms import test_transform, train_transform
+from tinytl.errors import UserError
+
+DRIFT_SPREAD = 0.25  # of the stream: how long a class is about
 
 
 class EpochShuffle(Sampler[int]):
@@ -36,11 +39,37 @@ class EpochShuffle(Sampler[int]):
         return iter((self.epoch * self.size + order[self.rank :: self.processes]).tolist())
 
 
+class Drift(Sampler[int]):
+    """Each image once, classes coming and going: at any time about a quarter of them is seen.
+
+    Which class comes when, and the order within, depend on `seed`.
+    """
+
+    def __init__(self, labels: Sequence[int], seed: int) -> None:
+        self.labels, self.seed = torch.as_tensor(labels), seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        classes = int(self.labels.max()) + 1
+        turn = torch.randperm(classes, generator=generator)[self.labels] / classes  # (N,), of its class
+        arrival = turn + DRIFT_SPREAD * torch.rand(len(turn), generator=generator)
+        return iter(arrival.argsort().tolist())
+
+
 def _process() -> tuple[int, int]:
     """(rank, number of processes) of a distributed run."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def _label(splits: Splits, position: int) -> int:
+    if splits.train_labels is None:
+        raise UserError("data.drift=true: the images have no single class to come and go")
+    return splits.train_labels[position]
 
 
 class ImageDataModule(LightningDataModule):
@@ -50,6 +79,9 @@ class ImageDataModule(LightningDataModule):
     transforms. The last, smaller training batch is dropped unless it is the only one. Batches are
     streamed in micro-batches of `micro_batch` images; so is evaluation, which then needs no more memory
     than training.
+
+    As a `stream` the training set comes without random transforms, in random order, or with `drift` a
+    class after another; drift raises UserError where the data has no class numbers.
     """
 
     def __init__(
@@ -65,6 +97,8 @@ class ImageDataModule(LightningDataModule):
         color_jitter: Sequence[float] | None = None,
         micro_batch: int | None = None,
         val_fraction: float = 0.0,
+        stream: bool = False,
+        drift: bool = False,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -79,11 +113,14 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = min(batch_size, len(train))
         self.micro_batch = min(micro_batch or batch_size, batch_size)
         plain = test_transform(resolution, mean, std)
-        self.train_set = Transformed(splits.train, train, augment, seed)
+        self.train_set = Transformed(splits.train, train, plain if stream else augment, seed)
+        self.drifting = [_label(splits, i) for i in train] if drift else None
         self.val_set = Transformed(splits.train, val, plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
 
     def train_dataloader(self) -> DataLoader:
+        if self.drifting:
+            return self._loader(self.train_set, sampler=Drift(self.drifting, self.seed))
         together = self.batch_size * _process()[1]
         whole_batches = len(self.train_set) // together * together or len(self.train_set)
         order = EpochShuffle(len(self.train_set), whole_batches, self.seed)

@@ -22,18 +22,22 @@ def open_rgb(path: str | Path) -> Image.Image:
 
 
 class Images(Dataset):
-    """(RGB image, target) pairs; an image is one in memory or the path of a file."""
+    """(RGB image, target) pairs; an image is one in memory, the path of a file, or drawn when called."""
 
-    def __init__(self, images: Sequence[Image.Image | str | Path], targets: Sequence[Any]) -> None:
+    def __init__(
+        self, images: Sequence[Image.Image | str | Path | Callable[[], Image.Image]], targets: Sequence[Any]
+    ) -> None:
         self.images, self.targets = images, targets
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        image = self.images[index]
-        rgb = image.convert("RGB") if isinstance(image, Image.Image) else open_rgb(image)
-        return rgb, self.targets[index]
+        source = self.images[index]
+        if isinstance(source, str | Path):
+            return open_rgb(source), self.targets[index]
+        image = source() if callable(source) else source
+        return image.convert("RGB"), self.targets[index]
 
 
 class Transformed(Dataset):
