@@ -6,6 +6,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 
+EVALUATED = ("val/", "stream/")  # prefixes of what is measured while training
+
 
 class Curves(Callback):
     """Epochs, metrics and time so far; they go into checkpoints, so that a resumed run has them all.
@@ -23,7 +25,7 @@ class Curves(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         metrics = trainer.callback_metrics
-        names = ["train/loss", *(name for name in metrics if name.startswith(("val/", "stream/")))]
+        names = ["train/loss", *(name for name in metrics if name.startswith(EVALUATED))]
         figures = {name: metrics[name].item() for name in names}
         done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         for name, value in {"epoch": done, **figures}.items():
@@ -36,9 +38,7 @@ class Curves(Callback):
 
     def last(self) -> dict[str, float]:
         """The last epoch's metrics, of validation and of the stream."""
-        return {
-            name: values[-1] for name, values in self.curves.items() if name.startswith(("val/", "stream/"))
-        }
+        return {name: values[-1] for name, values in self.curves.items() if name.startswith(EVALUATED)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"curves": self.curves, "seconds": self.seconds}

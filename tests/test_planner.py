@@ -13,6 +13,7 @@ from tinytl.memory.planner import Planner, predicted_bytes
 from tinytl.memory.training_step import TrainingStep, build, metered, step
 
 MOBILE = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
+METHODS = ["last", "bias", "tinytl_l", "tinytl", "norm_last", "full"]
 W03 = TrainingStep.of("proxylessnas_w03", "gn", "tinytl", 8, 96, 10)
 
 
@@ -22,46 +23,45 @@ def measured(what, engine, plan):
     return metered(what, plan, network, optimizer).peak_bytes
 
 
-def agree(what, engine="lean", plan=None):
+def assert_predicted(what, engine="lean", plan=None):
     plan = plan or EnginePlan()
     predicted, real = predicted_bytes(what, engine, plan), measured(what, engine, plan)
     assert real <= predicted <= 1.05 * real, (what, engine, plan)
 
 
-@pytest.mark.parametrize("method", ["last", "bias", "tinytl_l", "tinytl", "norm_last", "full"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("norm", "engine"), [("bn", "lean"), ("gn", "lean"), ("bn_frozen", "lean"), ("gn", "stock")]
 )
 def test_prediction_of_every_method_and_norm(method, norm, engine):
-    agree(TrainingStep.of("proxylessnas_w03", norm, method, 8, 96, 10), engine)
+    assert_predicted(TrainingStep.of("proxylessnas_w03", norm, method, 8, 96, 10), engine)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 32])
 @pytest.mark.parametrize("resolution", [96, 320])
 def test_prediction_of_batch_sizes_and_resolutions(batch_size, resolution):
     what = replace(W03, batch_size=batch_size, resolution=resolution)
-    agree(what, "lean", EnginePlan(micro_batch=min(batch_size, 8)))
+    assert_predicted(what, "lean", EnginePlan(micro_batch=min(batch_size, 8)))
 
 
 @pytest.mark.parametrize("model", ["mobilenetv2_100", "mnasnet_100", "resnet18", "mobilenetv3_small_100"])
 def test_prediction_of_other_models(model):
     method = "bias" if model == "mobilenetv3_small_100" else "tinytl"
-    agree(TrainingStep.of(model, "bn_frozen", method, 2, 96, 10))
+    assert_predicted(TrainingStep.of(model, "bn_frozen", method, 2, 96, 10))
 
 
 @pytest.mark.parametrize("quantize", ["off", "kmeans"])
 def test_prediction_of_other_frozen_weights(quantize):
-    agree(replace(W03, quantize=quantize))
+    assert_predicted(replace(W03, quantize=quantize))
 
 
 def test_prediction_of_an_optimizer_in_8_bits():
     pytest.importorskip("bitsandbytes")
-    agree(W03, "lean", EnginePlan(optimizer_bits=8))
-    agree(replace(W03, batch_size=1), "lean", EnginePlan(optimizer_bits=8, step_in_backward=True))
+    assert_predicted(W03, "lean", EnginePlan(optimizer_bits=8))
+    assert_predicted(replace(W03, batch_size=1), "lean", EnginePlan(optimizer_bits=8, step_in_backward=True))
 
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-METHODS = ["last", "bias", "tinytl_l", "tinytl", "norm_last", "full"]
 STEPS = [(1, 96), (1, 320), (8, 96), (8, 224), (8, 320), (256, 96)]  # batch size, px
 
 
@@ -76,11 +76,11 @@ def test_prediction_of_the_models(index, model, norm):
             methods, smallest = [m for m in METHODS if "tinytl" not in m], 160
         method, resolution = methods[(index + turn) % len(methods)], max(smallest, resolution)
         if norm == "bn" and batch_size == 256:
-            continue  # the whole batch at once: 10 GB
+            continue  # needs the whole batch at once
         what = TrainingStep.of(model, norm, method, batch_size, resolution, 10)
         micro_batch = min(8, batch_size) if norm != "bn" else None
-        agree(what, "lean", EnginePlan(micro_batch=micro_batch))
-        agree(replace(what, batch_size=min(8, batch_size)), "stock")
+        assert_predicted(what, "lean", EnginePlan(micro_batch=micro_batch))
+        assert_predicted(replace(what, batch_size=min(8, batch_size)), "stock")
 
 
 @pytest.mark.parametrize("budget_mb", [20, 30, 37, 64, 128])
