@@ -62,8 +62,13 @@ def _contents(images: Images, root: Path) -> Iterator[bytes]:
 
 @cache
 def _code() -> str:
-    """Of the library and of run.py, without comments and docstrings; reports compute no results."""
-    files = [SRC / "run.py", *sorted((SRC / "tinytl").rglob("*.py")), *sorted(SRC.rglob("*.cpp"))]
+    """Of the library and the programs, without comments and docstrings; reports compute no results."""
+    files = [
+        SRC / "run.py",
+        SRC / "pretrain.py",
+        *sorted((SRC / "tinytl").rglob("*.py")),
+        *sorted(SRC.rglob("*.cpp")),
+    ]
     report = SRC / "tinytl" / "report"
     return _sha("".join(_meaning(path) for path in files if report not in path.parents).encode())
 

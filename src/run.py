@@ -5,6 +5,7 @@ python src/run.py method=tinytl norm=gn
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,8 +62,11 @@ def main(cfg: Any) -> Any:
         run(cfg)
 
 
-def run(cfg: Any) -> None:
-    """Check the configuration, then print its plan, or build, fit, test and record."""
+def run(cfg: Any, make: Callable[..., Any] | None = None, work: Callable[..., Any] | None = None) -> None:
+    """Check the configuration, then print its plan, or build, fit, test and record.
+
+    pretrain.py passes what it does instead of `build` and `fit_and_test`.
+    """
     check(cfg)
     OmegaConf.update(cfg, "name", cfg.name)  # as asked for, whatever resolution the memory budget decides
     if cfg.dry_run:
@@ -73,12 +77,12 @@ def run(cfg: Any) -> None:
     begun = False
     try:
         record |= {"fingerprint": fingerprint(cfg), "provenance": provenance()}
-        job = build(cfg, folder)
+        job = (make or build)(cfg, folder)
         begun = True
         record["config"] = resolved(cfg)  # with what the memory budget decided
         write_record(folder, record)
         with tracking.wandb_run(cfg, record["config"], folder) as logger:
-            record |= fit_and_test(cfg, job, folder, logger)
+            record |= (work or fit_and_test)(cfg, job, folder, logger)
             record["status"] = "finished"
             tracking.summarize(logger, record)
             if cfg.wandb.artifact:

@@ -59,7 +59,9 @@ def summarize(logger: WandbLogger | None, record: dict[str, Any]) -> None:
     if logger is None:
         return
     data, metrics = record["config"]["data"]["name"], record["metrics"]
-    figures = _flat({section: record[section] for section in ("memory", "params", "time")})
+    figures = _flat(
+        {section: record[section] for section in ("memory", "params", "time") if section in record}
+    )
     figures[f"accuracy/{data}"] = metrics.get("test/top1", metrics.get("test/mean_accuracy"))
     if data in paper.data_sets():
         figures["paper"] = paper_table(data)

@@ -132,6 +132,17 @@ def own_record(spec: NetworkSpec, method: str, quantize: QuantizeName) -> dict[s
     return {"spec": {**vars(spec), "lite_residual": lite}, "method": method, "quantize": quantize}
 
 
+def head_classes(source: str, model: str) -> int:
+    """How many classes a checkpoint's own classifier has. Raises UserError where it has none."""
+    _check_model(model)
+    with torch.device("meta"):
+        head = head_name(timm.create_model(model))
+    weight = checkpoints.read(source, model).tensors.get(f"{head}.weight")
+    if weight is None:
+        raise UserError(f"checkpoint={source} has no classifier ({head})")
+    return len(weight)
+
+
 def head_name(network: Any) -> str:
     """Name of the classifier in the network."""
     classifier = network.get_classifier()

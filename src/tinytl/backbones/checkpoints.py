@@ -6,6 +6,7 @@ residuals put around a block.
 """
 
 import logging
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from urllib.parse import urlparse
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tinytl.backbones.proxylessnas import ARCHITECTURES
@@ -218,6 +219,14 @@ def _check_fit(tensors: dict[str, Tensor], target: dict[str, Tensor], ignored: s
     ]
     if parts:
         raise UserError(f"checkpoint={source} does not fit the network: {'; '.join(parts)}")
+
+
+def save(network: nn.Module, path: Path) -> None:
+    """Write all of a network's tensors whole, as safetensors in the canonical naming."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({canonical(k): v.contiguous().clone() for k, v in network.state_dict().items()}, temporary)
+    temporary.replace(path)
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ Auto-generated Contours" (CVPR 2022, arXiv 2206.09132): radial contours; and sta
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -34,10 +35,15 @@ class Drawing:
 
     def __call__(self) -> Image.Image:
         """RGB, SIZE x SIZE; the same each time."""
-        number = list(FAMILIES).index(self.family)
-        of_class = numpy.random.default_rng((number, self.class_number))
-        of_image = numpy.random.default_rng((number, self.class_number, self.image_number))
-        return _colored(FAMILIES[self.family](of_class, of_image), of_image)
+        return Image.fromarray(_pixels(self))
+
+
+@cache  # 38 kB an image, 800 MB in all: drawing takes longer than a small network's training step
+def _pixels(drawing: Drawing) -> Array:
+    number = list(FAMILIES).index(drawing.family)
+    of_class = numpy.random.default_rng((number, drawing.class_number))
+    of_image = numpy.random.default_rng((number, drawing.class_number, drawing.image_number))
+    return _colored(FAMILIES[drawing.family](of_class, of_image), of_image)
 
 
 def load(root: Path, seed: int) -> Splits:
@@ -184,7 +190,7 @@ FAMILIES: dict[str, Callable[[Random, Random], Array]] = {
 }
 
 
-def _colored(brightness: Array, random: Random) -> Image.Image:
+def _colored(brightness: Array, random: Random) -> Array:
     """Between two colours that differ enough to be told apart, under a gradient and some grain."""
     dark, light = random.uniform(0, 255, (2, 3))
     while numpy.abs(dark.mean() - light.mean()) < 60:
@@ -192,4 +198,4 @@ def _colored(brightness: Array, random: Random) -> Image.Image:
     ramp = numpy.linspace(-1, 1, SIZE) * random.uniform(-40, 40)
     pixels = dark + brightness[:, :, None] * (light - dark) + ramp[:, None]  # (SIZE, SIZE, 3)
     pixels = pixels + random.normal(0, random.uniform(0, 12), pixels.shape)
-    return Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8))
+    return pixels.clip(0, 255).astype(numpy.uint8)  # (SIZE, SIZE, 3)

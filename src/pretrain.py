@@ -1,0 +1,150 @@
+"""Starting points: a network trained on labelled images, or a BatchNorm network adapted to GroupNorm.
+
+python src/pretrain.py                                      # on images drawn from formulas
+python src/pretrain.py data=folder data.root=IMAGENET
+python src/pretrain.py teacher=mobilenetv2_100.ra_in1k model=mobilenetv2_100 data=unlabelled data.root=IMAGES
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import run  # first: it makes torchvision importable beside a CPU-only torch
+
+# isort: split
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from pytorch_lightning import Trainer, seed_everything
+
+import config
+from command_line import guarded, one_line_errors
+from fingerprint import load_splits
+from jobs import job
+from progress import Curves
+from tinytl.adaptation import NormAdaptation
+from tinytl.backbones.build import build_network, head_classes
+from tinytl.backbones.checkpoints import save
+from tinytl.data.datamodule import ImageDataModule
+from tinytl.data.folder import load as load_folder
+from tinytl.data.transforms import test_transform
+from tinytl.errors import UserError
+from tinytl.probe import linear_probe
+
+log = logging.getLogger("tinytl")
+IMAGES = 128  # that scales and shifts are fitted on
+
+
+@dataclass
+class PretrainConfig(config.Config):
+    """A run, and what only pre-training knows."""
+
+    teacher: str | None = None
+    probe: str | None = None
+
+
+ConfigStore.instance().store(name="schema", node=PretrainConfig)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="pretrain")
+def main(cfg: Any) -> Any:
+    """Run one job; Hydra calls this once per job of a sweep."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return job(cfg, pretrain)
+    with one_line_errors():
+        pretrain(cfg)
+
+
+def pretrain(cfg: Any) -> None:
+    """Train or adapt, record, and keep the whole network as weights.safetensors."""
+    if cfg.teacher is None:
+        run.run(cfg)
+        if not cfg.dry_run:
+            _export(cfg)
+    else:
+        run.run(cfg, make=build_adaptation, work=adapt)
+
+
+def _export(cfg: Any) -> None:
+    """From the checkpoint of a finished run to a file of its own."""
+    folder = Path(cfg.output_dir) / cfg.name
+    found = [path for name in ("best", "last") if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
+    classes = config.num_classes(cfg, len(load_splits(cfg.data.loader, cfg.data.root, cfg.seed).class_names))
+    spec = replace(config.network_spec(cfg, classes), checkpoint=str(found[0]))
+    save(build_network(spec), folder / "weights.safetensors")
+    log.info("weights: %s", folder / "weights.safetensors")
+
+
+@dataclass
+class Adaptation:
+    """What norm adaptation needs once its configuration has become objects."""
+
+    module: NormAdaptation
+    data: ImageDataModule
+    trainer: Trainer
+    curves: Curves
+
+
+def build_adaptation(cfg: Any, folder: Path) -> Adaptation:
+    """Turn the configuration into objects."""
+    if cfg.norm.name != "gn":
+        raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    spec = replace(
+        config.network_spec(cfg, head_classes(cfg.teacher, cfg.model.name)),
+        checkpoint=cfg.teacher,
+        dropout=0.0,
+    )
+    teacher = build_network(replace(spec, norm="bn_frozen", lite_residual=None))
+    student = build_network(spec)
+    data = ImageDataModule(
+        splits=load_splits(cfg.data.loader, cfg.data.root, cfg.seed), resolution=cfg.resolution,
+        batch_size=cfg.batch_size, mean=teacher.pretrained_cfg["mean"], std=teacher.pretrained_cfg["std"],
+        crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
+        workers=cfg.data.workers, seed=cfg.seed,
+    )  # fmt: skip
+    count = min(IMAGES, len(data.train_set))
+    images = torch.stack([data.train_set[i][0] for i in torch.randperm(len(data.train_set))[:count].tolist()])
+    module = NormAdaptation(teacher, student, images, lr=config.learning_rate(cfg), seed=cfg.seed)
+    curves = Curves()
+    return Adaptation(module, data, run.make_trainer(cfg, folder, [curves]), curves)
+
+
+def adapt(cfg: Any, job: Adaptation, folder: Path, logger: Any) -> dict[str, Any]:
+    """Adapt, keep the weights, and say how much of the teacher survives."""
+    trainer, module = job.trainer, job.module
+    trainer.logger = logger
+    trainer.fit(module, job.data)
+    save(module.student, folder / "weights.safetensors")
+    log.info("weights: %s", folder / "weights.safetensors")
+    found = trainer.test(module, job.data, verbose=False)[0]
+    log.info("same top-1 as the teacher on %.1f %% of the held-out images", 100 * found["test/agreement"])
+    if cfg.probe:
+        found |= _probes(cfg, module)
+    return {
+        "metrics": {key: round(value, 6) for key, value in found.items()},
+        "curves": job.curves.curves,
+        "time": {"seconds": job.curves.seconds},
+    }
+
+
+def _probes(cfg: Any, module: NormAdaptation) -> dict[str, float]:
+    """Linear probes of teacher and student on the labelled images of `probe=`."""
+    splits = load_folder(Path(cfg.probe), cfg.seed)
+    settings = module.teacher.pretrained_cfg
+    transform = test_transform(cfg.resolution, settings["mean"], settings["std"])
+    score = partial(linear_probe, splits=splits, transform=transform, seed=cfg.seed)
+    teacher, student = score(module.teacher), score(module.student)
+    log.info(
+        "linear probe on %s: teacher %.3f, adapted %.3f (%.1f %%)",
+        Path(cfg.probe).name, teacher, student, 100 * student / teacher,
+    )  # fmt: skip
+    return {"probe/teacher_top1": teacher, "probe/top1": student, "probe/kept": student / teacher}
+
+
+if __name__ == "__main__":
+    guarded(main)
