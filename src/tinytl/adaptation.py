@@ -11,7 +11,7 @@ from torch import Tensor
 from tinytl.backbones.conversion import Conversion
 
 TEMPERATURE = 2.0  # of the logits (Hinton et al., arXiv 1503.02531)
-CONVERTING = 0.7  # of the steps, evenly over the layers; the rest is for the whole network
+CONVERTING = 0.8  # of the steps, evenly over the layers; the rest is for the whole network
 WARM_UP = 20  # steps
 
 
