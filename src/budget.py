@@ -8,9 +8,12 @@ import torch
 from omegaconf import OmegaConf
 
 import config
+from tinytl.choice import apply, choose
 from tinytl.engine import EnginePlan
 from tinytl.memory import process
-from tinytl.memory.planner import Choice, Planner, predicted_bytes
+from tinytl.memory.planner import RESOLUTIONS, Choice, Planner, predicted_bytes
+from tinytl.memory.training_step import TrainingStep
+from tinytl.methods import AUTO
 
 log = logging.getLogger("tinytl")
 
@@ -20,15 +23,17 @@ SHARE_OF_FREE = 0.8  # code, threads and the allocator's holes come on top of li
 def fit(cfg: Any, classes: int) -> float:
     """The peak of live tensors that a run is predicted to reach, in MB.
 
-    Under a budget the engine's knobs, and `resolution=auto`, are first set in `cfg` to the fastest plan
-    that fits. Raises UserError naming the smallest feasible budget where nothing does.
+    Under a budget the engine's knobs, `resolution=auto` and `method=auto` are first set in `cfg`, to the
+    fastest plan that fits. Raises UserError naming the smallest feasible budget where nothing does.
     """
     engine = _on_this_device(config.engine_plan(cfg))
     if cfg.memory_budget_mb is None:
         return predicted_bytes(config.training_step(cfg, classes), cfg.engine.name, engine) / 1e6
     unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision != "16-mixed"
-    planner = Planner(config.training_step(cfg, classes), cfg.engine.name, engine, unclipped)
     budget = _budget_mb(cfg) * 1e6
+    planner = Planner(config.training_step(cfg, classes), cfg.engine.name, engine, unclipped)
+    if cfg.method.name == AUTO:
+        planner = replace(planner, what=_choose_method(cfg, planner, budget))
     choice = planner.choose_resolution(budget) if cfg.resolution == "auto" else planner.choose(budget)
     _apply(cfg, choice)
     log.info(
@@ -36,6 +41,20 @@ def fit(cfg: Any, classes: int) -> float:
         ", ".join(f"{key}={cfg.engine[key]}" for key in _knobs(cfg)), choice.predicted_bytes / 1e6,
     )  # fmt: skip
     return choice.predicted_bytes / 1e6
+
+
+def _choose_method(cfg: Any, planner: Planner, budget: float) -> TrainingStep:
+    """Method, blocks and resolution within the budget, set in `cfg` too."""
+    resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)
+    found = choose(planner, budget, resolutions)
+    step = apply(planner.what, found)
+    for key, value in {
+        "method.name": found.method, "blocks": found.blocks, "resolution": found.resolution,
+        "method.lite_residual": step.spec.lite_residual is not None,
+    }.items():  # fmt: skip
+        OmegaConf.update(cfg, key, value)
+    log.info("method=auto: %s, blocks=%s, %d px", found.method, found.blocks or "all", found.resolution)
+    return step
 
 
 def _on_this_device(plan: EnginePlan) -> EnginePlan:

@@ -8,14 +8,14 @@ from config import engine_plan
 from tinytl.backbones.norms import NORM_NAMES
 from tinytl.backbones.quantize import QUANTIZERS
 from tinytl.errors import UserError
-from tinytl.methods import METHODS
+from tinytl.methods import AUTO, METHODS
 
 ONE_OF = {
     "quantize": (*QUANTIZERS, "off"),
     "test_weights": ("auto", "best", "last"),
     "data.task": ("multiclass", "multilabel"),
     "norm.name": NORM_NAMES,
-    "method.name": tuple(METHODS),
+    "method.name": (*METHODS, AUTO),
     "engine.name": ("lean", "stock"),
     "engine.optimizer_bits": (8, 32),
     "engine.compile": ("auto", "on", "off"),
@@ -24,6 +24,7 @@ ONE_OF = {
 }
 LEAST = {
     "batch_size": 1,
+    "blocks": 0,
     "epochs": 1,
     "engine.micro_batch": 1,
     "engine.recompute_above_px": 0,
@@ -87,7 +88,10 @@ def _budget(cfg: Any) -> None:
 
 
 def _combinations(cfg: Any) -> None:
-    if METHODS[cfg.method.name].needs_lite_residual and not cfg.lite_residual.enabled:
+    if cfg.method.name == AUTO:
+        if cfg.memory_budget_mb is None or cfg.blocks is not None:
+            raise UserError("method=auto needs a memory_budget_mb to choose by, and chooses blocks itself")
+    elif METHODS[cfg.method.name].needs_lite_residual and not cfg.lite_residual.enabled:
         raise UserError(f"method={cfg.method.name} has nothing to train with lite_residual.enabled=false")
     _engine(cfg)
     if cfg.data.stream and (cfg.epochs > 1 or cfg.batch_size > 1):
@@ -105,6 +109,8 @@ def _engine(cfg: Any) -> None:
             f"engine.micro_batch={plan.micro_batch}: norm=bn takes its statistics from the whole batch; "
             f"norm=gn and norm=bn_frozen work on any part of it"
         )
+    if cfg.engine.name == "lean" and cfg.engine.channels_last:
+        raise UserError("engine=lean has a memory layout of its own: channels_last=true is for engine=stock")
     if cfg.engine.name == "stock" and (plan.optimizer_bits == 8 or plan.step_in_backward):
         raise UserError("engine=stock: optimizer_bits=8 and step_in_backward=true are the lean engine's")
     if plan.step_in_backward and (cfg.trainer.gradient_clip_val or cfg.trainer.precision == "16-mixed"):

@@ -87,6 +87,7 @@ class EngineConfig:
     optimizer_bits: int = 32
     step_in_backward: bool = False
     compile: str = "auto"
+    channels_last: bool = False
 
 
 @dataclass
@@ -151,6 +152,7 @@ class Config:
     dropout: float = 0.2
     quantize: str = "int8"
     checkpoint: str | None = None
+    blocks: int | None = None  # the last so many are trained; None: all
     test_weights: str = "auto"
     seed: int = 0
     sweep: str | None = None
@@ -207,14 +209,17 @@ def num_classes(cfg: Any, found: int | None = None) -> int:
 
 def engine_plan(cfg: Any) -> EnginePlan:
     """The lean engine's plan; under engine=stock it says no more than the micro-batch."""
-    return EnginePlan(**{key: value for key, value in cfg.engine.items() if key != "name"})
+    knobs = {key: value for key, value in cfg.engine.items() if key not in ("name", "channels_last")}
+    return EnginePlan(**knobs)
 
 
 def training_step(cfg: Any, classes: int) -> TrainingStep:
     """What the memory of a run is measured and predicted on."""
     multilabel = cfg.data.task == "multilabel"
     spec = replace(network_spec(cfg, classes), checkpoint=None, seed=0)
-    return TrainingStep(spec, cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize, multilabel)
+    return TrainingStep(
+        spec, cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize, multilabel, cfg.blocks
+    )
 
 
 def network_spec(cfg: Any, classes: int) -> NetworkSpec:

@@ -36,13 +36,18 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
     classes = num_classes or config.num_classes(cfg)
     predicted_mb = budget.fit(cfg, classes)  # may choose the resolution
     spec = replace(config.network_spec(cfg, classes), checkpoint=None, seed=0)  # of shapes alone
-    paper = _count_as_paper(spec, cfg.method.name, cfg.resolution)
-    bare = _count_bare(spec, cfg.method.name, cfg.resolution) if spec.lite_residual is None else paper
+    paper = _count_as_paper(spec, cfg.method.name, cfg.resolution, cfg.blocks)
+    bare = (
+        _count_bare(spec, cfg.method.name, cfg.resolution, cfg.blocks)
+        if spec.lite_residual is None
+        else paper
+    )
     return {
         "model": cfg.model.name,
         "method": cfg.method.name,
         "norm": cfg.norm.name,
         "resolution": cfg.resolution,
+        "blocks": cfg.blocks,
         "batch_size": cfg.batch_size,
         "num_classes": spec.num_classes,
         "total_params": paper.total_params,
@@ -63,7 +68,7 @@ def show(cfg: Any) -> None:
     """Print the plan for a person on stderr, and as one JSON object on stdout's last line."""
     plan = make(cfg)
     network = build_on_meta(replace(config.network_spec(cfg, plan["num_classes"]), checkpoint=None))
-    freeze(network, cfg.method.name)
+    freeze(network, cfg.method.name, cfg.blocks)
     show_parameters(parameter_table(network), cfg)
     console.print(
         f"{plan['model']}, {plan['norm']}, {plan['method']} ({METHODS[plan['method']].what}), "
@@ -103,7 +108,7 @@ def _status(cfg: Any) -> str:
 
 
 ALIKE = (
-    *("data", "model", "method", "norm", "engine", "batch_size", "resolution", "memory_budget_mb"),
+    *("data", "model", "method", "norm", "engine", "blocks", "batch_size", "resolution", "memory_budget_mb"),
     "trainer",
 )
 

@@ -135,7 +135,7 @@ def build(cfg: Any, folder: Path) -> Job:
     trainer = make_trainer(cfg, folder, [meter, curves, checkpoints])  # after the plan: micro-batches
 
     network = build_network(spec)
-    freeze(network, cfg.method.name)
+    freeze(network, cfg.method.name, cfg.blocks)
     quantize_frozen(network, cfg.quantize)
     parameters, pretrained = parameter_table(network), is_pretrained(network)
     plan.show_parameters(parameters, cfg)
@@ -145,6 +145,8 @@ def build(cfg: Any, folder: Path) -> Job:
         set_train_mode(network, cfg.norm.name)
         make_lean(network, engine)
         optimizer = partial(adam, plan=engine)
+    elif cfg.engine.channels_last:
+        network.to(memory_format=torch.channels_last)
     data = ImageDataModule(
         splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
         mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
@@ -156,7 +158,7 @@ def build(cfg: Any, folder: Path) -> Job:
         network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
         batch_size=data.batch_size, label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
         seed=cfg.seed, stream=cfg.data.stream, optimizer=optimizer,
-        record=own_record(spec, cfg.method.name, cfg.quantize),
+        record=own_record(spec, cfg.method.name, cfg.quantize, cfg.blocks),
     )  # fmt: skip
     return Job(module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints)
 

@@ -1,4 +1,4 @@
-"""Norm adaptation: a BatchNorm network becomes one of GroupNorm and weight standardisation, by distillation."""
+"""Norm adaptation: from BatchNorm to GroupNorm and weight standardisation, by distillation."""
 
 import math
 from typing import Any
@@ -19,8 +19,8 @@ class NormAdaptation(LightningModule):
     """Distils `teacher` (norm=bn_frozen) into `student` (norm=gn, the same weights).
 
     Layers are converted from the input on while both networks' last maps, pooled features and logits are
-    matched; labels are not used. `images` (N, 3, R, R) show what maps look like. Adam, constant and then cosine to zero. `test/agreement`: on what fraction
-    of the images both have the same top-1.
+    matched; labels are not used. `images` (N, 3, R, R) show what maps look like. Adam, constant and then
+    cosine to zero. `test/agreement`: on what fraction of the images both have the same top-1.
     """
 
     def __init__(self, teacher: Any, student: Any, images: Tensor, *, lr: float, seed: int = 0) -> None:

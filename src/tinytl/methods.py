@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from tinytl.backbones.blocks import before_last_blocks
 from tinytl.backbones.lite_residual import LiteResidual
 from tinytl.backbones.norms import NormName
 from tinytl.errors import UserError
@@ -52,6 +53,7 @@ def _tinytl(role: Role) -> bool:
     return not role.is_last_lite_shift and (_tinytl_l(role) or _bias(role))
 
 
+AUTO = "auto"  # no method: to be chosen by `tinytl.choice`
 METHODS = {
     "full": Method(lambda role: True, False, "every parameter"),
     "norm_last": Method(_norm_last, False, "norm layers and the classifier"),
@@ -62,20 +64,23 @@ METHODS = {
 }
 
 
-def freeze(network: Any, name: str) -> None:
+def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     """Set `requires_grad` of every parameter by the method's rule; prove that none was missed.
 
-    `network` is a timm model (it knows its classifier). Raises UserError for an unknown method and
-    for one that needs lite residuals where the network has none.
+    `network` is a timm model (it knows its classifier). With `blocks` only the last so many blocks train,
+    and what lies behind them: no gradient goes further back (the sparse update of Lin et al., "On-Device
+    Training Under 256KB Memory", arXiv 2206.15472, by whole blocks). Raises UserError for an unknown method,
+    for one that needs lite residuals where the network has none, and for more blocks than there are.
     """
     method = METHODS.get(name)
     if method is None:
         raise UserError(f"method={name}: unknown; one of {', '.join(METHODS)}")
     if method.needs_lite_residual and not has_lite_residuals(network):
         raise UserError(f"method={name}: the network has no lite residual modules to train")
+    early = set() if blocks is None else set(before_last_blocks(network, blocks))
     decided: dict[int, bool] = {}
-    for _, parameter, role in roles(network):
-        parameter.requires_grad = decided[id(parameter)] = method.trains(role)
+    for own_name, parameter, role in roles(network):
+        parameter.requires_grad = decided[id(parameter)] = method.trains(role) and own_name not in early
     # Counted anew from the network itself: every parameter decided, each as decided, the head among them.
     found = {id(p): p.requires_grad for p in network.parameters()}
     assert found == decided, "a parameter has no role"

@@ -120,16 +120,23 @@ def _with_base(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
     lite = record["spec"]["lite_residual"]
     spec = NetworkSpec(**{**record["spec"], "lite_residual": lite and LiteResidualConfig(**lite)})
     base = build_network(spec)
-    freeze(base, record["method"])
+    freeze(base, record["method"], record.get("blocks"))
     quantize_frozen(base, record["quantize"])
     tensors = {checkpoints.canonical(key): value for key, value in base.state_dict().items()}
     return replace(checkpoint, tensors={**tensors, **checkpoint.tensors})
 
 
-def own_record(spec: NetworkSpec, method: str, quantize: QuantizeName) -> dict[str, Any]:
+def own_record(
+    spec: NetworkSpec, method: str, quantize: QuantizeName, blocks: int | None = None
+) -> dict[str, Any]:
     """What a checkpoint of ours must say of itself to be completed again."""
     lite = vars(spec.lite_residual) if spec.lite_residual else None
-    return {"spec": {**vars(spec), "lite_residual": lite}, "method": method, "quantize": quantize}
+    return {
+        "spec": {**vars(spec), "lite_residual": lite},
+        "method": method,
+        "quantize": quantize,
+        "blocks": blocks,
+    }
 
 
 def head_classes(source: str, model: str) -> int:

@@ -41,7 +41,8 @@ class Conversion(nn.Module):
 
     `teacher` and `student` are the same timm model with the same weights, the student with GroupNorm and
     weight standardisation and possibly with lite residual modules, which the teacher need not have.
-    `learned` are the parameters of what is there and of what will be. `images` (N, 3, R, R) show both what maps look like. Both networks must be in evaluation mode.
+    `images` (N, 3, R, R) show both what maps look like. Both networks must be in evaluation mode.
+    `learned` are the parameters of what is there and of what will be.
     """
 
     images: Tensor

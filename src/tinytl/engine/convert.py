@@ -4,11 +4,11 @@ import subprocess
 from typing import Any
 
 from timm.layers import Conv2dSame
-from timm.models import group_parameters
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tinytl.backbones.blocks import block_names
 from tinytl.backbones.lite_residual import LiteResidualBlock
 from tinytl.backbones.norms import WeightStandardizedConv2d
 from tinytl.engine.bottleneck import SlicedBottleneck, has_hooks
@@ -30,7 +30,7 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     """
     _refuse_hooks(network)
     kernels = choose_kernels(plan.compile)
-    blocks = _blocks(network)
+    blocks = block_names(network)
     _fuse_stem(network, plan, kernels)
     _slice_bottlenecks(network, plan, kernels)
     _replace_frozen(network, plan, kernels)
@@ -62,23 +62,6 @@ def choose_kernels(compile: str) -> Kernels:
             raise UserError(f"engine.compile=on: the operators could not be compiled: {reason}") from error
         log.warning("the operators could not be compiled (%s): plain PyTorch ones, slower, take over", reason)
         return Kernels()
-
-
-def _blocks(network: Any) -> list[str]:
-    """Names of the network's blocks of several convolutions: timm groups the parameters of every model."""
-    if not hasattr(network, "group_matcher"):
-        return []
-    groups = group_parameters(network, network.group_matcher(coarse=False))
-    group_of = {parameter: group for group, parameters in groups.items() for parameter in parameters}
-    names: list[str] = []
-    for name, module in network.named_modules():
-        inside = name.startswith(tuple(f"{outer}." for outer in names))
-        if inside or module is network or isinstance(module, nn.Sequential):
-            continue
-        convolutions = sum(isinstance(m, nn.Conv2d) for m in module.modules())
-        if convolutions > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
-            names.append(name)
-    return names
 
 
 def _slice_bottlenecks(network: nn.Module, plan: EnginePlan, kernels: Kernels) -> None:

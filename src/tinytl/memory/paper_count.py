@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from tinytl.backbones.blocks import block_names
 from tinytl.backbones.build import NetworkSpec, build_on_meta
 from tinytl.backbones.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
 from tinytl.backbones.proxylessnas import ARCHITECTURES
@@ -48,7 +49,7 @@ class PaperCount:
         return self.params_bytes + batch_size * self.activation_bytes_per_image
 
 
-def count_as_paper(spec: NetworkSpec, method: str, resolution: int) -> PaperCount:
+def count_as_paper(spec: NetworkSpec, method: str, resolution: int, blocks: int | None = None) -> PaperCount:
     """Count by the convention of the paper's tables.
 
     Its ProxylessNAS carries the lite residual modules under every method (Table 2); the other backbones
@@ -56,27 +57,35 @@ def count_as_paper(spec: NetworkSpec, method: str, resolution: int) -> PaperCoun
     """
     if spec.lite_residual is None and spec.model in ARCHITECTURES:
         spec = replace(spec, lite_residual=LiteResidualConfig())
-    return count_bare(spec, method, resolution)
+    return count_bare(spec, method, resolution, blocks)
 
 
-def count_bare(spec: NetworkSpec, method: str, resolution: int) -> PaperCount:
-    """Count the network that `spec` describes, trained by `method` on images of `resolution` px."""
+def count_bare(spec: NetworkSpec, method: str, resolution: int, blocks: int | None = None) -> PaperCount:
+    """Count the network that `spec` describes, trained by `method` on images of `resolution` px.
+
+    With `blocks` only the last so many train, and nothing is kept before them.
+    """
     network = build_on_meta(spec)
-    freeze(network, method)
-    return count(network, resolution)
+    freeze(network, method, blocks)
+    return count(network, resolution, blocks)
 
 
-def count(network: Any, resolution: int) -> PaperCount:
+def count(network: Any, resolution: int, blocks: int | None = None) -> PaperCount:
     """Count a timm model whose `requires_grad` are set; it must live on the meta device."""
     parameters = list(network.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
     head = {id(p) for p in network.get_classifier().parameters()}
-    counter = _Counter(backward_enters_body=any(p.requires_grad and id(p) not in head for p in parameters))
+    names = block_names(network) if blocks else []
+    first = network.get_submodule(names[-blocks]) if blocks else None
+    enters_body = any(p.requires_grad and id(p) not in head for p in parameters)
+    counter = _Counter(backward_enters_body=enters_body and blocks is None)
     handles = [handle for module in network.modules() for handle in counter.watch(module)]
     for module in network.modules():
         if isinstance(module, LiteResidual):
             module.upsampling = "nearest"  # the same shapes, in a tenth of the time on the meta device
+    if first is not None:
+        handles.append(first.register_forward_pre_hook(counter.enter_body))
     network.eval()
     with torch.no_grad():
         network(torch.empty(IMAGES, 3, resolution, resolution, device="meta"))
@@ -103,6 +112,10 @@ class _Counter:
             yield module.register_forward_pre_hook(self._norm)  # before the activation that timm puts in it
         elif type(module).__name__.lower() in ACTIVATIONS:
             yield module.register_forward_pre_hook(self._activation)
+
+    def enter_body(self, *_: Any) -> None:
+        """From here on the backward pass needs activations."""
+        self.backward_enters_body = True
 
     def _enter_skip(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.outer_skips.append(self.skip)

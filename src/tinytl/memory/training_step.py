@@ -35,6 +35,7 @@ class TrainingStep:
     resolution: int  # pixels
     quantize: QuantizeName = "int8"
     multilabel: bool = False
+    blocks: int | None = None  # the last so many are trained; None: all
 
     @staticmethod
     def of(
@@ -56,7 +57,7 @@ def build(what: TrainingStep, engine: Engine, plan: EnginePlan) -> tuple[Any, to
 
 def prepare(network: Any, what: TrainingStep, engine: Engine, plan: EnginePlan) -> None:
     """Freeze, round what is frozen to 8 bits, and hand the network over to the engine."""
-    freeze(network, what.method)
+    freeze(network, what.method, what.blocks)
     quantize_frozen(network, what.quantize)
     set_train_mode(network, what.spec.norm)
     if engine == "lean":
@@ -120,7 +121,7 @@ def lower_bound(what: TrainingStep, plan: EnginePlan) -> int:
     backward pass) and Adam's two moments; one image.
     """
     network = build_on_meta(what.spec)
-    freeze(network, what.method)
+    freeze(network, what.method, what.blocks)
     trained = sum(p.numel() for p in trainable(network))
     frozen = sum(p.numel() for p in network.parameters()) - trained
     gradients = 0 if plan.step_in_backward else 4 * trained

@@ -1,0 +1,42 @@
+"""The blocks of a timm model: what is updated, or computed again, as a whole."""
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+from tinytl.errors import UserError
+
+
+def block_names(network: Any) -> list[str]:
+    """Names of the network's blocks of several convolutions, from the input on.
+
+    timm groups the parameters of every model by block.
+    """
+    if not hasattr(network, "group_matcher"):
+        return []
+    groups = group_parameters(network, network.group_matcher(coarse=False))
+    group_of = {parameter: group for group, parameters in groups.items() for parameter in parameters}
+    names: list[str] = []
+    for name, module in network.named_modules():
+        inside = name.startswith(tuple(f"{outer}." for outer in names))
+        if inside or module is network or isinstance(module, nn.Sequential):
+            continue
+        convolutions = sum(isinstance(m, nn.Conv2d) for m in module.modules())
+        if convolutions > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
+            names.append(name)
+    return names
+
+
+def before_last_blocks(network: Any, count: int) -> list[str]:
+    """Names of the parameters before the last `count` blocks; with 0 those behind all blocks are left.
+
+    Raises UserError where the network has fewer blocks.
+    """
+    blocks, names = block_names(network), [name for name, _ in network.named_parameters()]
+    if count > len(blocks):
+        raise UserError(f"blocks={count}: the network has {len(blocks)}")
+    kept = tuple(f"{block}." for block in blocks[len(blocks) - count :])
+    inside = [i for i, name in enumerate(names) if name.startswith(kept)] if kept else []
+    last = max(i for i, name in enumerate(names) if name.startswith(tuple(f"{b}." for b in blocks)))
+    return names[: min(inside, default=last + 1)]

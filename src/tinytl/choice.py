@@ -1,0 +1,126 @@
+"""What a memory budget is best spent on: a method, the blocks it updates, a resolution.
+
+The rule: of what fits, the choice from which most accuracy is to be expected. The expectation is the
+paper's own: the mean of a method in its Table 2, moved by the mean effect of the resolution in its
+Figure 3. Updating only the last blocks keeps a share of what a method gains over the last layer, measured
+on real images (docs/results.md). What a choice takes is what the planner predicts for its leanest plan.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from statistics import mean
+
+import numpy
+
+from tinytl.backbones.blocks import block_names
+from tinytl.backbones.build import build_on_meta
+from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.errors import UserError
+from tinytl.memory.planner import Planner
+from tinytl.memory.training_step import TrainingStep
+from tinytl.methods import METHODS
+from tinytl.report import paper
+
+TABLE_PX = 224  # of Table 2
+# share of the blocks that are updated -> share kept of a method's gain over the last layer
+GAIN_KEPT = {0.25: 0.6, 0.5: 0.8, 0.75: 0.9, 1.0: 1.0}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to train, and the top-1 in % to expect of it, as a mean over the paper's data sets."""
+
+    method: str
+    blocks: int | None  # the last so many; None: all
+    resolution: int  # pixels
+    expected: float
+
+
+def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) -> Candidate:
+    """The best candidate of `planner.what`'s model, norm and batch size that fits.
+
+    `resolutions` are those to choose from. Raises UserError naming the smallest feasible budget.
+    """
+    found = sorted(candidates(planner.what, resolutions), key=lambda c: c.expected, reverse=True)
+    too_large: dict[tuple[str, int | None], int] = {}  # the smallest resolution that did not fit
+    for candidate in found:
+        key = candidate.method, candidate.blocks
+        if candidate.resolution >= too_large.get(key, candidate.resolution + 1):
+            continue
+        if _planner(planner, candidate).smallest()[0] <= budget_bytes:
+            return candidate
+        too_large[key] = candidate.resolution
+    least = min(
+        (_planner(planner, c).smallest()[0], c.method) for c in found if c.resolution == min(resolutions)
+    )
+    raise UserError(
+        f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {least[0] / 1e6:.1f} MB "
+        f"(method={least[1]}, resolution={min(resolutions)})"
+    )
+
+
+def apply(what: TrainingStep, candidate: Candidate) -> TrainingStep:
+    """The training step that a candidate stands for."""
+    needs_lite = METHODS[candidate.method].needs_lite_residual
+    lite = what.spec.lite_residual or (LiteResidualConfig() if needs_lite else None)
+    return replace(
+        what, spec=replace(what.spec, lite_residual=lite), method=candidate.method,
+        blocks=candidate.blocks, resolution=candidate.resolution,
+    )  # fmt: skip
+
+
+def _planner(planner: Planner, candidate: Candidate) -> Planner:
+    return replace(planner, what=apply(planner.what, candidate))
+
+
+def candidates(what: TrainingStep, resolutions: Sequence[int]) -> Iterator[Candidate]:
+    """Every method, as a whole and on its last blocks, at every resolution."""
+    count = len(block_names(build_on_meta(replace(what.spec, lite_residual=None))))
+    for method in METHODS:
+        for share, kept in GAIN_KEPT.items() if method != "last" else [(1.0, 1.0)]:
+            blocks = None if share == 1 else max(1, round(share * count))
+            for resolution in resolutions:
+                yield Candidate(method, blocks, resolution, expected_top1(method, kept, resolution))
+
+
+def expected_top1(method: str, gain_kept: float, resolution: int) -> float:
+    """Mean top-1 in % to expect over the data sets of Table 2."""
+    last = _table_mean("last")
+    return last + gain_kept * (_table_mean(method) - last) + resolution_effect(resolution)
+
+
+@cache
+def _table_mean(method: str) -> float:
+    row = next(r for r in paper.table2() if paper.METHODS[r.method] == method and r.resolution == TABLE_PX)
+    return mean(row.top1.values())
+
+
+def resolution_effect(resolution: int) -> float:
+    """Top-1 in points that a resolution brings over 224 px, by the curves of Figure 3.
+
+    The mean slope of the curves that cross an interval, summed over the intervals; as flat beyond them.
+    """
+    grid, height = _resolution_curve()
+    at, at_224 = numpy.interp([resolution, TABLE_PX], grid, height)
+    return float(at - at_224)
+
+
+@cache
+def _resolution_curve() -> tuple[list[int], list[float]]:
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    for cell in paper.cells():
+        if cell.table in ("figure3", "table2"):
+            curves.setdefault((cell.data, cell.method), {})[cell.resolution] = cell.accuracy
+    pieces = [
+        (low, high, (curve[high] - curve[low]) / (high - low))
+        for curve in curves.values()
+        for low, high in pairwise(sorted(curve))
+    ]
+    grid = sorted({px for low, high, _ in pieces for px in (low, high)})
+    height = [0.0]
+    for low, high in pairwise(grid):
+        slopes = [slope for start, end, slope in pieces if start <= low and high <= end]
+        height.append(height[-1] + (high - low) * mean(slopes))
+    return grid, height
