@@ -40,7 +40,7 @@ ABOVE_ZERO = (
     *("memory_budget_mb", "lr", "data.lr", "data.lr_batch1", "data.crop_scale_min"),
     *("engine.slice_kb", "lite_residual.expansion"),
 )
-BELOW_ONE = ("label_smoothing", "dropout", "data.val_fraction")  # from 0
+BELOW_ONE = ("warmup", "label_smoothing", "dropout", "data.val_fraction")  # from 0
 
 
 def check(cfg: Any) -> None:

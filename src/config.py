@@ -147,6 +147,7 @@ class Config:
     memory_budget_mb: Any = None  # MB of 1e6 bytes, or auto
     epochs: int = MISSING
     lr: float | None = None
+    warmup: float = 0.0  # share of the steps
     label_smoothing: float = MISSING
     weight_decay: float = 0.0
     dropout: float = 0.2

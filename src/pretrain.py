@@ -27,6 +27,7 @@ from fingerprint import load_splits
 from jobs import job
 from progress import Curves
 from tinytl.adaptation import NormAdaptation
+from tinytl.backbones.blocks import silence_residual_branches
 from tinytl.backbones.build import build_network, head_classes
 from tinytl.backbones.checkpoints import save
 from tinytl.data.datamodule import ImageDataModule
@@ -62,11 +63,19 @@ def main(cfg: Any) -> Any:
 def pretrain(cfg: Any) -> None:
     """Train or adapt, record, and keep the whole network as weights.safetensors."""
     if cfg.teacher is None:
-        run.run(cfg)
+        run.run(cfg, make=build_supervised)
         if not cfg.dry_run:
             _export(cfg)
     else:
         run.run(cfg, make=build_adaptation, work=adapt)
+
+
+def build_supervised(cfg: Any, folder: Path) -> run.Job:
+    """As run.py does; from random weights blocks begin as their shortcuts alone."""
+    job = run.build(cfg, folder)
+    if cfg.checkpoint is None:
+        silence_residual_branches(job.module.network)
+    return job
 
 
 def _export(cfg: Any) -> None:

@@ -6,7 +6,8 @@ Figure 3. Updating only the last blocks keeps a share of what a method gains ove
 on real images (docs/results.md). What a choice takes is what the planner predicts for its leanest plan.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -41,24 +42,36 @@ class Candidate:
 def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) -> Candidate:
     """The best candidate of `planner.what`'s model, norm and batch size that fits.
 
-    `resolutions` are those to choose from. Raises UserError naming the smallest feasible budget.
+    `resolutions` are those to choose from. Raises UserError naming what takes least.
     """
-    found = sorted(candidates(planner.what, resolutions), key=lambda c: c.expected, reverse=True)
-    too_large: dict[tuple[str, int | None], int] = {}  # the smallest resolution that did not fit
-    for candidate in found:
-        key = candidate.method, candidate.blocks
-        if candidate.resolution >= too_large.get(key, candidate.resolution + 1):
-            continue
-        if _planner(planner, candidate).smallest()[0] <= budget_bytes:
-            return candidate
-        too_large[key] = candidate.resolution
-    least = min(
-        (_planner(planner, c).smallest()[0], c.method) for c in found if c.resolution == min(resolutions)
-    )
-    raise UserError(
-        f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {least[0] / 1e6:.1f} MB "
-        f"(method={least[1]}, resolution={min(resolutions)})"
-    )
+    best: Candidate | None = None
+    for ladder in _ladders(planner.what, sorted(resolutions)):
+        if best is None or ladder[-1].expected > best.expected:
+            # memory grows with the resolution: those that fit come first
+            fitting = bisect_left(ladder, True, key=lambda c: not _planner(planner, c).fits(budget_bytes))
+            if fitting and (best is None or ladder[fitting - 1].expected > best.expected):
+                best = ladder[fitting - 1]
+    if best is None:
+        cheapest = Candidate("last", None, min(resolutions), 0.0)
+        least = _planner(planner, cheapest).smallest()[0]
+        raise UserError(
+            f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {least / 1e6:.1f} MB "
+            f"(method=last, resolution={min(resolutions)})"
+        )
+    return best
+
+
+def _ladders(what: TrainingStep, resolutions: list[int]) -> list[list[Candidate]]:
+    """Per method and blocks the candidates by resolution, the most promising method first."""
+    count = len(block_names(build_on_meta(replace(what.spec, lite_residual=None))))
+    ladders = []
+    for method in METHODS:
+        for share, kept in GAIN_KEPT.items() if method != "last" else [(1.0, 1.0)]:
+            blocks = None if share == 1 else max(1, round(share * count))
+            ladders.append(
+                [Candidate(method, blocks, px, expected_top1(method, kept, px)) for px in resolutions]
+            )
+    return sorted(ladders, key=lambda ladder: ladder[-1].expected, reverse=True)
 
 
 def apply(what: TrainingStep, candidate: Candidate) -> TrainingStep:
@@ -73,16 +86,6 @@ def apply(what: TrainingStep, candidate: Candidate) -> TrainingStep:
 
 def _planner(planner: Planner, candidate: Candidate) -> Planner:
     return replace(planner, what=apply(planner.what, candidate))
-
-
-def candidates(what: TrainingStep, resolutions: Sequence[int]) -> Iterator[Candidate]:
-    """Every method, as a whole and on its last blocks, at every resolution."""
-    count = len(block_names(build_on_meta(replace(what.spec, lite_residual=None))))
-    for method in METHODS:
-        for share, kept in GAIN_KEPT.items() if method != "last" else [(1.0, 1.0)]:
-            blocks = None if share == 1 else max(1, round(share * count))
-            for resolution in resolutions:
-                yield Candidate(method, blocks, resolution, expected_top1(method, kept, resolution))
 
 
 def expected_top1(method: str, gain_kept: float, resolution: int) -> float:

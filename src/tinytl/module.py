@@ -21,6 +21,8 @@ Task = Literal["multiclass", "multilabel"]
 class ImageClassifier(LightningModule):
     """Trains what `tinytl.methods.freeze` left trainable: Adam, cosine per step to zero.
 
+    The lr first rises for a share `warmup` of the steps.
+
     Metrics are fractions: `top1`, `top5` (of at most as many classes as there are), or
     `mean_accuracy` over the labels of a multilabel task. A step's loss is the mean over `batch_size`
     images, in however many micro-batches they come (the Trainer's `accumulate_grad_batches`).
@@ -36,7 +38,7 @@ class ImageClassifier(LightningModule):
     def __init__(
         self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
         batch_size: int, label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
-        stream: bool = False, optimizer: Callable[..., Any] = torch.optim.Adam,
+        warmup: float = 0.0, stream: bool = False, optimizer: Callable[..., Any] = torch.optim.Adam,
         record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -44,7 +46,7 @@ class ImageClassifier(LightningModule):
         self.norm: NormName = norm
         self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
         self.batch_size, self.optimizer = batch_size, optimizer
-        self.record, self.seed = record or {}, seed
+        self.record, self.seed, self.warmup = record or {}, seed, warmup
         metrics = _metrics(task, num_classes)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -108,7 +110,11 @@ class ImageClassifier(LightningModule):
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = self.optimizer(parameters, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
+        rising = round(self.warmup * steps)
+        schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - rising))
+        if rising:
+            rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / rising, total_iters=rising)
+            schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, schedule], [rising])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:

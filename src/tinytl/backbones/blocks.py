@@ -3,6 +3,7 @@
 from typing import Any
 
 from timm.models import group_parameters
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 
 from tinytl.errors import UserError
@@ -40,3 +41,14 @@ def before_last_blocks(network: Any, count: int) -> list[str]:
     inside = [i for i, name in enumerate(names) if name.startswith(kept)] if kept else []
     last = max(i for i, name in enumerate(names) if name.startswith(tuple(f"{b}." for b in blocks)))
     return names[: min(inside, default=last + 1)]
+
+
+def silence_residual_branches(network: nn.Module) -> None:
+    """Set the last scale of every inverted bottleneck with a shortcut to 0: a shallow network to begin with.
+
+    From random weights a deep one hardly learns at first (Goyal et al., arXiv 1706.02677, section 5.1).
+    timm does so for its ResNets.
+    """
+    for block in network.modules():
+        if isinstance(block, InvertedResidual) and block.has_skip:
+            nn.init.zeros_(block.bn3.weight)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
 from tinytl.memory.prediction import predict
-from tinytl.memory.training_step import Engine, TrainingStep
+from tinytl.memory.training_step import Engine, TrainingStep, lower_bound
 
 RESOLUTIONS = range(320, 95, -32)  # px: of the paper's figure 3
 LARGEST_MICRO_BATCH = 32  # images; larger ones take more memory and no less time
@@ -86,6 +86,14 @@ class Planner:
                 return planner.choose(budget_bytes)
         smallest = replace(self, what=replace(self.what, resolution=RESOLUTIONS[-1]))
         raise UserError(smallest._refusal(budget_bytes))
+
+    def fits(self, budget_bytes: float) -> bool:
+        """Whether any plan does; sooner than `smallest` says so."""
+        bases = list(self._optimizers())
+        frugal = [base for base in bases if base.optimizer_bits == bases[-1].optimizer_bits]
+        if min(lower_bound(self.what, base) for base in frugal) > budget_bytes:
+            return False
+        return any(self._bytes(self._leanest(base)) <= budget_bytes for base in frugal)
 
     def smallest(self) -> tuple[int, EnginePlan]:
         """(bytes, plan) of the plan that takes least."""
