@@ -47,14 +47,10 @@ def _choose_method(cfg: Any, planner: Planner, budget: float) -> TrainingStep:
     """Method, blocks and resolution within the budget, set in `cfg` too."""
     resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)
     found = choose(planner, budget, resolutions)
-    step = apply(planner.what, found)
-    for key, value in {
-        "method.name": found.method, "blocks": found.blocks, "resolution": found.resolution,
-        "method.lite_residual": step.spec.lite_residual is not None,
-    }.items():  # fmt: skip
-        OmegaConf.update(cfg, key, value)
+    OmegaConf.update(cfg, "method.name", found.method)
+    cfg.blocks, cfg.resolution = found.blocks, found.resolution
     log.info("method=auto: %s, blocks=%s, %d px", found.method, found.blocks or "all", found.resolution)
-    return step
+    return apply(planner.what, found)
 
 
 def _on_this_device(plan: EnginePlan) -> EnginePlan:

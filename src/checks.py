@@ -91,7 +91,7 @@ def _combinations(cfg: Any) -> None:
     if cfg.method.name == AUTO:
         if cfg.memory_budget_mb is None or cfg.blocks is not None:
             raise UserError("method=auto needs a memory_budget_mb to choose by, and chooses blocks itself")
-    elif METHODS[cfg.method.name].needs_lite_residual and not cfg.lite_residual.enabled:
+    elif METHODS[cfg.method.name].needs_lite_residual and cfg.lite_residual.enabled is False:
         raise UserError(f"method={cfg.method.name} has nothing to train with lite_residual.enabled=false")
     _engine(cfg)
     if cfg.data.stream and (cfg.epochs > 1 or cfg.batch_size > 1):

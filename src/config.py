@@ -15,10 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
 from tinytl.backbones.build import NetworkSpec
+from tinytl.backbones.checkpoints import holds_lite_residuals
 from tinytl.backbones.lite_residual import LiteResidualConfig
 from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 from tinytl.memory.training_step import TrainingStep
+from tinytl.methods import METHODS
 
 CONF = Path(__file__).parent.parent / "conf"
 # In every run's name, or of no consequence for its results
@@ -58,6 +60,7 @@ class ModelConfig:
     """A timm architecture."""
 
     name: str = MISSING
+    checkpoint: str | None = None  # where it starts from unless told otherwise
 
 
 @dataclass
@@ -65,7 +68,6 @@ class MethodConfig:
     """What trains (`tinytl.methods`)."""
 
     name: str = MISSING
-    lite_residual: bool = MISSING  # whether the network gets lite residual modules
 
 
 @dataclass
@@ -94,7 +96,7 @@ class EngineConfig:
 class LiteResidualOptions:
     """Shape of the lite residual modules."""
 
-    enabled: bool = MISSING
+    enabled: bool | None = None  # None: where trained, or in the checkpoint
     kernel_size: int = 5
     groups: int = 2
     expansion: float = 1.0
@@ -223,6 +225,15 @@ def training_step(cfg: Any, classes: int) -> TrainingStep:
     )
 
 
+def _has_lite_residuals(cfg: Any) -> bool:
+    """As asked for; otherwise where the method trains them or the starting weights have them."""
+    if cfg.lite_residual.enabled is not None:
+        return cfg.lite_residual.enabled
+    method = METHODS.get(cfg.method.name)
+    trained = method is not None and method.needs_lite_residual
+    return trained or holds_lite_residuals(cfg.checkpoint, cfg.model.name)
+
+
 def network_spec(cfg: Any, classes: int) -> NetworkSpec:
     """The network that the configuration describes."""
     options = {key: value for key, value in cfg.lite_residual.items() if key != "enabled"}
@@ -230,7 +241,7 @@ def network_spec(cfg: Any, classes: int) -> NetworkSpec:
         model=cfg.model.name,
         norm=cfg.norm.name,
         num_classes=classes,
-        lite_residual=LiteResidualConfig(**options) if cfg.lite_residual.enabled else None,
+        lite_residual=LiteResidualConfig(**options) if _has_lite_residuals(cfg) else None,
         dropout=cfg.dropout,
         checkpoint=cfg.checkpoint,
         seed=cfg.seed,

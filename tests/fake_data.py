@@ -45,3 +45,19 @@ def load_multilabel(root, seed):
 def _noise(count):
     rng = numpy.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=numpy.uint8)) for _ in range(count)]
+
+
+class Interrupting(Images):
+    """Images whose reader is interrupted in the second epoch, as by Ctrl-C."""
+
+    def __getitem__(self, index):
+        self.reads = getattr(self, "reads", 0) + 1
+        if self.reads > len(self):
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def load_interrupted(root, seed):
+    """16 + 6 images; the training is interrupted after an epoch."""
+    splits = load_multiclass(root, seed)
+    return replace(splits, train=Interrupting(splits.train.images, splits.train.targets))

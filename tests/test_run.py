@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from command_line import one_line
 from run import run
 from tinytl.errors import UserError
+from tinytl.methods import METHODS
 from tinytl.module import ImageClassifier
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,7 @@ def test_a_stream_is_recorded(ran):
 ONE_BATCH = [f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
 
 
-@pytest.mark.parametrize("method", options("method"))
+@pytest.mark.parametrize("method", [m for m in options("method") if m != "auto"])
 @pytest.mark.parametrize("norm", ["bn", "gn", "bn_frozen"])
 def test_every_method_with_every_norm(ran, method, norm):
     results = ran(f"method={method}", f"norm={norm}", *FAKE)
@@ -207,6 +208,14 @@ def test_a_memory_budget_is_kept_and_recorded(ran):
     assert memory["measured_mb"] <= memory["predicted_mb"] <= 8
     assert memory["predicted_mb"] <= 1.05 * memory["measured_mb"]
     assert chosen["engine"]["micro_batch"] < 8 and "-rauto-" not in chosen["name"]
+
+
+def test_a_method_for_the_budget(ran):
+    results = ran(*FAKE, "method=auto", "resolution=auto", "memory_budget_mb=3", "epochs=2")
+    config, memory = results["config"], results["memory"]
+    assert config["method"]["name"] in METHODS and config["resolution"] in range(96, 321, 32)
+    assert memory["measured_mb"] <= memory["predicted_mb"] <= 3
+    assert config["name"] == "run"
 
 
 def test_a_budget_of_what_is_free(ran):
@@ -322,6 +331,9 @@ ERRORS = [
     ("quantize=int4", "quantize=int4: must be one of int8, kmeans, off"),
     ("lr=-1", "lr=-1.0: must be above 0"),
     ("name=a/b", "name=a/b: must be a plain folder name"),
+    ("method=auto", "method=auto needs a memory_budget_mb to choose by"),
+    ("blocks=50", "blocks=50: the network has 20"),
+    ("engine.channels_last=true", "engine=lean has a memory layout of its own"),
     ("lite_residual.enabled=false", "method=tinytl has nothing to train with lite_residual.enabled=false"),
     ("model=inception_v3", "model=inception_v3 has no inverted bottlenecks"),
     ("data=folder", "data.root=... must be given"),

@@ -36,7 +36,7 @@ class NetworkSpec:
     num_classes: int
     lite_residual: LiteResidualConfig | None = None  # None: no lite residual modules
     dropout: float = 0.2  # before the classifier
-    checkpoint: str | None = None  # path, URL or name of timm weights; None: random weights
+    checkpoint: str | None = None  # path, URL, name of timm weights, "embedded"; None: random weights
     seed: int = 0  # of the random weights
 
 
@@ -103,7 +103,10 @@ def _check_model(name: str) -> None:
 
 
 def _load(network: Any, source: str, spec: NetworkSpec) -> bool:
-    checkpoint = checkpoints.read(source, spec.model)
+    if source == checkpoints.EMBEDDED:
+        checkpoint = checkpoints.embedded(spec.model, spec.norm)
+    else:
+        checkpoint = checkpoints.read(source, spec.model)
     if checkpoint.own:
         checkpoint = _with_base(checkpoint)
     if spec.lite_residual and not spec.lite_residual.pretrained:

@@ -9,7 +9,8 @@ import logging
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -21,11 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tinytl.backbones.norms import NormName
 from tinytl.backbones.proxylessnas import ARCHITECTURES
 from tinytl.errors import UserError
 
 log = logging.getLogger(__name__)
 
+EMBEDDED = "embedded"  # starting points that come with the package, by model and norm
+STARTING_POINTS = Path(__file__).parent / "starting_points"
 OWN = "tinytl"  # key under which our own checkpoints keep what they were trained from
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # what a lite residual wraps a block in: (in the network, in the canonical naming)
@@ -59,6 +63,31 @@ def read(source: str, model: str) -> Checkpoint:
     if timm.is_model_pretrained(source):
         return _from_timm(source)
     raise UserError(f"checkpoint={source}: no such file, not a URL, and timm knows no weights of that name")
+
+
+@cache
+def holds_lite_residuals(source: str | None, model: str) -> bool:
+    """Whether the starting weights have lite residual modules; those not on this machine are taken not to."""
+    if source == EMBEDDED:
+        return True
+    if source is None or not Path(source).is_file():
+        return False
+    checkpoint = read(source, model)
+    from_record = (checkpoint.own or {}).get("spec", {}).get("lite_residual")
+    return bool(from_record) or any(".lite_residual." in key for key in checkpoint.tensors)
+
+
+def embedded(model: str, norm: NormName) -> Checkpoint:
+    """The package's own starting point, without the classifier of its pre-training.
+
+    Raises UserError where there is none for the model.
+    """
+    path = STARTING_POINTS / f"{model}_{'gn' if norm == 'gn' else 'bn'}.safetensors"
+    if not path.is_file():
+        raise UserError(f"checkpoint={EMBEDDED}: the package has no starting point for model={model}")
+    checkpoint = _from_file(path, EMBEDDED, model)
+    body = {key: value for key, value in checkpoint.tensors.items() if not key.startswith("classifier.")}
+    return replace(checkpoint, tensors=body)
 
 
 def _download(url: str) -> Path:

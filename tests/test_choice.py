@@ -1,0 +1,102 @@
+"""Blocks, and what a memory budget is best spent on."""
+
+import csv
+from dataclasses import replace
+from statistics import mean
+
+import pytest
+import torch
+from conftest import ROOT
+from test_planner import assert_predicted
+
+from tinytl import choice
+from tinytl.backbones.blocks import block_names
+from tinytl.backbones.build import NetworkSpec, build_network, build_on_meta
+from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.engine import EnginePlan
+from tinytl.errors import UserError
+from tinytl.memory.paper_count import count_bare
+from tinytl.memory.planner import Planner, predicted_bytes
+from tinytl.memory.training_step import TrainingStep
+from tinytl.methods import METHODS, freeze
+
+LITE = LiteResidualConfig()
+W03 = TrainingStep(NetworkSpec("proxylessnas_w03", "gn", 10), "last", 8, 96)
+PX = [96, 128]
+
+
+@pytest.mark.parametrize("model", ["proxylessnas_w03", "mobilenetv2_100", "resnet18", "efficientnet_b0"])
+def test_gradients_reach_the_last_blocks_alone(model):
+    network = build_network(NetworkSpec(model, "gn", 5))
+    freeze(network, "bias", blocks=3)
+    images = torch.randn(2, 3, 64, 64)
+    network(images).sum().backward()
+    last = tuple(f"{name}." for name in block_names(network)[-3:])
+    reached = {name for name, p in network.named_parameters() if p.grad is not None}
+    inside = {name for name in reached if name.startswith(last)}
+    assert len({name.split(".bn")[0] for name in inside}) >= 3
+    first = min(i for i, (name, _) in enumerate(network.named_parameters()) if name.startswith(last))
+    early = {name for name, _ in list(network.named_parameters())[:first]}
+    assert reached and not reached & early
+
+
+def test_more_blocks_than_there_are():
+    network = build_on_meta(NetworkSpec("proxylessnas_w03", "gn", 5))
+    with pytest.raises(UserError, match=r"blocks=21: the network has 20"):
+        freeze(network, "full", blocks=21)
+    freeze(network, "full", blocks=0)  # what lies behind the blocks
+    trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert trained == {"conv_head", "bn2", "classifier"}
+
+
+def test_fewer_blocks_take_less_and_as_predicted():
+    steps = [
+        replace(W03, method="tinytl", spec=replace(W03.spec, lite_residual=LITE), blocks=b)
+        for b in (2, 10, None)
+    ]
+    sizes = [predicted_bytes(what, "lean", EnginePlan()) for what in steps]
+    assert sizes == sorted(sizes) and sizes[0] < 0.7 * sizes[-1]
+    for what in steps[:2]:
+        assert_predicted(what)
+        assert_predicted(what, "stock")
+    counts = [count_bare(s.spec, s.method, 96, s.blocks).total_bytes(8) for s in steps]
+    assert counts == sorted(counts)
+
+
+def test_expectations_are_the_papers():
+    with (ROOT / "src/tinytl/report/paper/table2.csv").open() as file:
+        rows = {(r.pop("method"), r.pop("resolution")): r for r in csv.DictReader(file)}
+    row = rows["TinyTL-L+B", "224"]
+    row.pop("train_memory_mb")
+    assert choice.expected_top1("tinytl", 1.0, 224) == pytest.approx(mean(map(float, row.values())))
+    last, full = (choice.expected_top1(m, 1.0, 224) for m in ("last", "full"))
+    assert choice.expected_top1("full", 0.5, 224) == pytest.approx((last + full) / 2)
+    # from 96 to 128 px Figure 3 has one curve, full on cars: 76.1 and 84.2
+    assert choice.resolution_effect(128) - choice.resolution_effect(96) == pytest.approx(84.2 - 76.1)
+    effects = [choice.resolution_effect(px) for px in range(96, 321, 32)]
+    assert effects == sorted(effects) and choice.resolution_effect(224) == 0
+
+
+@pytest.mark.parametrize("budget_mb", [1.5, 2.5])
+def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
+    """By brute force over every method, share of blocks and resolution."""
+    planner = Planner(W03, "lean", EnginePlan(optimizer_bits=8), may_step_in_backward=False)
+    found = choice.choose(planner, budget_mb * 1e6, PX)
+    count = len(block_names(build_on_meta(W03.spec)))
+    best = 0.0
+    for method, info in METHODS.items():
+        for share, kept in choice.GAIN_KEPT.items():
+            for px in PX:
+                spec = replace(W03.spec, lite_residual=LITE if info.needs_lite_residual else None)
+                what = replace(W03, spec=spec, method=method, resolution=px,
+                               blocks=None if share == 1 or method == "last" else round(share * count))  # fmt: skip
+                if replace(planner, what=what).smallest()[0] <= budget_mb * 1e6:
+                    best = max(best, choice.expected_top1(method, 1.0 if method == "last" else kept, px))
+    assert found.expected == pytest.approx(best)
+    step = choice.apply(W03, found)
+    assert replace(planner, what=step).choose(budget_mb * 1e6).predicted_bytes <= budget_mb * 1e6
+
+
+def test_a_budget_too_small_for_any_method():
+    with pytest.raises(UserError, match=r"memory_budget_mb=0.1: method=auto takes at least .*method=last"):
+        choice.choose(Planner(W03, "lean", EnginePlan()), 1e5, PX)
