@@ -130,7 +130,7 @@ def adapt(cfg: Any, job: Adaptation, folder: Path, logger: Any) -> dict[str, Any
     trainer.fit(module, job.data)
     save(module.student, folder / "weights.safetensors")
     log.info("weights: %s", folder / "weights.safetensors")
-    found = trainer.test(module, job.data, verbose=False)[0]
+    found = dict(trainer.test(module, job.data, verbose=False)[0])
     log.info("same top-1 as the teacher on %.1f %% of the held-out images", 100 * found["test/agreement"])
     if cfg.probe:
         found |= _probes(cfg, module)

@@ -88,8 +88,8 @@ def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
         for share, kept in choice.GAIN_KEPT.items():
             for px in PX:
                 spec = replace(W03.spec, lite_residual=LITE if info.needs_lite_residual else None)
-                what = replace(W03, spec=spec, method=method, resolution=px,
-                               blocks=None if share == 1 or method == "last" else round(share * count))  # fmt: skip
+                blocks = None if share == 1 or method == "last" else round(share * count)
+                what = replace(W03, spec=spec, method=method, resolution=px, blocks=blocks)
                 if replace(planner, what=what).smallest()[0] <= budget_mb * 1e6:
                     best = max(best, choice.expected_top1(method, 1.0 if method == "last" else kept, px))
     assert found.expected == pytest.approx(best)

@@ -8,6 +8,7 @@ convolutions before it at a time, what follows is still the teacher and says wha
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,13 +91,12 @@ class Conversion(nn.Module):
         if begun:
             self._fit_scales(begun)
         self.converted = max(self.converted, count)
-        fresh = [unit.final_norm.weight for unit in begun] + [unit.final_norm.bias for unit in begun]
-        return fresh + [conv.weight for unit in begun for conv in unit.convs.values()]
+        return [p for unit in begun for layer in unit.layers() for p in layer.parameters()]
 
     def _fit_scales(self, units: list[Unit]) -> None:
         """Give the norms' outputs the teacher's mean and deviation per channel, one after the other."""
 
-        def fit(unit: Unit, inputs: tuple[Tensor, ...]) -> None:
+        def fit(unit: Unit, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             norm = unit.final_norm
             normed = F.group_norm(inputs[0], norm.num_groups, eps=norm.eps)
             std, mean = torch.std_mean(normed, dim=(0, 2, 3))  # (C,)
@@ -104,18 +104,16 @@ class Conversion(nn.Module):
             norm.weight.copy_((target_std / (std + norm.eps)).clamp(max=LARGEST_SCALE))
             norm.bias.copy_(target_mean - norm.weight * mean)
 
-        handles = [
-            unit.final_norm.register_forward_pre_hook(lambda _, inputs, unit=unit: fit(unit, inputs))
-            for unit in units
-        ]
+        handles = [unit.final_norm.register_forward_pre_hook(partial(fit, unit)) for unit in units]
         self.student(self.images)
         for handle in handles:
             handle.remove()
 
 
-def _plain(conv: WeightStandardizedConv2d) -> nn.Conv2d:
+def _plain(conv: Any) -> nn.Conv2d:
     """The convolution without standardisation; the weight is shared."""
-    layer = (Conv2dSame if conv.same else nn.Conv2d)(
+    kind: Any = Conv2dSame if conv.same else nn.Conv2d
+    layer = kind(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
         conv.groups, bias=False, device="meta",
     )  # fmt: skip
@@ -131,17 +129,17 @@ def _in_order(teacher: nn.Module, images: Tensor) -> list[tuple[str, Any, Any]]:
     """
     calls: list[tuple[str, Any, Any]] = []
 
-    def note(name: str, layer: Any, x: Tensor) -> None:
+    def note(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
         if isinstance(layer, nn.Conv2d):
             calls.append((name, None, None))
             return
         normed = F.batch_norm(
-            x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps
+            inputs[0], layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps
         )
         calls.append((name, *torch.std_mean(normed, dim=(0, 2, 3))))
 
     handles = [
-        layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, inputs[0]))
+        layer.register_forward_pre_hook(partial(note, name))
         for name, layer in teacher.named_modules()
         if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)
     ]

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from PIL import Image
-from sklearn.model_selection import train_test_split
 
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits
+from tinytl.data.splits import Splits, held_out
 from tinytl.errors import UserError
 
 TEST_IMAGES = 500  # at most, and at most a tenth
@@ -22,6 +21,9 @@ def load(root: Path, seed: int) -> Splits:
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes)
     if len(paths) < 10:
         raise UserError(f"data.root={root}: {len(paths)} images below it; at least ten are needed")
-    count = min(TEST_IMAGES, len(paths) // 10)
-    train, test = train_test_split(paths, test_size=count, random_state=SPLIT_SEED)
-    return Splits(Images(train, [0] * len(train)), Images(test, [0] * len(test)), ("image",))
+    fraction = min(0.1, TEST_IMAGES / len(paths))
+    train, test = (
+        Images([paths[i] for i in part], [0] * len(part))
+        for part in held_out(len(paths), fraction, None, SPLIT_SEED)
+    )
+    return Splits(train, test, ("image",))
