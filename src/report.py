@@ -35,6 +35,7 @@ TITLES = {
     "budgets": f"Memory budgets ({OWN})",
     "lite_residual": f"Shapes of the lite residual ({OWN})",
     "lr": f"Learning rates ({OWN})",
+    "real_images": f"Every method on real images ({OWN})",
     "memory": f"Measured memory by kind, MB ({OWN})",
     "pareto": f"Pareto front per data set ({OWN})",
     "not_finished": "Runs that did not finish",
@@ -81,6 +82,7 @@ def all_tables(
     found = {name: tables.wide(cells.query("table == @name")) for name in LONG}
     found |= {"table1": tables.table1(runs), "figure1": tables.figure1()}
     found |= {name: tables.ours(name, runs) for name in tables.OURS}
+    found |= {"real_images": tables.real_images(runs)}
     found |= {"memory": tables.memory(runs), "pareto": tables.pareto(runs)}
     found |= {"not_finished": others, "coverage": coverage.coverage(cells)}
     return {name: found[name] for name in TITLES}

@@ -279,3 +279,16 @@ def test_the_page_in_a_browser(outputs, reported):
     assert "modebar-btn" in built and "Share chart" not in built  # it would upload the figure
     assert dom.count('class="point"') >= 2 and "Pareto front" in dom
     assert (page.parent / "../outputs/run 0/results.json").is_file()
+
+
+def test_real_images_how_much_of_the_gap_is_closed(folder, outputs):
+    """Last 40, TinyTL 55, full 60 %: three quarters of what lies between; memory from the lean runs."""
+    for method, top1 in (("last", 0.4), ("tinytl", 0.5), ("tinytl", 0.6), ("full", 0.6)):
+        settings = {"sweep": "real_images", "config.method.name": method, "metrics.test/top1": top1}
+        outputs(f"{method}-{top1}", settings)
+    lean = {"sweep": "real_images_memory", "memory.measured_mb": 4.5, "metrics.test/top1": 0.1}
+    outputs("lean", lean)
+    table = tables.real_images(read(folder)[0]).set_index("method")
+    assert table.gap_closed.round(6).to_dict() == {"last": 0, "tinytl": 75, "full": 100}
+    assert table.lean_mb["tinytl"] == 4.5 and pandas.isna(table.lean_mb["last"])
+    assert table.seeds["tinytl"] == 2

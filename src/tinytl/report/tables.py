@@ -22,6 +22,7 @@ OURS = {
     "budgets": ["method", "budget_mb", "resolution"],
     "lite_residual": ["expansion", "pooling", "groups"],
     "lr": ["method", "lr"],
+    "real_images": ["norm", "resolution", "batch_size", "method"],
 }
 
 
@@ -137,6 +138,22 @@ def ours(name: str, runs: pandas.DataFrame) -> pandas.DataFrame:
         accuracy=("accuracy", "mean"), std=("accuracy", "std"), seeds=("accuracy", "count"),
         measured_mb=("measured_mb", "mean"), paper_mb=("paper_mb", "first"),
     ).reset_index()  # fmt: skip
+
+
+def real_images(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Every method beside the last layer and full fine-tuning: `gap_closed`, in % of what lies between.
+
+    `lean_mb` is the lean engine's measured step of the same kind, from runs of `real_images_memory`.
+    """
+    found = ours("real_images", runs)
+    alike = ["data", "model", "norm", "resolution", "batch_size"]
+    ends = found.pivot_table(index=alike, columns="method", values="accuracy", dropna=False)
+    ends = ends.reindex(columns=pandas.Index(["last", "full"])).reset_index()
+    found = found.merge(ends, on=alike, how="left")
+    found["gap_closed"] = 100 * (found.accuracy - found["last"]) / (found["full"] - found["last"])
+    lean = runs[runs.sweep.eq("real_images_memory")].astype({"measured_mb": float})
+    lean_mb = lean.groupby([*alike, "method"]).measured_mb.mean().rename("lean_mb").reset_index()
+    return found.drop(columns=["last", "full"]).merge(lean_mb, on=[*alike, "method"], how="left")
 
 
 def pareto(runs: pandas.DataFrame) -> pandas.DataFrame:
