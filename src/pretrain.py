@@ -15,7 +15,6 @@ import run  # first: it makes torchvision importable beside a CPU-only torch
 
 # isort: split
 import hydra
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -116,9 +115,9 @@ def build_adaptation(cfg: Any, folder: Path) -> Adaptation:
         crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
         workers=cfg.data.workers, seed=cfg.seed,
     )  # fmt: skip
-    count = min(IMAGES, len(data.train_set))
-    images = torch.stack([data.train_set[i][0] for i in torch.randperm(len(data.train_set))[:count].tolist()])
-    module = NormAdaptation(teacher, student, images, lr=config.learning_rate(cfg), seed=cfg.seed)
+    module = NormAdaptation(
+        teacher, student, data.example_images(IMAGES), lr=config.learning_rate(cfg), seed=cfg.seed
+    )
     curves = Curves()
     return Adaptation(module, data, run.make_trainer(cfg, folder, [curves]), curves)
 

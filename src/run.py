@@ -34,7 +34,7 @@ from fingerprint import fingerprint, load_splits
 from jobs import job
 from progress import Curves
 from tinytl.backbones.build import build_network, own_record
-from tinytl.backbones.lite_residual import is_pretrained
+from tinytl.backbones.lite_residual import fit_statistics, is_pretrained
 from tinytl.backbones.quantize import quantize_frozen
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.engine import make_lean
@@ -48,6 +48,7 @@ from tinytl.module import ImageClassifier
 from tinytl.results import provenance, write_json
 
 log = logging.getLogger("tinytl")
+STATISTICS_IMAGES = 64  # that random lite residuals take their stored statistics from
 NO_MEMORY = re.compile(
     "not enough memory|can't allocate memory|out of memory", re.IGNORECASE
 )  # PyTorch's words
@@ -139,6 +140,15 @@ def build(cfg: Any, folder: Path) -> Job:
     quantize_frozen(network, cfg.quantize)
     parameters, pretrained = parameter_table(network), is_pretrained(network)
     plan.show_parameters(parameters, cfg)
+    data = ImageDataModule(
+        splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
+        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
+        micro_batch=cfg.engine.micro_batch, crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip,
+        color_jitter=cfg.data.color_jitter, val_fraction=cfg.data.val_fraction, stream=cfg.data.stream,
+        drift=cfg.data.drift, workers=cfg.data.workers, seed=cfg.seed,
+    )  # fmt: skip
+    if cfg.norm.name == "bn_frozen" and pretrained is False:
+        fit_statistics(network, data.example_images(STATISTICS_IMAGES))
     optimizer: Any = torch.optim.Adam
     if cfg.engine.name == "lean":
         engine = config.engine_plan(cfg)
@@ -147,13 +157,6 @@ def build(cfg: Any, folder: Path) -> Job:
         optimizer = partial(adam, plan=engine)
     elif cfg.engine.channels_last:
         network.to(memory_format=torch.channels_last)
-    data = ImageDataModule(
-        splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
-        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
-        micro_batch=cfg.engine.micro_batch, crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip,
-        color_jitter=cfg.data.color_jitter, val_fraction=cfg.data.val_fraction, stream=cfg.data.stream,
-        drift=cfg.data.drift, workers=cfg.data.workers, seed=cfg.seed,
-    )  # fmt: skip
     module = ImageClassifier(
         network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
         batch_size=data.batch_size, label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -147,3 +148,26 @@ def is_pretrained(network: nn.Module) -> bool | None:
     """
     scales: list[Any] = [m.final_bn.weight for m in network.modules() if isinstance(m, LiteResidual)]
     return any(bool(scale.any()) for scale in scales) if scales else None
+
+
+@torch.no_grad()
+def fit_statistics(network: nn.Module, images: Tensor) -> None:
+    """Store what BatchNorm in lite residual modules sees on `images` (N, 3, R, R).
+
+    Random modules have no statistics of their own, and norm=bn_frozen would use 0 and 1 instead.
+    """
+    norms = [
+        norm
+        for module in network.modules()
+        if isinstance(module, LiteResidual)
+        for norm in (module.bn1, module.final_bn)
+        if isinstance(norm, nn.BatchNorm2d)
+    ]
+    network.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # these images alone
+    network(images)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.eval()

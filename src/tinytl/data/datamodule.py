@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from tinytl.data.images import Transformed
@@ -117,6 +118,11 @@ class ImageDataModule(LightningDataModule):
         self.drifting = [_label(splits, i) for i in train] if drift else None
         self.val_set = Transformed(splits.train, val, plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
+
+    def example_images(self, count: int) -> Tensor:
+        """Some training images (at most all), transformed, by `seed`: (N, 3, R, R)."""
+        order = torch.randperm(len(self.train_set), generator=torch.Generator().manual_seed(self.seed))
+        return torch.stack([self.train_set[position][0] for position in order[:count].tolist()])
 
     def train_dataloader(self) -> DataLoader:
         if self.drifting:
