@@ -218,6 +218,20 @@ def test_a_method_for_the_budget(ran):
     assert config["name"] == "run"
 
 
+def test_random_weights_are_said_to_be_random(ran, caplog):
+    results = ran(*FAKE, "checkpoint=null")
+    assert "proxylessnas_w03 starts from random weights" in caplog.text
+    assert results["params"]["lite_residual_pretrained"] is False
+
+
+def test_random_lite_residuals_take_statistics_from_the_training_images(ran, tmp_path):
+    """Under bn_frozen nothing else would give them any; those of the checkpoint stay."""
+    ran(*FAKE, "norm=bn_frozen", "method=bias", "lr=1e-12", "lite_residual.pretrained=false")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    variances = {name: v for name, v in saved.items() if name.endswith("running_var") and ".lite_" in name}
+    assert variances and not any(torch.equal(v, torch.ones_like(v)) for v in variances.values())
+
+
 def test_a_budget_of_what_is_free(ran):
     assert ran(*FAKE, "memory_budget_mb=auto")["memory"]["budget_mb"] > 100
 
@@ -371,9 +385,9 @@ def test_the_command(program, tmp_path):
     """The README's command in fast mode, and a mistake: one line, exit code 1, nothing left behind."""
     done = program("method=tinytl", "norm=gn", "debug=fast", "name=command")
     assert done.returncode == 0, done.stderr
-    assert "starts from random weights" in done.stderr and "tested on the best weights" in done.stderr
+    assert "random" not in done.stderr and "tested on the best weights" in done.stderr
     results = json.loads((tmp_path / "outputs" / "command" / "results.json").read_text())
-    assert results["status"] == "finished"
+    assert results["status"] == "finished" and results["params"]["lite_residual_pretrained"] is True
     for override in ("nrom=gn", "data=folder"):
         mistake = program("method=tinytl", override, "name=mistake")
         assert mistake.returncode == 1
