@@ -16,6 +16,7 @@ from tinytl.data.images import Images
 from tinytl.data.splits import Splits
 
 SRC = Path(__file__).parent
+LIBRARY = SRC / "tinytl"
 # Where a run stands, and what it is shown or told; not what comes out of it.
 LEFT_OUT = ("name", "output_dir", "sweep", "wandb", "resume", "retry_failed", "dry_run")
 LEFT_OUT_BELOW = {"data": ("root", "workers"), "trainer": ("enable_progress_bar",)}
@@ -63,19 +64,15 @@ def _contents(images: Images, root: Path) -> Iterator[bytes]:
 @cache
 def _code() -> str:
     """Of the library and the programs, without comments and docstrings; reports compute no results."""
-    files = [
-        SRC / "run.py",
-        SRC / "pretrain.py",
-        *sorted((SRC / "tinytl").rglob("*.py")),
-        *sorted(SRC.rglob("*.cpp")),
-    ]
-    report = SRC / "tinytl" / "report"
+    library = [path for kind in ("py", "cpp", "safetensors") for path in sorted(LIBRARY.rglob(f"*.{kind}"))]
+    files = [SRC / "run.py", SRC / "pretrain.py", *library]
+    report = LIBRARY / "report"
     return _sha("".join(_meaning(path) for path in files if report not in path.parents).encode())
 
 
 def _meaning(path: Path) -> str:
     if path.suffix != ".py":
-        return path.read_text()
+        return _sha(path.read_bytes())
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
