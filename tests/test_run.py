@@ -146,7 +146,7 @@ def test_every_data_set_with_its_recipe(ran, data):
     """On noise, in the shape of the set: the recipe, not the files."""
     kind = "multilabel" if data == "celeba" else "multiclass"
     fake = [f"data.loader=fake_data.load_{kind}", "data.workers=0", "resolution=32"]
-    root = ["data.root=anywhere"] if data == "folder" else []
+    root = ["data.root=anywhere"] if data in ("folder", "unlabelled") else []
     results = ran(f"data={data}", *fake, *root)
     accuracy = "test/mean_accuracy" if data == "celeba" else "test/top1"
     assert 0 <= results["metrics"][accuracy] <= 1
@@ -337,7 +337,7 @@ ERRORS = [
     ("batchsize=8", "Key 'batchsize' not in 'Config'"),
     ("batch_size=many", "batch_size"),
     ("data.lr=fast", "data.lr"),
-    ("method=tinytle", "Could not find 'method/tinytle'. Available options in 'method': bias, full"),
+    ("method=tinytle", "Could not find 'method/tinytle'. Available options in 'method': auto, bias, full"),
     ("norm=xn", "Could not find 'norm/xn'"),
     ("model=resnet51", "Could not find 'model/resnet51'. Near it: resnet5"),
     ("batch_size=0", "batch_size=0: must be at least 1"),
