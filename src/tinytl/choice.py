@@ -26,6 +26,7 @@ from tinytl.methods import METHODS
 from tinytl.report import paper
 
 TABLE_PX = 224  # of Table 2
+FROM_LEAST = ("bias", "norm_last", "tinytl_l", "tinytl", "full")  # by what they take, roughly
 # share of the blocks that are updated -> share kept of a method's gain over the last layer: an order,
 # not a measurement
 GAIN_KEPT = {0.25: 0.97, 0.5: 0.98, 0.75: 0.99, 1.0: 1.0}
@@ -40,6 +41,11 @@ class Candidate:
     resolution: int  # pixels
     expected: float
 
+    def takes_no_less_than(self, other: "Candidate") -> bool:
+        """Whether it is the same method on as many blocks and pixels or more."""
+        as_many = self.blocks is None or (other.blocks is not None and self.blocks >= other.blocks)
+        return self.method == other.method and as_many and self.resolution >= other.resolution
+
 
 def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) -> Candidate:
     """The best candidate of `planner.what`'s model, norm and batch size that fits.
@@ -47,12 +53,21 @@ def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) ->
     `resolutions` are those to choose from. Raises UserError naming what takes least.
     """
     best: Candidate | None = None
+    too_large: list[Candidate] = []
+
+    def fits(candidate: Candidate) -> bool:
+        """Whether it does; what takes no less than one that does not is not asked."""
+        if any(candidate.takes_no_less_than(other) for other in too_large):
+            return False
+        if _planner(planner, candidate).fits(budget_bytes):
+            return True
+        too_large.append(candidate)
+        return False
+
     for ladder in _ladders(planner.what, sorted(resolutions)):
-        if best is None or ladder[-1].expected > best.expected:
-            # memory grows with the resolution: those that fit come first
-            fitting = bisect_left(ladder, True, key=lambda c: not _planner(planner, c).fits(budget_bytes))
-            if fitting and (best is None or ladder[fitting - 1].expected > best.expected):
-                best = ladder[fitting - 1]
+        better = [c for c in ladder if best is None or c.expected > best.expected]
+        fitting = bisect_left(better, True, key=lambda c: not fits(c))  # the lower resolutions, if any
+        best = better[fitting - 1] if fitting else best
     if best is None:
         cheapest = Candidate("last", None, min(resolutions), 0.0)
         least = _planner(planner, cheapest).smallest()[0]
@@ -64,16 +79,24 @@ def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) ->
 
 
 def _ladders(what: TrainingStep, resolutions: list[int]) -> list[list[Candidate]]:
-    """Per method and blocks the candidates by resolution, the most promising method first."""
+    """Candidates by resolution, for every method and share of its blocks; what takes least comes first."""
     count = len(block_names(build_on_meta(replace(what.spec, lite_residual=None))))
-    ladders = []
-    for method in METHODS:
-        for share, kept in GAIN_KEPT.items() if method != "last" else [(1.0, 1.0)]:
-            blocks = None if share == 1 else max(1, round(share * count))
-            ladders.append(
-                [Candidate(method, blocks, px, expected_top1(method, kept, px)) for px in resolutions]
+    ladders = [
+        ("last", 1.0, 1.0),
+        *((m, share, kept) for m in FROM_LEAST for share, kept in GAIN_KEPT.items()),
+    ]
+    return [
+        [
+            Candidate(
+                method,
+                None if share == 1 else max(1, round(share * count)),
+                px,
+                expected_top1(method, kept, px),
             )
-    return sorted(ladders, key=lambda ladder: ladder[-1].expected, reverse=True)
+            for px in resolutions
+        ]
+        for method, share, kept in ladders
+    ]
 
 
 def apply(what: TrainingStep, candidate: Candidate) -> TrainingStep:
