@@ -85,13 +85,13 @@ def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
     count = len(block_names(build_on_meta(W03.spec)))
     best = 0.0
     for method, info in METHODS.items():
-        for share, kept in choice.GAIN_KEPT.items():
+        for share, kept in choice.GAIN_KEPT[method].items():
             for px in PX:
                 spec = replace(W03.spec, lite_residual=LITE if info.needs_lite_residual else None)
-                blocks = None if share == 1 or method == "last" else round(share * count)
+                blocks = None if share == 1 else round(share * count)
                 what = replace(W03, spec=spec, method=method, resolution=px, blocks=blocks)
                 if replace(planner, what=what).smallest()[0] <= budget_mb * 1e6:
-                    best = max(best, choice.expected_top1(method, 1.0 if method == "last" else kept, px))
+                    best = max(best, choice.expected_top1(method, kept, px))
     assert found.expected == pytest.approx(best)
     step = choice.apply(W03, found)
     assert replace(planner, what=step).choose(budget_mb * 1e6).predicted_bytes <= budget_mb * 1e6
