@@ -46,11 +46,12 @@ def fit(cfg: Any, classes: int) -> float:
 def _choose_method(cfg: Any, planner: Planner, budget: float) -> TrainingStep:
     """Method, blocks and resolution within the budget, set in `cfg` too."""
     resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)
-    found = choose(planner, budget, resolutions)
+    lite = None if cfg.lite_residual.enabled is False else config.lite_residual_shape(cfg)
+    found = choose(planner, budget, resolutions, lite)
     OmegaConf.update(cfg, "method.name", found.method)
     cfg.blocks, cfg.resolution = found.blocks, found.resolution
     log.info("method=auto: %s, blocks=%s, %d px", found.method, found.blocks or "all", found.resolution)
-    return apply(planner.what, found)
+    return apply(planner.what, found, lite)
 
 
 def _on_this_device(plan: EnginePlan) -> EnginePlan:

@@ -234,14 +234,18 @@ def _has_lite_residuals(cfg: Any) -> bool:
     return trained or holds_lite_residuals(cfg.checkpoint, cfg.model.name)
 
 
+def lite_residual_shape(cfg: Any) -> LiteResidualConfig:
+    """The shape of the lite residual modules, if there are any."""
+    return LiteResidualConfig(**{key: value for key, value in cfg.lite_residual.items() if key != "enabled"})
+
+
 def network_spec(cfg: Any, classes: int) -> NetworkSpec:
     """The network that the configuration describes."""
-    options = {key: value for key, value in cfg.lite_residual.items() if key != "enabled"}
     return NetworkSpec(
         model=cfg.model.name,
         norm=cfg.norm.name,
         num_classes=classes,
-        lite_residual=LiteResidualConfig(**options) if _has_lite_residuals(cfg) else None,
+        lite_residual=lite_residual_shape(cfg) if _has_lite_residuals(cfg) else None,
         dropout=cfg.dropout,
         checkpoint=cfg.checkpoint,
         seed=cfg.seed,

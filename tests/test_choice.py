@@ -100,3 +100,11 @@ def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
 def test_a_budget_too_small_for_any_method():
     with pytest.raises(UserError, match=r"memory_budget_mb=0.1: method=auto takes at least .*method=last"):
         choice.choose(Planner(W03, "lean", EnginePlan()), 1e5, PX)
+
+
+def test_what_a_network_cannot_take_is_not_chosen():
+    inception = TrainingStep(NetworkSpec("inception_v3", "gn", 10), "last", 1, 96)
+    found = choice.choose(Planner(inception, "lean", EnginePlan(optimizer_bits=8)), 60e6, [96])
+    assert not METHODS[found.method].needs_lite_residual
+    none = choice.choose(Planner(W03, "lean", EnginePlan(optimizer_bits=8)), 2.5e6, [96], None)
+    assert not METHODS[none.method].needs_lite_residual

@@ -28,7 +28,7 @@ class NormAdaptation(LightningModule):
         self.teacher, self.student, self.lr, self.seed = teacher.eval(), student.eval(), lr, seed
         self.teacher.requires_grad_(False)
         for network in (teacher, student):
-            network.to(memory_format=torch.channels_last)  # a third faster on the CPU
+            network.to(memory_format=torch.channels_last)  # faster on the CPU
         self.conversion = Conversion(teacher, student, images)
         with torch.no_grad():
             maps, features, _ = _outputs(teacher, images)

@@ -25,6 +25,7 @@ from tinytl.methods import METHODS
 from tinytl.report import paper
 
 TABLE_PX = 224  # of Table 2
+DEFAULT_LITE_RESIDUAL = LiteResidualConfig()
 FROM_LEAST = ("last", "bias", "norm_last", "tinytl_l", "tinytl", "full")  # by what they take, roughly
 # Share of the blocks that are updated -> share kept of a method's gain over the last layer. Where
 # convolutions stay frozen none was lost, so the figures are an order and no measurement; full fine-tuning's
@@ -51,10 +52,16 @@ class Candidate:
         return self.method == other.method and as_many and self.resolution >= other.resolution
 
 
-def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) -> Candidate:
+def choose(
+    planner: Planner,
+    budget_bytes: float,
+    resolutions: Sequence[int],
+    lite_residual: LiteResidualConfig | None = DEFAULT_LITE_RESIDUAL,
+) -> Candidate:
     """The best candidate of `planner.what`'s model, norm and batch size that fits.
 
-    `resolutions` are those to choose from. Raises UserError naming what takes least.
+    `resolutions` are those to choose from, `lite_residual` the modules that a method may add (None: none).
+    Raises UserError naming what takes least.
     """
     best: Candidate | None = None
     too_large: list[Candidate] = []
@@ -63,18 +70,18 @@ def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) ->
         """Whether it does; what takes no less than one that does not is not asked."""
         if any(candidate.takes_no_less_than(other) for other in too_large):
             return False
-        if _planner(planner, candidate).fits(budget_bytes):
+        if replace(planner, what=apply(planner.what, candidate, lite_residual)).fits(budget_bytes):
             return True
         too_large.append(candidate)
         return False
 
-    for ladder in _ladders(planner.what, sorted(resolutions)):
+    for ladder in _ladders(planner.what, sorted(resolutions), lite_residual):
         better = [c for c in ladder if best is None or c.expected > best.expected]
         fitting = bisect_left(better, True, key=lambda c: not fits(c))  # the lower resolutions, if any
         best = better[fitting - 1] if fitting else best
     if best is None:
-        cheapest = Candidate("last", None, min(resolutions), 0.0)
-        least = _planner(planner, cheapest).smallest()[0]
+        cheapest = apply(planner.what, Candidate("last", None, min(resolutions), 0.0), None)
+        least = replace(planner, what=cheapest).smallest()[0]
         raise UserError(
             f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {least / 1e6:.1f} MB "
             f"(method=last, resolution={min(resolutions)})"
@@ -82,10 +89,14 @@ def choose(planner: Planner, budget_bytes: float, resolutions: Sequence[int]) ->
     return best
 
 
-def _ladders(what: TrainingStep, resolutions: list[int]) -> list[list[Candidate]]:
+def _ladders(
+    what: TrainingStep, resolutions: list[int], lite_residual: LiteResidualConfig | None
+) -> list[list[Candidate]]:
     """Candidates by resolution, for every method and share of its blocks; what takes least comes first."""
     count = len(block_names(build_on_meta(replace(what.spec, lite_residual=None))))
-    ladders = [(m, *pair) for m in FROM_LEAST for pair in GAIN_KEPT[m].items()]
+    takes_lite = what.spec.lite_residual is not None or _takes(what, lite_residual)
+    methods = [m for m in FROM_LEAST if takes_lite or not METHODS[m].needs_lite_residual]
+    ladders = [(m, *pair) for m in methods for pair in GAIN_KEPT[m].items() if count or pair[0] == 1]
     return [
         [
             Candidate(
@@ -100,18 +111,28 @@ def _ladders(what: TrainingStep, resolutions: list[int]) -> list[list[Candidate]
     ]
 
 
-def apply(what: TrainingStep, candidate: Candidate) -> TrainingStep:
-    """The training step that a candidate stands for."""
+def _takes(what: TrainingStep, lite_residual: LiteResidualConfig | None) -> bool:
+    """Whether the network has blocks that such modules can be added to."""
+    try:
+        return lite_residual is not None and bool(
+            build_on_meta(replace(what.spec, lite_residual=lite_residual))
+        )
+    except UserError:
+        return False
+
+
+def apply(
+    what: TrainingStep,
+    candidate: Candidate,
+    lite_residual: LiteResidualConfig | None = DEFAULT_LITE_RESIDUAL,
+) -> TrainingStep:
+    """The training step that a candidate stands for; `lite_residual`: what a method may add."""
     needs_lite = METHODS[candidate.method].needs_lite_residual
-    lite = what.spec.lite_residual or (LiteResidualConfig() if needs_lite else None)
+    lite = what.spec.lite_residual or (lite_residual if needs_lite else None)
     return replace(
         what, spec=replace(what.spec, lite_residual=lite), method=candidate.method,
         blocks=candidate.blocks, resolution=candidate.resolution,
     )  # fmt: skip
-
-
-def _planner(planner: Planner, candidate: Candidate) -> Planner:
-    return replace(planner, what=apply(planner.what, candidate))
 
 
 def expected_top1(method: str, gain_kept: float, resolution: int) -> float:

@@ -35,7 +35,7 @@ def before_last_blocks(network: Any, count: int) -> list[str]:
     Raises UserError where the network has fewer blocks.
     """
     blocks, names = block_names(network), [name for name, _ in network.named_parameters()]
-    if count > len(blocks):
+    if count > len(blocks) or not blocks:
         raise UserError(f"blocks={count}: the network has {len(blocks)}")
     kept = tuple(f"{block}." for block in blocks[len(blocks) - count :])
     inside = [i for i, name in enumerate(names) if name.startswith(kept)] if kept else []
