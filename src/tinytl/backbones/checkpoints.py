@@ -193,8 +193,9 @@ def load(network: Any, checkpoint: Checkpoint, head: str) -> bool:
     statistics for a network without BatchNorm. Anything else raises UserError with the first missing,
     unexpected and mis-shaped names.
     """
-    names = {canonical(key): key for key in network.state_dict()}
-    target = {plain: network.state_dict()[key] for plain, key in names.items()}
+    state = network.state_dict()
+    names = {canonical(key): key for key in state}
+    target = {plain: state[key] for plain, key in names.items()}
     tensors = dict(checkpoint.tensors)
     has_head = _drop_other_head(tensors, target, head)
     ignored = _tolerated(tensors, target, checkpoint.source)
