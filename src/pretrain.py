@@ -62,9 +62,7 @@ def main(cfg: Any) -> Any:
 def pretrain(cfg: Any) -> None:
     """Train or adapt, record, and keep the whole network as weights.safetensors."""
     if cfg.teacher is None:
-        run.run(cfg, make=build_supervised)
-        if not cfg.dry_run:
-            _export(cfg)
+        run.run(cfg, make=build_supervised, work=train)
     else:
         run.run(cfg, make=build_adaptation, work=adapt)
 
@@ -77,9 +75,15 @@ def build_supervised(cfg: Any, folder: Path) -> run.Job:
     return job
 
 
-def _export(cfg: Any) -> None:
-    """From the checkpoint of a finished run to a file of its own."""
-    folder = Path(cfg.output_dir) / cfg.name
+def train(cfg: Any, job: run.Job, folder: Path, logger: Any) -> dict[str, Any]:
+    """As run.py does; a run counts as finished when its weights are there."""
+    figures = run.fit_and_test(cfg, job, folder, logger)
+    _export(cfg, folder)
+    return figures
+
+
+def _export(cfg: Any, folder: Path) -> None:
+    """From the checkpoint of a trained network to a file of its own."""
     found = [path for name in ("best", "last") if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     classes = config.num_classes(cfg, len(load_splits(cfg.data.loader, cfg.data.root, cfg.seed).class_names))
     spec = replace(config.network_spec(cfg, classes), checkpoint=str(found[0]))
@@ -119,14 +123,15 @@ def build_adaptation(cfg: Any, folder: Path) -> Adaptation:
         teacher, student, data.example_images(IMAGES), lr=config.learning_rate(cfg), seed=cfg.seed
     )
     curves = Curves()
-    return Adaptation(module, data, run.make_trainer(cfg, folder, [curves]), curves)
+    trainer = run.make_trainer(cfg, folder, [curves, run.checkpointing(cfg, folder)])
+    return Adaptation(module, data, trainer, curves)
 
 
 def adapt(cfg: Any, job: Adaptation, folder: Path, logger: Any) -> dict[str, Any]:
     """Adapt, keep the weights, and say how much of the teacher survives."""
     trainer, module = job.trainer, job.module
     trainer.logger = logger
-    trainer.fit(module, job.data)
+    trainer.fit(module, job.data, ckpt_path=run.last_checkpoint(cfg, folder), weights_only=True)
     save(module.student, folder / "weights.safetensors")
     log.info("weights: %s", folder / "weights.safetensors")
     found = dict(trainer.test(module, job.data, verbose=False)[0])

@@ -36,6 +36,7 @@ TITLES = {
     "lite_residual": f"Shapes of the lite residual ({OWN})",
     "lr": f"Learning rates ({OWN})",
     "real_images": f"Every method on real images ({OWN})",
+    "batch_sizes": f"Batch sizes on real images ({OWN})",
     "memory": f"Measured memory by kind, MB ({OWN})",
     "pareto": f"Pareto front per data set ({OWN})",
     "not_finished": "Runs that did not finish",

@@ -48,11 +48,14 @@ def _noise(count):
 
 
 class Interrupting(Images):
-    """Images whose reader is interrupted in the second epoch, as by Ctrl-C."""
+    """Images whose reader is interrupted when all have been read `times` times, as by Ctrl-C."""
+
+    times = 1
+    reads = 0
 
     def __getitem__(self, index):
-        self.reads = getattr(self, "reads", 0) + 1
-        if self.reads > len(self):
+        self.reads += 1
+        if self.reads > self.times * len(self):
             raise KeyboardInterrupt
         return super().__getitem__(index)
 
@@ -61,3 +64,10 @@ def load_interrupted(root, seed):
     """16 + 6 images; the training is interrupted after an epoch."""
     splits = load_multiclass(root, seed)
     return replace(splits, train=Interrupting(splits.train.images, splits.train.targets))
+
+
+def load_interrupted_adaptation(root, seed):
+    """16 + 6 images; once more than `load_interrupted`, for scales and shifts are fitted on them first."""
+    splits = load_interrupted(root, seed)
+    splits.train.times = 2
+    return splits

@@ -78,6 +78,24 @@ def test_pretraining_goes_on_where_it_was(pretrain, tmp_path):
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_an_adaptation_goes_on_where_it_was(pretrain, tmp_path):
+    """Also in the middle of the conversion, where layers of both kinds are there."""
+    torch.save(build_network(NetworkSpec("proxylessnas_w03", "bn", 9)).state_dict(), tmp_path / "teacher.pth")
+    two = [f"teacher={tmp_path}/teacher.pth", *FAKE, "trainer.limit_train_batches=1.0"]
+    assert pretrain(*two, "epochs=2").returncode == 0
+    at_once = load_file(tmp_path / "run" / "weights.safetensors")
+    (tmp_path / "run").rename(tmp_path / "whole")
+    stopped = pretrain(*two, "epochs=2", "data.loader=fake_data.load_interrupted_adaptation")
+    assert results(tmp_path)["status"] == "interrupted", stopped.stderr
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < saved["converted"] < 50 and saved["epoch"] == 0
+    done = pretrain(*two, "epochs=2", "resume=true")
+    assert done.returncode == 0, done.stderr
+    resumed = load_file(tmp_path / "run" / "weights.safetensors")
+    for name, tensor in at_once.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_norm_adaptation(pretrain, program, tmp_path):
     """On images without labels; reports what survives, and ends in a file for norm=gn."""
     images(tmp_path / "images" / "deep" / "below")

@@ -48,6 +48,12 @@ class NormAdaptation(LightningModule):
         for parameter in self.conversion.convert_up_to(min(units, math.ceil(done * units))):
             optimizer.state.pop(parameter, None)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["converted"] = self.conversion.converted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.conversion.convert_up_to(checkpoint["converted"])  # the layers; their values are loaded next
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images = batch[0].contiguous(memory_format=torch.channels_last)
         with torch.no_grad():

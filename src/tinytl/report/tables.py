@@ -23,6 +23,7 @@ OURS = {
     "lite_residual": ["expansion", "pooling", "groups"],
     "lr": ["method", "lr"],
     "real_images": ["norm", "resolution", "batch_size", "method"],
+    "batch_sizes": ["norm", "resolution", "method", "batch_size"],
 }
 
 
