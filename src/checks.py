@@ -13,6 +13,7 @@ from tinytl.methods import AUTO, METHODS
 ONE_OF = {
     "quantize": (*QUANTIZERS, "off"),
     "test_weights": ("auto", "best", "last"),
+    "classifier": ("random", "class_means"),
     "data.task": ("multiclass", "multilabel"),
     "norm.name": NORM_NAMES,
     "method.name": (*METHODS, AUTO),
@@ -96,6 +97,8 @@ def _combinations(cfg: Any) -> None:
     _engine(cfg)
     if cfg.data.stream and (cfg.epochs > 1 or cfg.batch_size > 1):
         raise UserError("data.stream=true sees each image once, one at a time: epochs=1 batch_size=1")
+    if cfg.classifier == "class_means" and (cfg.data.stream or cfg.data.task == "multilabel"):
+        raise UserError("classifier=class_means: images must have one class each, and be no stream")
     if cfg.data.drift and not cfg.data.stream:
         raise UserError("data.drift=true is the order of a stream: data.stream=true")
     if cfg.test_weights == "best" and cfg.data.val_fraction == 0:

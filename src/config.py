@@ -150,6 +150,7 @@ class Config:
     epochs: int = MISSING
     lr: float | None = None
     warmup: float = 0.0  # share of the steps
+    classifier: str = "random"  # or class_means: what it begins as
     label_smoothing: float = MISSING
     weight_decay: float = 0.0
     dropout: float = 0.2

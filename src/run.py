@@ -36,6 +36,7 @@ from progress import Curves
 from tinytl.backbones.build import build_network, own_record
 from tinytl.backbones.lite_residual import fit_statistics, is_pretrained
 from tinytl.backbones.quantize import quantize_frozen
+from tinytl.class_means import ClassMeans
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.engine import make_lean
 from tinytl.engine.optimizer import adam
@@ -133,7 +134,8 @@ def build(cfg: Any, folder: Path) -> Job:
     spec = config.network_spec(cfg, num_classes)
     warn(cfg)
     meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(cfg, folder)
-    trainer = make_trainer(cfg, folder, [meter, curves, checkpoints])  # after the plan: micro-batches
+    begin = [ClassMeans()] if cfg.classifier == "class_means" and not cfg.resume else []
+    trainer = make_trainer(cfg, folder, [meter, curves, checkpoints, *begin])  # after the plan: micro-batches
 
     network = build_network(spec)
     freeze(network, cfg.method.name, cfg.blocks)

@@ -274,6 +274,24 @@ def test_records(ran, tmp_path):
     assert b"memory/measured_mb" in log.read_bytes() and b"test/top1" in log.read_bytes()
 
 
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+@pytest.mark.parametrize("overrides", [["norm=bn_frozen", "checkpoint=null"], ["norm=bn", "method=last"]])
+def test_what_is_frozen_behaves_so_while_training(ran, monkeypatch, engine, overrides):
+    """Stored statistics stay as they are, and dropout works, from the first batch to the last."""
+    step, modes, statistics = ImageClassifier.training_step, [], []
+
+    def watched(self, *batch):
+        norms = [m for m in self.network.modules() if "running_mean" in dict(m.named_buffers(recurse=False))]
+        modes.append((self.network.training, any(norm.training for norm in norms)))
+        statistics.append(torch.cat([norm.running_mean for norm in norms]))
+        return step(self, *batch)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", watched)
+    ran(f"engine={engine}", *overrides, "epochs=2", "data.val_fraction=0.2", *FAKE)
+    assert len(modes) >= 2 and set(modes) == {(True, False)}
+    assert torch.equal(statistics[0], statistics[-1])
+
+
 def test_checkpoints_hold_the_trainable_part(ran, tmp_path):
     results = ran("method=bias", "data.val_fraction=0.2", *FAKE)
     for name in ("best.ckpt", "last.ckpt"):
@@ -284,7 +302,7 @@ def test_checkpoints_hold_the_trainable_part(ran, tmp_path):
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(ran, configured, tmp_path, monkeypatch):
-    common = ["epochs=3", "lr=1e-3", "data.val_fraction=0.2", *FAKE]
+    common = ["epochs=3", "lr=1e-3", "data.val_fraction=0.2", "classifier=class_means", *FAKE]
     common += ["batch_size=2", "trainer.limit_train_batches=1.0"]  # many batches: each has its random crops
     whole = ran(*common)
     begin = ImageClassifier.on_train_epoch_start
@@ -367,6 +385,8 @@ ERRORS = [
     ),
     ("resolution=auto", "resolution=auto needs a memory_budget_mb"),
     (["data.stream=true", "batch_size=8"], "data.stream=true sees each image once, one at a time"),
+    (["classifier=class_means", "data.stream=true"], "classifier=class_means: images must have one class"),
+    ("classifier=zeros", "classifier=zeros: must be one of random, class_means"),
     ("data.drift=true", "data.drift=true is the order of a stream"),
     ("resolution=64.5", "resolution=64.5: must be a whole number"),
     ("engine.optimizer_bits=4", "engine.optimizer_bits=4: must be one of 8, 32"),

@@ -63,6 +63,7 @@ class ImageClassifier(LightningModule):
         return self
 
     def on_train_epoch_start(self) -> None:
+        self.train()  # Lightning leaves the mode as it finds it
         # Dropout and augmentation depend on seed and epoch alone: a resumed run goes on as if never stopped.
         torch.manual_seed(self.seed + self.current_epoch)
 

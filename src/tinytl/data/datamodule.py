@@ -116,6 +116,7 @@ class ImageDataModule(LightningDataModule):
         plain = test_transform(resolution, mean, std)
         self.train_set = Transformed(splits.train, train, plain if stream else augment, seed)
         self.drifting = [_label(splits, i) for i in train] if drift else None
+        self.plain_train_set = Transformed(splits.train, train, plain)
         self.val_set = Transformed(splits.train, val, plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
 
@@ -131,6 +132,12 @@ class ImageDataModule(LightningDataModule):
         whole_batches = len(self.train_set) // together * together or len(self.train_set)
         order = EpochShuffle(len(self.train_set), whole_batches, self.seed)
         return self._loader(self.train_set, sampler=order)
+
+    def images_once_dataloader(self) -> DataLoader:
+        """Every training image without random transforms, in random order, all of them in every process."""
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(self.plain_train_set), generator=generator).tolist()
+        return self._loader(self.plain_train_set, sampler=order)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._loader(self.val_set) if len(self.val_set) else []
