@@ -292,6 +292,15 @@ def test_what_is_frozen_behaves_so_while_training(ran, monkeypatch, engine, over
     assert torch.equal(statistics[0], statistics[-1])
 
 
+@pytest.mark.parametrize("norm", ["gn", "bn_frozen", "bn"])
+def test_both_engines_train_alike(ran, norm):
+    """The whole program, not a step: modes, data, dropout, schedule."""
+    common = [f"norm={norm}", "checkpoint=null", "epochs=2", "lr=1e-4", "quantize=off", *FAKE]
+    stock, lean = (ran(f"engine={engine}", *common) for engine in ("stock", "lean"))
+    assert lean["curves"]["train/loss"] == pytest.approx(stock["curves"]["train/loss"], rel=1e-2)
+    assert lean["metrics"]["test/loss"] == pytest.approx(stock["metrics"]["test/loss"], rel=1e-2)
+
+
 def test_checkpoints_hold_the_trainable_part(ran, tmp_path):
     results = ran("method=bias", "data.val_fraction=0.2", *FAKE)
     for name in ("best.ckpt", "last.ckpt"):
