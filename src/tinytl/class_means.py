@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.progress import track
 from torch import Tensor, nn
 
 from tinytl.errors import UserError
@@ -26,10 +27,11 @@ class ClassMeans(Callback):
     """Fits the classifier before the first step, on the device of the training."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
-        batches = ((x.to(module.device), y.to(module.device)) for x, y in data.images_once_dataloader())
-        module.eval()
-        right = fit_classifier(module.network, batches)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        loader, device = data.images_once_dataloader(), pl_module.device
+        pl_module.eval()  # each epoch of training sets its own mode
+        shown = track(loader, "class means", disable=not trainer.progress_bar_callback, transient=True)
+        right = fit_classifier(pl_module.network, ((x.to(device), y.to(device)) for x, y in shown))
         log.info("classifier from class means: top-1 %.3f on training images left out of their own", right)
 
 
