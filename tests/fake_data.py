@@ -50,8 +50,9 @@ def _noise(count):
 class Interrupting(Images):
     """Images whose reader is interrupted when all have been read `times` times, as by Ctrl-C."""
 
-    times = 1
-    reads = 0
+    def __init__(self, images, targets, times=1):
+        super().__init__(images, targets)
+        self.times, self.reads = times, 0
 
     def __getitem__(self, index):
         self.reads += 1
@@ -60,14 +61,12 @@ class Interrupting(Images):
         return super().__getitem__(index)
 
 
-def load_interrupted(root, seed):
+def load_interrupted(root, seed, times=1):
     """16 + 6 images; the training is interrupted after an epoch."""
     splits = load_multiclass(root, seed)
-    return replace(splits, train=Interrupting(splits.train.images, splits.train.targets))
+    return replace(splits, train=Interrupting(splits.train.images, splits.train.targets, times))
 
 
 def load_interrupted_adaptation(root, seed):
-    """16 + 6 images; once more than `load_interrupted`, for scales and shifts are fitted on them first."""
-    splits = load_interrupted(root, seed)
-    splits.train.times = 2
-    return splits
+    """Read once more than `load_interrupted`: scales and shifts are fitted on the images first."""
+    return load_interrupted(root, seed, times=2)
