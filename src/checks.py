@@ -38,7 +38,7 @@ LEAST = {
     "lite_residual.pooling": 1,
 }
 ABOVE_ZERO = (
-    *("memory_budget_mb", "lr", "data.lr", "data.lr_batch1", "data.crop_scale_min"),
+    *("memory_budget_mb", "lr", "classifier_lr", "data.lr", "data.lr_batch1", "data.crop_scale_min"),
     *("engine.slice_kb", "lite_residual.expansion"),
 )
 BELOW_ONE = ("warmup", "label_smoothing", "dropout", "data.val_fraction")  # from 0

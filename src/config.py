@@ -149,6 +149,7 @@ class Config:
     memory_budget_mb: Any = None  # MB of 1e6 bytes, or auto
     epochs: int = MISSING
     lr: float | None = None
+    classifier_lr: float | None = None
     warmup: float = 0.0  # share of the steps
     classifier: str = "random"  # or class_means: what it begins as
     label_smoothing: float = MISSING

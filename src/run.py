@@ -161,9 +161,9 @@ def build(cfg: Any, folder: Path) -> Job:
         network.to(memory_format=torch.channels_last)
     module = ImageClassifier(
         network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
-        batch_size=data.batch_size, label_smoothing=cfg.label_smoothing, weight_decay=cfg.weight_decay,
-        seed=cfg.seed, warmup=cfg.warmup, stream=cfg.data.stream, optimizer=optimizer,
-        record=own_record(spec, cfg.method.name, cfg.quantize, cfg.blocks),
+        classifier_lr=cfg.classifier_lr, batch_size=data.batch_size, label_smoothing=cfg.label_smoothing,
+        weight_decay=cfg.weight_decay, seed=cfg.seed, warmup=cfg.warmup, stream=cfg.data.stream,
+        optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize, cfg.blocks),
     )  # fmt: skip
     return Job(module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints)
 

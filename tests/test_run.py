@@ -242,6 +242,18 @@ def test_learning_rate_of_batch_size_1(ran):
     assert ran(*recipe, "batch_size=1", "lr=0.5e-4")["config"]["lr"] == 0.5e-4
 
 
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+def test_the_classifier_has_its_own_learning_rate(ran, tmp_path, engine):
+    def trained(*overrides):
+        ran(f"engine={engine}", *overrides, *FAKE)
+        saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        return saved["state_dict"]
+
+    start, moved = trained("lr=1e-12"), trained("lr=1e-2", "classifier_lr=1e-12")
+    for name, tensor in start.items():
+        assert torch.allclose(tensor, moved[name], atol=1e-6) == ("classifier" in name), name
+
+
 def test_overfit_learns_two_batches(ran):
     results = ran("debug=overfit", "epochs=15", "model=resnet18", "method=full", "norm=bn", "lr=1e-3", *FAKE)
     assert results["status"] == "finished"

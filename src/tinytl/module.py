@@ -21,7 +21,7 @@ Task = Literal["multiclass", "multilabel"]
 class ImageClassifier(LightningModule):
     """Trains what `tinytl.methods.freeze` left trainable: Adam, cosine per step to zero.
 
-    The lr first rises for a share `warmup` of the steps.
+    The lr first rises for a share `warmup` of the steps. `classifier_lr` is the classifier's own; None: `lr`.
 
     Metrics are fractions: `top1`, `top5` (of at most as many classes as there are), or
     `mean_accuracy` over the labels of a multilabel task. A step's loss is the mean over `batch_size`
@@ -38,15 +38,16 @@ class ImageClassifier(LightningModule):
     def __init__(
         self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
         batch_size: int, label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
-        warmup: float = 0.0, stream: bool = False, optimizer: Callable[..., Any] = torch.optim.Adam,
-        record: dict[str, Any] | None = None,
+        warmup: float = 0.0, classifier_lr: float | None = None, stream: bool = False,
+        optimizer: Callable[..., Any] = torch.optim.Adam, record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task = network, task
         self.norm: NormName = norm
         self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
         self.batch_size, self.optimizer = batch_size, optimizer
-        self.record, self.seed, self.warmup = record or {}, seed, warmup
+        self.record, self.seed = record or {}, seed
+        self.warmup, self.classifier_lr = warmup, classifier_lr
         metrics = _metrics(task, num_classes)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -108,8 +109,7 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(images))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = self.optimizer(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = self.optimizer(self._parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         rising = round(self.warmup * steps)
         schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - rising))
@@ -117,6 +117,18 @@ class ImageClassifier(LightningModule):
             rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / rising, total_iters=rising)
             schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, schedule], [rising])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        if self.classifier_lr is None:
+            return [{"params": trained}]
+        head = {id(p) for p in self.network.get_classifier().parameters()}
+        classifier = [p for p in trained if id(p) in head]
+        groups = [
+            {"params": [p for p in trained if id(p) not in head]},
+            {"params": classifier, "lr": self.classifier_lr},
+        ]
+        return [group for group in groups if group["params"]]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)

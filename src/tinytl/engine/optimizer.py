@@ -12,7 +12,12 @@ from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 
 
-def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, plan: EnginePlan) -> Any:
+def adam(
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
+    lr: float,
+    weight_decay: float,
+    plan: EnginePlan,
+) -> Any:
     """Adam as the plan wants it: fused (without temporaries), in 8 bits, stepping in the backward pass.
 
     8 bits: blockwise dynamic quantisation (Dettmers et al., ICLR 2022, arXiv 2110.02861) by bitsandbytes;

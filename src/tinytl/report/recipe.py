@@ -12,6 +12,7 @@ VALUES = {
     "data.flip": True,
     "dropout": 0.2,
     "weight_decay": 0.0,
+    "classifier_lr": None,
     "warmup": 0.0,
     "classifier": "random",
     "blocks": None,
