@@ -23,7 +23,7 @@ def adam(
     8 bits: blockwise dynamic quantisation (Dettmers et al., ICLR 2022, arXiv 2110.02861) by bitsandbytes;
     tensors below 4,096 elements stay in 32 bits. Raises UserError where bitsandbytes is not installed.
     """
-    chosen = list(parameters)
+    chosen: Any = list(parameters)
     if plan.optimizer_bits == 8:
         if find_spec("bitsandbytes") is None:
             raise UserError("engine.optimizer_bits=8 needs bitsandbytes: pip install -e '.[8bit]'")
