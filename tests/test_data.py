@@ -26,6 +26,7 @@ from tinytl.data import (
     food101,
     generated,
     pets,
+    unlabelled,
 )
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.data.images import Images
@@ -51,6 +52,16 @@ def class_folders(root, names, images=10):
 def datamodule(splits, **overrides):
     options = {"resolution": 32, "batch_size": 4, "mean": [0.5] * 3, "std": [0.5] * 3, "seed": 0}
     return ImageDataModule(splits=splits, **{**options, **overrides})
+
+
+def test_unlabelled_images_behind_links(tmp_path):
+    for part in ("images/deep", "elsewhere"):
+        (tmp_path / part).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8)).save(tmp_path / part / f"{i}.png")
+    (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    splits = unlabelled.load(tmp_path / "images", 0)
+    assert len(splits.train) + len(splits.test) == 12
 
 
 def test_digits():

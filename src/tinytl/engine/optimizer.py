@@ -1,29 +1,23 @@
 """Adam in little memory."""
 
 import logging
-from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
 from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 
 
-def adam(
-    parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
-    lr: float,
-    weight_decay: float,
-    plan: EnginePlan,
-) -> Any:
+def adam(parameters: ParamsT, lr: float, weight_decay: float, plan: EnginePlan) -> Any:
     """Adam as the plan wants it: fused (without temporaries), in 8 bits, stepping in the backward pass.
 
     8 bits: blockwise dynamic quantisation (Dettmers et al., ICLR 2022, arXiv 2110.02861) by bitsandbytes;
     tensors below 4,096 elements stay in 32 bits. Raises UserError where bitsandbytes is not installed.
     """
-    chosen: Any = list(parameters)
     if plan.optimizer_bits == 8:
         if find_spec("bitsandbytes") is None:
             raise UserError("engine.optimizer_bits=8 needs bitsandbytes: pip install -e '.[8bit]'")
@@ -31,9 +25,9 @@ def adam(
         import bitsandbytes  # slow to import, and optional
 
         adam8bit: Any = bitsandbytes.optim.Adam8bit
-        optimizer = adam8bit(chosen, lr=lr, weight_decay=weight_decay)
+        optimizer = adam8bit(parameters, lr=lr, weight_decay=weight_decay)
     else:
-        optimizer = torch.optim.Adam(chosen, lr=lr, weight_decay=weight_decay, fused=True)
+        optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     if plan.step_in_backward:
         step_in_backward(optimizer)
     return optimizer

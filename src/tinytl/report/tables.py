@@ -22,7 +22,7 @@ OURS = {
     "budgets": ["method", "budget_mb", "resolution"],
     "lite_residual": ["expansion", "pooling", "groups"],
     "lr": ["method", "lr"],
-    "real_images": ["norm", "resolution", "batch_size", "method"],
+    "real_images": ["norm", "resolution", "batch_size", "epochs", "method"],
     "batch_sizes": ["norm", "resolution", "method", "batch_size"],
 }
 
@@ -148,9 +148,10 @@ def real_images(runs: pandas.DataFrame) -> pandas.DataFrame:
     """
     found = ours("real_images", runs)
     alike = ["data", "model", "norm", "resolution", "batch_size"]
-    ends = found.pivot_table(index=alike, columns="method", values="accuracy", dropna=False)
+    trained = [*alike, "epochs"]  # the measured steps were not trained that long
+    ends = found.pivot_table(index=trained, columns="method", values="accuracy", dropna=False)
     ends = ends.reindex(columns=pandas.Index(["last", "full"])).reset_index()
-    found = found.merge(ends, on=alike, how="left")
+    found = found.merge(ends, on=trained, how="left")
     found["gap_closed"] = 100 * (found.accuracy - found["last"]) / (found["full"] - found["last"])
     lean = runs[runs.sweep.eq("real_images_memory")].astype({"measured_mb": float})
     lean_mb = lean.groupby([*alike, "method"]).measured_mb.mean().rename("lean_mb").reset_index()
