@@ -40,6 +40,8 @@ def test_plans_that_a_step_allows():
     step = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 1, 224, 102)
     _, plan = bench.plans_for(step, ["smallest 8 bits"])["smallest 8 bits"]
     assert plan.step_in_backward
+    _, plan = bench.plans_for(step, ["lean"], slice_kb=4000.0)["lean"]
+    assert plan.slice_kb == 4000.0
 
 
 @pytest.mark.parametrize("mistake", ["modle=resnet50", "plans=tiny", "batch_size=many"])

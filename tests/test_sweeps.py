@@ -71,6 +71,12 @@ def test_the_command_line_replaces_what_a_grid_says():
     ]
 
 
+def test_a_job_found_twice_runs_once():
+    """Settings in another order are the same job."""
+    grids = [{"method": "last,tinytl", "lr": 1}, {"method": "full", "lr": 2, "warmup": 0.1}, {"warmup": 0.2}]
+    assert points({}, grids, ["warmup=0", "method=bias", "lr=3"]) == [["method=bias", "lr=3", "warmup=0"]]
+
+
 def test_jobs_do_not_share_a_folder():
     assert len(points({}, [{}], ["name=${method.name}", "method=last,bias"])) == 2
     with pytest.raises(HydraException, match="name=x: 2 jobs cannot share"):

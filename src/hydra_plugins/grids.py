@@ -58,14 +58,14 @@ def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[
 
     Raises ConfigCompositionException where jobs would share one name, and so one folder.
     """
-    found: dict[tuple[str, ...], None] = {}  # a dict, for the order
+    found: dict[frozenset[str], list[str]] = {}  # by what is set, in whatever order
     for grid in grids:
         settings = [f"{key}={value}" for key, value in {**params, **grid}.items()]
         overrides = OverridesParser.create().parse_overrides([*settings, *arguments])
         for point in itertools.chain(*BasicSweeper.split_arguments(overrides, None)):
-            found[tuple(point)] = None
-    names = Counter(setting for point in found for setting in point if setting.startswith("name="))
+            found.setdefault(frozenset(point), list(point))
+    names = Counter(setting for point in found.values() for setting in point if setting.startswith("name="))
     for name, jobs in names.items():
         if jobs > 1 and "$" not in name:
             raise ConfigCompositionException(f"{name}: {jobs} jobs cannot share one folder")
-    return [list(point) for point in found]
+    return list(found.values())
