@@ -23,7 +23,7 @@ OURS = {
     "lite_residual": ["expansion", "pooling", "groups"],
     "lr": ["method", "lr"],
     "real_images": ["norm", "resolution", "batch_size", "epochs", "method"],
-    "batch_sizes": ["norm", "resolution", "method", "batch_size"],
+    "batch_sizes": ["norm", "resolution", "epochs", "method", "batch_size"],
 }
 
 
