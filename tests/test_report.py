@@ -295,3 +295,14 @@ def test_real_images_how_much_of_the_gap_is_closed(folder, outputs):
     assert table.gap_closed.round(6).to_dict() == {"last": 0, "tinytl": 75, "full": 100}
     assert table.lean_mb["tinytl"] == 4.5 and pandas.isna(table.lean_mb["last"])
     assert table.seeds["tinytl"] == 2
+
+
+def test_a_part_of_the_test_set_gives_no_accuracy(folder, outputs):
+    """Its memory counts, beside another run's accuracy; the front of both takes it for nothing."""
+    outputs("whole", {"sweep": "batch_sizes", "metrics.test/top1": 0.5, "memory.measured_mb": 20.0})
+    part = {"metrics.test/top1": 0.9, "memory.measured_mb": 10.0, "config.trainer.limit_test_batches": 1}
+    outputs("part", {"sweep": "batch_sizes", **part})
+    runs = read(folder)[0]
+    table = tables.ours("batch_sizes", runs)
+    assert table[["accuracy", "seeds", "measured_mb"]].values.tolist() == [[50.0, 1, 15.0]]
+    assert tables.pareto(runs).name.tolist() == ["whole"]

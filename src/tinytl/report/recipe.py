@@ -44,8 +44,7 @@ def departures(config: dict[str, Any]) -> list[str]:
     A learning rate, for instance, must be the paper's for the data set, not one that a user gave it.
     """
     found = [key for key, value in VALUES.items() if get(config, key, value) != value]
-    # 1 is one batch, 1.0 is all of them
-    found += [key for key in LIMITS if not isinstance(limit := get(config, key, 1.0), float) or limit != 1.0]
+    found += [key for key in LIMITS if limited(config, key)]
     found += [key for key, value in _of_data(config).items() if get(config, key, value) != value]
     if get(config, "epochs", 0) < EPOCHS:
         found.append("epochs")
@@ -54,6 +53,12 @@ def departures(config: dict[str, Any]) -> list[str]:
     if get(config, "method.name") != "full" and get(config, "quantize") == "off":
         found.append("quantize")
     return found
+
+
+def limited(config: dict[str, Any], key: str) -> bool:
+    """Whether a run saw only a part of the images that the limit `key` is of."""
+    limit = get(config, key, 1.0)
+    return not isinstance(limit, float) or limit != 1.0  # 1 is one batch, 1.0 is all of them
 
 
 def _of_data(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas
 
-from tinytl.report.recipe import departures, get
+from tinytl.report.recipe import departures, get, limited
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ LITE_RESIDUAL = ("kernel_size", "groups", "expansion", "pooling", "upsampling")
 def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """(finished runs, the others with status and reason), a row per `outputs/*/results.json`.
 
-    `accuracy` is in %, top-1 or for multilabel data the mean accuracy. Files that are no results are
+    `accuracy` is in %, top-1 or for multilabel data the mean accuracy; a run that was tested on a part of the
+    test set has none. Files that are no results are
     named in the log and left out.
     """
     finished, others = [], []
@@ -52,6 +53,8 @@ def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
 def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     metrics = record["metrics"]
     accuracy = metrics.get("test/top1", metrics.get("test/mean_accuracy"))
+    if limited(record["config"], "trainer.limit_test_batches"):
+        accuracy = None
     return {
         "name": path.parent.name,
         "accuracy": None if accuracy is None else 100 * accuracy,
