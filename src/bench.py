@@ -101,6 +101,8 @@ def main() -> None:
 def parse(arguments: list[str]) -> Options:
     """The command line as options. Raises UserError."""
     options = key_values(arguments, Options)
+    if options.slice_kb is not None and options.slice_kb <= 0:
+        raise UserError(f"slice_kb={options.slice_kb:g}: must be above 0")
     if options.quick:
         options.method, options.rounds = options.method[:1], 3
         options.plans = [name for name in options.plans if name in ("stock", "lean", "smallest")]

@@ -44,7 +44,7 @@ def test_plans_that_a_step_allows():
     assert plan.slice_kb == 4000.0
 
 
-@pytest.mark.parametrize("mistake", ["modle=resnet50", "plans=tiny", "batch_size=many"])
+@pytest.mark.parametrize("mistake", ["modle=resnet50", "plans=tiny", "batch_size=many", "slice_kb=0"])
 def test_mistakes_in_one_line(monkeypatch, capsys, mistake):
     monkeypatch.setattr(sys, "argv", ["bench.py", mistake])
     with pytest.raises(SystemExit) as stopped:

@@ -46,7 +46,7 @@ def stock(model, norm, method, quantize: QuantizeName = "int8", dtype=torch.floa
 
 def gradients(network, images, micro_batch):
     """Of the mean loss over all images, by name; and the mean loss."""
-    labels, total = torch.arange(len(images)) % 10, 0.0
+    labels, total = torch.arange(len(images), device=images.device) % 10, 0.0
     for part in range(0, len(images), micro_batch):
         chosen = slice(part, part + micro_batch)
         loss = F.cross_entropy(network(images[chosen]), labels[chosen], reduction="sum") / len(images)
@@ -59,7 +59,7 @@ def gradients(network, images, micro_batch):
 
 
 def assert_same_gradients(network, plan, tolerance, resolution=64):
-    images = torch.randn(4, 3, resolution, resolution, dtype=next(network.parameters()).dtype)
+    images = torch.randn(4, 3, resolution, resolution).to(next(network.parameters()))  # its type and device
     lean = make_lean(copy.deepcopy(network), plan)
     expected, loss = gradients(network, images, len(images))
     found, lean_loss = gradients(lean, images, plan.micro_batch or len(images))
@@ -77,6 +77,14 @@ def assert_same_gradients(network, plan, tolerance, resolution=64):
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_of_every_method_and_norm(method, norm):
     assert_same_gradients(stock("proxylessnas_w03", norm, method), SLICES, 1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model", ["proxylessnas_w03", "mobilenetv2_100"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", ["tinytl", "bias", "full"])
+def test_gradients_on_a_gpu(method, norm, model):
+    assert_same_gradients(stock(model, norm, method).cuda(), SLICES, 1e-9)
 
 
 PLANS = [

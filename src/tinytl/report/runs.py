@@ -29,8 +29,7 @@ def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """(finished runs, the others with status and reason), a row per `outputs/*/results.json`.
 
     `accuracy` is in %, top-1 or for multilabel data the mean accuracy; a run that was tested on a part of the
-    test set has none. Files that are no results are
-    named in the log and left out.
+    test set has none. Files that are no results are named in the log and left out.
     """
     finished, others = [], []
     for path in sorted(outputs.glob("*/results.json")):
