@@ -178,11 +178,11 @@ def _register() -> None:
 
 
 def name_suffix(budget_mb: Any) -> str:
-    """What the command line sets beyond what a run's name holds anyway: other settings, other folder."""
-    suffix = "" if budget_mb is None else f"-{budget_mb}mb"
+    """What the command line sets beyond what a run's name holds anyway, in whatever order it stands there."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+    settings = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)  # the last one holds
+    suffix = "" if budget_mb is None else f"-{budget_mb}mb"
+    for key, value in sorted(settings.items()):
         if key not in NOT_IN_NAME and not key.startswith("wandb"):
             suffix += f"-{key}_" + re.sub(r"[^\w.+-]+", "+", value).strip("+")
     if len(suffix) <= LONGEST_SUFFIX:

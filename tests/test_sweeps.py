@@ -12,6 +12,7 @@ import pytest
 from fake_data import FAKE
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 
 import fingerprint
@@ -81,6 +82,22 @@ def test_jobs_do_not_share_a_folder():
     assert len(points({}, [{}], ["name=${method.name}", "method=last,bias"])) == 2
     with pytest.raises(HydraException, match="name=x: 2 jobs cannot share"):
         points({}, [{}], ["name=x", "method=last,bias"])
+
+
+def test_the_order_of_settings_names_no_other_folder():
+    def name(*overrides):
+        HydraConfig.instance().set_config(composed(*overrides, hydra=True))
+        return composed(*overrides).name
+
+    try:
+        assert (
+            name("lr=1e-3", "warmup=0.1")
+            == name("warmup=0.1", "lr=1e-3")
+            == name("lr=2", "warmup=0.1", "lr=1e-3")
+        )
+        assert name("lr=1e-3", "warmup=0.1") != name("lr=1e-3", "warmup=0.2")
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def test_killed_and_started_again(sweep, tmp_path):
