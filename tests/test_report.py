@@ -297,6 +297,20 @@ def test_real_images_how_much_of_the_gap_is_closed(folder, outputs):
     assert table.seeds["tinytl"] == 2
 
 
+def test_other_settings_are_no_other_seeds(folder, outputs):
+    """Two learning rates of two seeds each, elsewhere; the last layer once, full fine-tuning twice."""
+    for lr, seed, top1 in ((0.1, 0, 0.5), (0.1, 1, 0.7), (0.2, 0, 0.3), (0.2, 1, 0.3)):
+        settings = {"sweep": "real_images", "config.lr": lr, "config.seed": seed, "metrics.test/top1": top1}
+        outputs(f"tinytl-{lr}-{seed}", {**settings, "config.data.root": f"{seed}"})
+    for method, lr in (("last", 0.1), ("full", 0.1), ("full", 0.2)):
+        outputs(f"{method}-{lr}", {"sweep": "real_images", "config.lr": lr, "config.method.name": method})
+    table = tables.real_images(read(folder)[0]).set_index("method")
+    tinytl = table.loc["tinytl", ["settings", "accuracy", "seeds"]].values.tolist()
+    assert tinytl == [["lr=0.1", pytest.approx(60), 2], ["lr=0.2", pytest.approx(30), 2]]
+    assert table.settings["last"] == "" and table.settings["full"].tolist() == ["lr=0.1", "lr=0.2"]
+    assert table.gap_closed.isna().all()
+
+
 def test_a_part_of_the_test_set_gives_no_accuracy(folder, outputs):
     """Its memory counts, beside another run's accuracy; the front of both takes it for nothing."""
     outputs("whole", {"sweep": "batch_sizes", "metrics.test/top1": 0.5, "memory.measured_mb": 20.0})

@@ -1,0 +1,28 @@
+"""What runs of one row of a table differ in: runs of other settings are no other seeds."""
+
+import pandas
+
+# Where a run stands and what it is shown, what tells its seeds apart, and copies of other keys.
+OF_NO_CONSEQUENCE = (
+    *("name", "output_dir", "sweep", "seed", "resume", "retry_failed", "dry_run"),
+    *("data.root", "data.workers", "data.lr", "data.lr_batch1", "data.epochs"),
+    *("trainer.enable_progress_bar", "trainer.limit_test_batches"),
+)
+
+
+def differences(runs: pandas.DataFrame, keys: list[str]) -> pandas.Series:
+    """Per run the settings in which runs with the same `keys` differ, as on the command line; "": in none."""
+    if runs.empty:
+        return pandas.Series(index=runs.index, dtype=str)
+    configs = pandas.json_normalize([record["config"] for record in runs.record]).set_index(runs.index)
+    configs = configs.drop(columns=list(OF_NO_CONSEQUENCE), errors="ignore").filter(regex=r"^(?!wandb\.)")
+    values = configs.map(lambda value: "null" if value is None else str(value))
+    row = runs.groupby(keys, dropna=False).ngroup()
+    differ = values.groupby(row).transform("nunique").gt(1)
+    return pandas.Series(
+        [
+            " ".join(f"{key}={value}" for key, value in run.items() if differ.at[index, key])
+            for index, run in values.iterrows()
+        ],
+        index=runs.index,
+    )
