@@ -37,6 +37,7 @@ TITLES = {
     "lr": f"Learning rates ({OWN})",
     "real_images": f"Every method on real images ({OWN})",
     "batch_sizes": f"Batch sizes on real images ({OWN})",
+    "streams": f"Each image once, predicted before it is trained on ({OWN})",
     "memory": f"Measured memory by kind, MB ({OWN})",
     "pareto": f"Pareto front per data set ({OWN})",
     "not_finished": "Runs that did not finish",

@@ -311,6 +311,16 @@ def test_other_settings_are_no_other_seeds(folder, outputs):
     assert table.gap_closed.isna().all()
 
 
+def test_streams_have_two_accuracies(folder, outputs):
+    for seed, stream, final in ((0, 0.4, 0.6), (1, 0.5, 0.7)):
+        metrics = {"metrics.stream/top1": stream, "metrics.test/top1": final, "config.seed": seed}
+        outputs(f"{seed}", {"sweep": "streams", "config.data.drift": True, **metrics})
+    table = tables.ours("streams", read(folder)[0])
+    assert table[["drift", "prequential", "accuracy"]].values.tolist() == [
+        [True, *map(pytest.approx, (45, 65))]
+    ]
+
+
 def test_a_part_of_the_test_set_gives_no_accuracy(folder, outputs):
     """Its memory counts, beside another run's accuracy; the front of both takes it for nothing."""
     outputs("whole", {"sweep": "batch_sizes", "metrics.test/top1": 0.5, "memory.measured_mb": 20.0})

@@ -18,6 +18,7 @@ COLUMNS = {
     "resolution": "config.resolution", "batch_size": "config.batch_size",
     "budget_mb": "config.memory_budget_mb", "lr": "config.lr", "epochs": "config.epochs",
     "seed": "config.seed", "quantize": "config.quantize", "loss": "metrics.test/loss",
+    "drift": "config.data.drift",
     "paper_mb": "memory.paper_mb", "predicted_mb": "memory.predicted_mb",
     "measured_mb": "memory.measured_mb", "process_mb": "memory.process_mb",
     "trainable": "params.trainable", "total": "params.total", "seconds": "time.seconds",
@@ -29,7 +30,8 @@ def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """(finished runs, the others with status and reason), a row per `outputs/*/results.json`.
 
     `accuracy` is in %, top-1 or for multilabel data the mean accuracy; a run that was tested on a part of the
-    test set has none. Files that are no results are named in the log and left out.
+    test set has none. `prequential` is a stream's, in % too. Files that are no results are named in the log
+    and left out.
     """
     finished, others = [], []
     for path in sorted(outputs.glob("*/results.json")):
@@ -42,7 +44,16 @@ def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
                 others.append({"name": path.parent.name, "status": status, "reason": record.get("reason")})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s: not a run's results (%s: %s)", path, type(error).__name__, error)
-    columns = ["name", "accuracy", *COLUMNS, "as_paper", "lite_residual_pretrained", *LITE_RESIDUAL, "record"]
+    columns = [
+        "name",
+        "accuracy",
+        "prequential",
+        *COLUMNS,
+        "as_paper",
+        "lite_residual_pretrained",
+        *LITE_RESIDUAL,
+        "record",
+    ]
     return (
         pandas.DataFrame(finished, columns=pandas.Index(columns)),
         pandas.DataFrame(others, columns=pandas.Index(["name", "status", "reason"])),
@@ -50,16 +61,20 @@ def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
 
 
 def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    metrics = record["metrics"]
-    accuracy = metrics.get("test/top1", metrics.get("test/mean_accuracy"))
-    if limited(record["config"], "trainer.limit_test_batches"):
-        accuracy = None
+    whole = not limited(record["config"], "trainer.limit_test_batches")
     return {
         "name": path.parent.name,
-        "accuracy": None if accuracy is None else 100 * accuracy,
+        "accuracy": _accuracy(record["metrics"], "test") if whole else None,
+        "prequential": _accuracy(record["metrics"], "stream"),
         **{column: get(record, key) for column, key in COLUMNS.items()},
         **{key: get(record, f"config.lite_residual.{key}") for key in LITE_RESIDUAL},
         "as_paper": not departures(record["config"]),
         "lite_residual_pretrained": get(record, "params.lite_residual_pretrained"),
         "record": record,
     }
+
+
+def _accuracy(metrics: dict[str, Any], part: str) -> float | None:
+    """In %; None: there is none."""
+    found = metrics.get(f"{part}/top1", metrics.get(f"{part}/mean_accuracy"))
+    return None if found is None else 100 * found

@@ -25,6 +25,7 @@ OURS = {
     "lr": ["method", "lr"],
     "real_images": ["norm", "resolution", "batch_size", "epochs", "method"],
     "batch_sizes": ["norm", "resolution", "epochs", "method", "batch_size"],
+    "streams": ["norm", "resolution", "drift", "method"],
 }
 
 
@@ -134,14 +135,18 @@ def figure1() -> pandas.DataFrame:
 def ours(name: str, runs: pandas.DataFrame) -> pandas.DataFrame:
     """The runs of one of our own sweeps, mean and standard deviation over seeds.
 
-    Runs that differ in more than that are rows of their own; `settings` says in what.
+    Runs that differ in more than that are rows of their own; `settings` says in what. Streams have a
+    prequential accuracy too.
     """
     keys = ["data", "model", *OURS[name]]
-    mine: Any = runs[runs.sweep.eq(name)].astype({"accuracy": float, "measured_mb": float})
+    mine: Any = runs[runs.sweep.eq(name)].astype(
+        dict.fromkeys(("accuracy", "prequential", "measured_mb"), float)
+    )
     mine = mine.assign(settings=differences(mine, keys))
     groups = mine.groupby([*keys, "settings"], dropna=False, sort=True)
+    stream = {"prequential": ("prequential", "mean")} if name == "streams" else {}
     return groups.agg(
-        accuracy=("accuracy", "mean"), std=("accuracy", "std"), seeds=("accuracy", "count"),
+        **stream, accuracy=("accuracy", "mean"), std=("accuracy", "std"), seeds=("accuracy", "count"),
         measured_mb=("measured_mb", "mean"), paper_mb=("paper_mb", "first"),
     ).reset_index()  # fmt: skip
 
