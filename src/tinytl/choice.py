@@ -14,6 +14,8 @@ from itertools import pairwise
 from statistics import mean
 
 import numpy
+from rich.console import Console
+from rich.progress import track
 
 from tinytl.backbones.blocks import block_names
 from tinytl.backbones.build import build_on_meta
@@ -57,11 +59,13 @@ def choose(
     budget_bytes: float,
     resolutions: Sequence[int],
     lite_residual: LiteResidualConfig | None = DEFAULT_LITE_RESIDUAL,
+    show_progress: bool = False,
 ) -> Candidate:
     """The best candidate of `planner.what`'s model, norm and batch size that fits.
 
     `resolutions` are those to choose from, `lite_residual` the modules that a method may add (None: none).
-    Raises UserError naming what takes least.
+    The planner predicts some forty steps for eight resolutions, in about a second each (a small network,
+    one core). Raises UserError naming what takes least.
     """
     best: Candidate | None = None
     too_large: list[Candidate] = []
@@ -75,7 +79,10 @@ def choose(
         too_large.append(candidate)
         return False
 
-    for ladder in _ladders(planner.what, sorted(resolutions), lite_residual):
+    ladders = _ladders(planner.what, sorted(resolutions), lite_residual)
+    terminal = Console(stderr=True)
+    shown = show_progress and terminal.is_terminal
+    for ladder in track(ladders, "method=auto", console=terminal, disable=not shown, transient=True):
         better = [c for c in ladder if best is None or c.expected > best.expected]
         fitting = bisect_left(better, True, key=lambda c: not fits(c))  # the lower resolutions, if any
         best = better[fitting - 1] if fitting else best
