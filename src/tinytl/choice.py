@@ -21,7 +21,7 @@ from tinytl.backbones.blocks import block_names
 from tinytl.backbones.build import build_on_meta
 from tinytl.backbones.lite_residual import LiteResidualConfig
 from tinytl.errors import UserError
-from tinytl.memory.planner import Planner
+from tinytl.memory.planner import Planner, enough_mb
 from tinytl.memory.training_step import TrainingStep
 from tinytl.methods import METHODS
 from tinytl.report import paper
@@ -90,7 +90,7 @@ def choose(
         cheapest = apply(planner.what, Candidate("last", None, min(resolutions), 0.0), None)
         least = replace(planner, what=cheapest).smallest()[0]
         raise UserError(
-            f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {least / 1e6:.1f} MB "
+            f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {enough_mb(least)} MB "
             f"(method=last, resolution={min(resolutions)})"
         )
     return best

@@ -1,5 +1,6 @@
 """From a memory budget to an engine plan: the fastest whose predicted memory fits."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -152,15 +153,20 @@ class Planner:
             spec = replace(what.spec, lite_residual=None)
             others.append((f"method={method}", replace(self, what=replace(what, method=method, spec=spec))))
         hints = [
-            f"{name} {size / 1e6:.1f}" for name, other in others if (size := other.smallest()[0]) < least
+            f"{name} {enough_mb(size)}" for name, other in others if (size := other.smallest()[0]) < least
         ]
         if not any(plan.optimizer_bits == 8 for plan in self._optimizers()) and self.engine == "lean":
             hints.append("Adam in 8 bits (pip install -e '.[8bit]')")
         return (
             f"memory_budget_mb={budget_bytes / 1e6:g}: {what.spec.model}, method={what.method}, "
-            f"batch_size={what.batch_size}, resolution={what.resolution} takes at least {least / 1e6:.1f} MB"
+            f"batch_size={what.batch_size}, resolution={what.resolution} takes at least {enough_mb(least)} MB"
             + (f"; less with {', '.join(hints)}" if hints else "")
         )
+
+
+def enough_mb(size_bytes: int) -> float:
+    """A size as a budget that it fits into: in MB, rounded up to a tenth."""
+    return math.ceil(size_bytes / 1e5) / 10
 
 
 def relative_time(micro_batch: int, resolution: int) -> float:
