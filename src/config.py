@@ -180,7 +180,8 @@ def _register() -> None:
 def name_suffix(budget_mb: Any) -> str:
     """What the command line sets beyond what a run's name holds anyway, in whatever order it stands there."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    settings = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)  # the last one holds
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    settings = {key: value for key, _, value in pairs}  # of one given twice the last holds
     suffix = "" if budget_mb is None else f"-{budget_mb}mb"
     for key, value in sorted(settings.items()):
         if key not in NOT_IN_NAME and not key.startswith("wandb"):

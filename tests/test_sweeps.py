@@ -90,12 +90,9 @@ def test_the_order_of_settings_names_no_other_folder():
         return composed(*overrides).name
 
     try:
-        assert (
-            name("lr=1e-3", "warmup=0.1")
-            == name("warmup=0.1", "lr=1e-3")
-            == name("lr=2", "warmup=0.1", "lr=1e-3")
-        )
-        assert name("lr=1e-3", "warmup=0.1") != name("lr=1e-3", "warmup=0.2")
+        first = name("lr=1e-3", "warmup=0.1")
+        assert first == name("warmup=0.1", "lr=1e-3") == name("lr=2", "warmup=0.1", "lr=1e-3")
+        assert first != name("lr=1e-3", "warmup=0.2")
     finally:
         HydraConfig.instance().cfg = None
 

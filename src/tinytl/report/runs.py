@@ -44,16 +44,8 @@ def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
                 others.append({"name": path.parent.name, "status": status, "reason": record.get("reason")})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s: not a run's results (%s: %s)", path, type(error).__name__, error)
-    columns = [
-        "name",
-        "accuracy",
-        "prequential",
-        *COLUMNS,
-        "as_paper",
-        "lite_residual_pretrained",
-        *LITE_RESIDUAL,
-        "record",
-    ]
+    columns = ["name", "accuracy", "prequential", *COLUMNS, *LITE_RESIDUAL]
+    columns += ["as_paper", "lite_residual_pretrained", "record"]
     return (
         pandas.DataFrame(finished, columns=pandas.Index(columns)),
         pandas.DataFrame(others, columns=pandas.Index(["name", "status", "reason"])),
