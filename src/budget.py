@@ -47,7 +47,8 @@ def _choose_method(cfg: Any, planner: Planner, budget: float) -> TrainingStep:
     """Method, blocks and resolution within the budget, set in `cfg` too."""
     resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)
     lite = None if cfg.lite_residual.enabled is False else config.lite_residual_shape(cfg)
-    found = choose(planner, budget, resolutions, lite, cfg.trainer.enable_progress_bar)
+    progress = cfg.trainer.enable_progress_bar
+    found = choose(planner, budget, resolutions, lite, cfg.data.image_px, progress)
     OmegaConf.update(cfg, "method.name", found.method)
     cfg.blocks, cfg.resolution = found.blocks, found.resolution
     log.info("method=auto: %s, blocks=%s, %d px", found.method, found.blocks or "all", found.resolution)

@@ -32,6 +32,7 @@ LEAST = {
     "resolution": 32,
     "data.num_classes": 1,
     "data.workers": 0,
+    "data.image_px": 1,
     "weight_decay": 0,
     "lite_residual.kernel_size": 1,
     "lite_residual.groups": 1,

@@ -53,6 +53,7 @@ class DataConfig:
     stream: bool = False  # each image once, batch 1, predicted before it is trained on
     drift: bool = False  # in a stream: classes come and go
     workers: int = 2
+    image_px: int | None = None  # the smaller side of its images where that is small: a bound for method=auto
 
 
 @dataclass

@@ -77,6 +77,15 @@ def test_expectations_are_the_papers():
     assert effects == sorted(effects) and choice.resolution_effect(224) == 0
 
 
+@pytest.mark.parametrize(("image_px", "resolution", "as_good_as"), [(8, 96, 96), (32, 128, 112)])
+def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_good_as):
+    """Everything fits: the first resolution from 3.5 times their size on, worth no more than those."""
+    planner = Planner(W03, "lean", EnginePlan(optimizer_bits=8))
+    found = choice.choose(planner, 1e9, [96, 128, 160, 192], None, image_px)
+    assert (found.method, found.blocks, found.resolution) == ("full", None, resolution)
+    assert found.expected == pytest.approx(choice.expected_top1("full", 1.0, as_good_as))
+
+
 @pytest.mark.parametrize("budget_mb", [1.5, 2.5])
 def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
     """By brute force over every method, share of blocks and resolution."""

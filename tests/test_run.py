@@ -218,6 +218,13 @@ def test_a_method_for_the_budget(ran):
     assert config["name"] == "run"
 
 
+def test_small_images_are_not_enlarged_for_nothing(configured, capsys):
+    """Everything fits, but 3.5 times CIFAR's 32 px is 112, and the next of the resolutions 128."""
+    run(configured("method=auto", "resolution=auto", "memory_budget_mb=200", "data=cifar10", "dry_run=true"))
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (plan["method"], plan["blocks"], plan["resolution"]) == ("full", None, 128)
+
+
 def test_random_weights_are_said_to_be_random(ran, caplog):
     results = ran(*FAKE, "checkpoint=null")
     assert "proxylessnas_w03 starts from random weights" in caplog.text

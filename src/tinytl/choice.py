@@ -27,6 +27,9 @@ from tinytl.methods import METHODS
 from tinytl.report import paper
 
 TABLE_PX = 224  # of Table 2
+# Enlarged more than this, images gain nothing from more pixels: CIFAR-10 at 112 and 176 px (docs/results.md,
+# "More pixels"); in Table 2 both CIFARs gain at most 0.2 points from 320 px, the others 1.1 to 6.9.
+ENLARGED = 3.5
 DEFAULT_LITE_RESIDUAL = LiteResidualConfig()
 FROM_LEAST = ("last", "bias", "norm_last", "tinytl_l", "tinytl", "full")  # by what they take, roughly
 # Share of the blocks that are updated -> share kept of a method's gain over the last layer. Measured on one
@@ -59,11 +62,13 @@ def choose(
     budget_bytes: float,
     resolutions: Sequence[int],
     lite_residual: LiteResidualConfig | None = DEFAULT_LITE_RESIDUAL,
+    image_px: int | None = None,
     show_progress: bool = False,
 ) -> Candidate:
     """The best candidate of `planner.what`'s model, norm and batch size that fits.
 
-    `resolutions` are those to choose from, `lite_residual` the modules that a method may add (None: none).
+    `resolutions` are those to choose from, `lite_residual` the modules that a method may add (None: none),
+    `image_px` the smaller side of the images (None: large): more than ENLARGED times that brings nothing.
     The planner predicts some forty steps for eight resolutions, in about a second each (a small network,
     one core). Raises UserError naming what takes least.
     """
@@ -79,7 +84,8 @@ def choose(
         too_large.append(candidate)
         return False
 
-    ladders = _ladders(planner.what, sorted(resolutions), lite_residual)
+    enough_px = ENLARGED * image_px if image_px else max(resolutions)
+    ladders = _ladders(planner.what, _up_to(enough_px, resolutions), lite_residual, enough_px)
     terminal = Console(stderr=True)
     shown = show_progress and terminal.is_terminal
     for ladder in track(ladders, "method=auto", console=terminal, disable=not shown, transient=True):
@@ -96,8 +102,14 @@ def choose(
     return best
 
 
+def _up_to(enough_px: float, resolutions: Sequence[int]) -> list[int]:
+    """Those below what is enough, and the first that is."""
+    ascending = sorted(resolutions)
+    return ascending[: bisect_left(ascending, enough_px) + 1]
+
+
 def _ladders(
-    what: TrainingStep, resolutions: list[int], lite_residual: LiteResidualConfig | None
+    what: TrainingStep, resolutions: list[int], lite_residual: LiteResidualConfig | None, enough_px: float
 ) -> list[list[Candidate]]:
     """Candidates by resolution, for every method and share of its blocks; what takes least comes first."""
     count = len(block_names(build_on_meta(replace(what.spec, lite_residual=None))))
@@ -110,7 +122,7 @@ def _ladders(
                 method,
                 None if share == 1 else max(1, round(share * count)),
                 px,
-                expected_top1(method, kept, px),
+                expected_top1(method, kept, min(px, enough_px)),
             )
             for px in resolutions
         ]
@@ -142,7 +154,7 @@ def apply(
     )  # fmt: skip
 
 
-def expected_top1(method: str, gain_kept: float, resolution: int) -> float:
+def expected_top1(method: str, gain_kept: float, resolution: float) -> float:
     """Mean top-1 in % to expect over the data sets of Table 2."""
     last = _table_mean("last")
     return last + gain_kept * (_table_mean(method) - last) + resolution_effect(resolution)
@@ -154,7 +166,7 @@ def _table_mean(method: str) -> float:
     return mean(row.top1.values())
 
 
-def resolution_effect(resolution: int) -> float:
+def resolution_effect(resolution: float) -> float:
     """Top-1 in points that a resolution brings over 224 px, by the curves of Figure 3.
 
     The mean slope of the curves that cross an interval, summed over the intervals; as flat beyond them.
