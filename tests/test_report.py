@@ -311,6 +311,16 @@ def test_other_settings_are_no_other_seeds(folder, outputs):
     assert table.gap_closed.isna().all()
 
 
+def test_a_setting_that_older_runs_do_not_know(folder, outputs):
+    """Null in the newer run of a row: no difference; the list makes it a column of objects."""
+    settings = {"sweep": "real_images", "config.data.color_jitter": None}
+    outputs("older", {"sweep": "real_images"})
+    outputs("newer", {**settings, "config.seed": 1})
+    outputs("last", {**settings, "config.data.color_jitter": [0.4], "config.method.name": "last"})
+    table = tables.real_images(read(folder)[0]).set_index("method")
+    assert table.settings.to_dict() == {"tinytl": "", "last": ""} and table.seeds["tinytl"] == 2
+
+
 def test_streams_have_two_accuracies(folder, outputs):
     for seed, stream, final in ((0, 0.4, 0.6), (1, 0.5, 0.7)):
         metrics = {"metrics.stream/top1": stream, "metrics.test/top1": final, "config.seed": seed}
