@@ -84,7 +84,7 @@ def all_tables(
     found = {name: tables.wide(cells.query("table == @name")) for name in LONG}
     found |= {"table1": tables.table1(runs), "figure1": tables.figure1()}
     found |= {name: tables.ours(name, runs) for name in tables.OURS}
-    found |= {"real_images": tables.real_images(runs)}
+    found |= {"real_images": tables.real_images(runs), "batch_sizes": tables.batch_sizes(runs)}
     found |= {"memory": tables.memory(runs), "pareto": tables.pareto(runs)}
     found |= {"not_finished": others, "coverage": coverage.coverage(cells)}
     return {name: found[name] for name in TITLES}

@@ -321,6 +321,17 @@ def test_a_setting_that_older_runs_do_not_know(folder, outputs):
     assert table.settings.to_dict() == {"tinytl": "", "last": ""} and table.seeds["tinytl"] == 2
 
 
+def test_batch_sizes_have_the_least_that_the_lean_engine_measured(folder, outputs):
+    """Of two plans at batch size 256; none was measured at 8."""
+    for batch_size in (8, 256):
+        outputs(f"{batch_size}", {"sweep": "batch_sizes", "config.batch_size": batch_size})
+    for measured in (300.0, 20.0):
+        lean = {"sweep": "real_images_memory", "memory.measured_mb": measured, "config.batch_size": 256}
+        outputs(f"lean-{measured}", lean)
+    table = tables.batch_sizes(read(folder)[0]).set_index("batch_size")
+    assert table.lean_mb[256] == 20 and pandas.isna(table.lean_mb[8])
+
+
 def test_streams_have_two_accuracies(folder, outputs):
     for seed, stream, final in ((0, 0.4, 0.6), (1, 0.5, 0.7)):
         metrics = {"metrics.stream/top1": stream, "metrics.test/top1": final, "config.seed": seed}

@@ -155,19 +155,31 @@ def real_images(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Every method beside the last layer and full fine-tuning: `gap_closed`, in % of what lies between.
 
     Where either of these two was run with several settings there is no such gap.
-    `lean_mb` is the lean engine's measured step of the same kind, from runs of `real_images_memory`.
     """
-    found = ours("real_images", runs)
-    alike = ["data", "model", "norm", "resolution", "batch_size"]
-    trained = [*alike, "epochs"]  # the measured steps were not trained that long
+    found = _with_lean_mb(ours("real_images", runs), runs)
+    trained = ["data", "model", "norm", "resolution", "batch_size", "epochs"]
     only: Any = found[~found.duplicated([*trained, "method"], keep=False)]
     ends = only.pivot_table(index=trained, columns="method", values="accuracy", dropna=False)
     ends = ends.reindex(columns=pandas.Index(["last", "full"])).reset_index()
     found = found.merge(ends, on=trained, how="left")
     found["gap_closed"] = 100 * (found.accuracy - found["last"]) / (found["full"] - found["last"])
+    return found.drop(columns=["last", "full"])
+
+
+def batch_sizes(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """What each norm reaches at each batch size, beside its memory."""
+    return _with_lean_mb(ours("batch_sizes", runs), runs)
+
+
+def _with_lean_mb(found: pandas.DataFrame, runs: pandas.DataFrame) -> pandas.DataFrame:
+    """With the lean engine's measured step of the same kind, the least of several engine plans' (`lean_mb`).
+
+    From runs of `real_images_memory`, which train two batches.
+    """
+    alike = ["data", "model", "norm", "resolution", "batch_size", "method"]
     lean = runs[runs.sweep.eq("real_images_memory")].astype({"measured_mb": float})
-    lean_mb = lean.groupby([*alike, "method"]).measured_mb.mean().rename("lean_mb").reset_index()
-    return found.drop(columns=["last", "full"]).merge(lean_mb, on=[*alike, "method"], how="left")
+    lean_mb = lean.groupby(alike).measured_mb.min().rename("lean_mb").reset_index()
+    return found.merge(lean_mb, on=alike, how="left")
 
 
 def pareto(runs: pandas.DataFrame) -> pandas.DataFrame:
