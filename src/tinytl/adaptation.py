@@ -39,9 +39,11 @@ class NormAdaptation(LightningModule):
         return super().train(False)
 
     def on_train_epoch_start(self) -> None:
+        """The images of an epoch depend on seed and epoch alone: a resumed run has the same."""
         torch.manual_seed(self.seed + self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Convert as many layers as are due; what is converted anew has no moments in Adam."""
         units = len(self.conversion.units)
         done = (self.global_step + 1) / max(1, CONVERTING * self.trainer.estimated_stepping_batches)
         optimizer: Any = self.optimizers()
@@ -49,12 +51,15 @@ class NormAdaptation(LightningModule):
             optimizer.state.pop(parameter, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """How much is converted, beside the weights."""
         checkpoint["converted"] = self.conversion.converted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.conversion.convert_up_to(checkpoint["converted"])  # the layers; their values are loaded next
+        """Convert as much again: the layers; their values are loaded next."""
+        self.conversion.convert_up_to(checkpoint["converted"])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Distance from the teacher: of last maps and pooled features (MSE), and of logits (KL)."""
         images = batch[0].contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             maps, features, logits = _outputs(self.teacher, images)
@@ -73,10 +78,12 @@ class NormAdaptation(LightningModule):
         return loss
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Share of images (B, 3, R, R) to which both networks give the same class."""
         same = self.student(batch[0]).argmax(1) == self.teacher(batch[0]).argmax(1)
         self.log("test/agreement", same.float().mean(), batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> Any:
+        """Adam on all but the classifier; the rate falls once everything is converted."""
         head = {id(p) for p in self.student.get_classifier().parameters()}
         learned = [p for p in self.conversion.learned if id(p) not in head]
         optimizer = torch.optim.Adam(learned, lr=self.lr, betas=(0.9, 0.99))

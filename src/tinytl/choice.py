@@ -6,6 +6,7 @@ Figure 3. What updating only the last blocks keeps of it was measured on real im
 (docs/results.md, "Which blocks"). What a choice takes is what the planner predicts for its leanest plan.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ def choose(
         too_large.append(candidate)
         return False
 
-    enough_px = ENLARGED * image_px if image_px else max(resolutions)
+    enough_px = ENLARGED * image_px if image_px else math.inf
     ladders = _ladders(planner.what, _up_to(enough_px, resolutions), lite_residual, enough_px)
     terminal = Console(stderr=True)
     shown = show_progress and terminal.is_terminal

@@ -27,6 +27,7 @@ class ClassMeans(Callback):
     """Fits the classifier before the first step, on the device of the training."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One pass over the training images without random transforms."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         loader, device = data.images_once_dataloader(), pl_module.device
         pl_module.eval()  # each epoch of training sets its own mode

@@ -54,6 +54,7 @@ class ImageClassifier(LightningModule):
         self.stream_metrics = metrics.clone(prefix="stream/") if stream else None
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, R, R) -> (B, num_classes)
+        """Logits, before softmax or sigmoid."""
         return self.network(images)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
@@ -64,8 +65,8 @@ class ImageClassifier(LightningModule):
         return self
 
     def on_train_epoch_start(self) -> None:
+        """Dropout and augmentation depend on seed and epoch alone: a resumed run goes on as if unstopped."""
         self.train()  # Lightning leaves the mode as it finds it
-        # Dropout and augmentation depend on seed and epoch alone: a resumed run goes on as if never stopped.
         torch.manual_seed(self.seed + self.current_epoch)
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -75,6 +76,7 @@ class ImageClassifier(LightningModule):
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a micro-batch, by its share of the batch; UserError names lr where it is not finite."""
         images, targets = batch
         if self.stream_metrics:
             self._test_then_train(images, targets, self.stream_metrics)
@@ -96,9 +98,11 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images))  # type: ignore[arg-type]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and metrics of images (B, 3, R, R) and targets, under `val/`."""
         self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The same under `test/`."""
         self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection) -> None:
@@ -109,6 +113,7 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(images))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
+        """What trains, the classifier by a rate of its own if it has one; a cosine after the warm-up."""
         optimizer = self.optimizer(self._parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         rising = round(self.warmup * steps)
@@ -131,10 +136,12 @@ class ImageClassifier(LightningModule):
         return [group for group in groups if group["params"]]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """A step, and its gradients freed at once: none lives through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
-        optimizer.zero_grad()  # at once, so that no gradient lives through the next forward pass
+        optimizer.zero_grad()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Only what was trained, and what the network was built from."""
         state = trainable_state(self.network)
         checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in state.items()}
         checkpoint[OWN] = self.record

@@ -126,6 +126,7 @@ class ImageDataModule(LightningDataModule):
         return torch.stack([self.train_set[position][0] for position in order[:count].tolist()])
 
     def train_dataloader(self) -> DataLoader:
+        """Whole batches in an order of their epoch, or a stream that drifts."""
         if self.drifting:
             return self._loader(self.train_set, sampler=Drift(self.drifting, self.seed))
         together = self.batch_size * _process()[1]
@@ -140,9 +141,11 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.plain_train_set, sampler=order)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """What is held out of the training set; [] if nothing is."""
         return self._loader(self.val_set) if len(self.val_set) else []
 
     def test_dataloader(self) -> DataLoader:
+        """The test set in order."""
         return self._loader(self.test_set)
 
     def _loader(self, dataset: Transformed, **options: Any) -> DataLoader:
