@@ -68,7 +68,7 @@ def _ensure(cfg: Any, run: Callable[[Any], None], folder: Path) -> tuple[dict[st
         return same, True
     if same.get("status") in ("running", "interrupted"):
         cfg.resume = (folder / "checkpoints" / "last.ckpt").is_file()
-    else:  # of another configuration, of other code or data, or failed
+    elif not cfg.resume:  # of another configuration, of other code or data, or failed
         path.unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return _in_a_process_of_its_own(cfg, run, path), False

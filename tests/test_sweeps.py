@@ -125,6 +125,18 @@ def test_killed_and_started_again(sweep, tmp_path):
         assert again[name]["memory"]["measured_mb"] == record["memory"]["measured_mb"]
 
 
+def test_resume_keeps_what_other_code_began(sweep, tmp_path):
+    """A checkpoint that the sweep would throw away, since the code has changed, is used with resume=true."""
+    arguments = [*QUICK, "method=last"]
+    _, records = sweep(*arguments)
+    ((name, whole),) = records.items()
+    path = tmp_path / "outputs" / name / "results.json"
+    path.write_text(json.dumps({**whole, "status": "interrupted", "fingerprint": "of other code"}))
+    done, again = sweep(*arguments, "resume=true")
+    assert f"{name}: goes on" in done.stderr, done.stderr
+    assert again[name]["status"] == "finished" and again[name]["metrics"] == whole["metrics"]
+
+
 def test_failures_are_recorded_and_do_not_stop_the_rest(sweep):
     """One job that cannot work, one that the system kills; both are kept until retry_failed=true."""
     arguments = [*QUICK, "epochs=1", "data.loader=fake_data.load_multiclass,fake_data.load_deadly"]
