@@ -21,14 +21,15 @@ from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 from tinytl.memory.training_step import TrainingStep
 from tinytl.methods import METHODS
+from tinytl.results import OF_NO_CONSEQUENCE
 
 CONF = Path(__file__).parent.parent / "conf"
 # In every run's name, or of no consequence for its results
 NOT_IN_NAME = {
-    *("name", "data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),
-    *("seed", "sweep", "sweeps", "output_dir", "resume", "retry_failed", "dry_run", "data.workers"),
-    "trainer.enable_progress_bar",
-}
+    *("data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),
+    *("seed", "sweeps"),
+    *OF_NO_CONSEQUENCE,
+} - {"data.root"}  # tells folders of images apart
 LONGEST_SUFFIX = 120  # file systems allow names of 255 bytes
 
 

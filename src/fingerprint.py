@@ -4,7 +4,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,18 @@ from PIL.Image import Image
 
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
+from tinytl.results import OF_NO_CONSEQUENCE
 
 SRC = Path(__file__).parent
 LIBRARY = SRC / "tinytl"
-# Where a run stands, and what it is shown or told; not what comes out of it.
-LEFT_OUT = ("name", "output_dir", "sweep", "wandb", "resume", "retry_failed", "dry_run")
-LEFT_OUT_BELOW = {"data": ("root", "workers"), "trainer": ("enable_progress_bar",)}
 
 
 def fingerprint(cfg: Any) -> str:
     """A run with the same fingerprint has the same results. Raises UserError where the data is missing."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    for key in LEFT_OUT:
-        settings.pop(key, None)
-    for group, keys in LEFT_OUT_BELOW.items():
-        settings[group] = {key: value for key, value in settings[group].items() if key not in keys}
+    for key in (*OF_NO_CONSEQUENCE, "wandb"):
+        *groups, last = key.split(".")
+        reduce(dict.__getitem__, groups, settings).pop(last, None)
     data = _data(cfg.data.loader, cfg.data.root, cfg.seed)
     parts = [json.dumps(settings, sort_keys=True), _code(), data, _file(cfg.checkpoint)]
     return _sha("\n".join(parts).encode())

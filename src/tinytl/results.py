@@ -11,6 +11,11 @@ from typing import Any
 
 import torch
 
+# Settings that say where a run stands and what it shows: its results are the same whatever they are.
+OF_NO_CONSEQUENCE = (
+    *("name", "output_dir", "sweep", "resume", "retry_failed", "dry_run"),
+    *("data.root", "data.workers", "trainer.enable_progress_bar"),
+)
 PACKAGES = (
     *("tinytl", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb"),
 )

@@ -2,11 +2,12 @@
 
 import pandas
 
-# Where a run stands and what it is shown, what tells its seeds apart, what other keys have decided or copied.
-OF_NO_CONSEQUENCE = (
-    *("name", "output_dir", "sweep", "seed", "resume", "retry_failed", "dry_run"),
-    *("data.root", "data.workers", "data.lr", "data.lr_batch1", "data.epochs", "data.image_px"),
-    *("trainer.enable_progress_bar", "trainer.limit_test_batches"),
+from tinytl.results import OF_NO_CONSEQUENCE
+
+# What tells a row's seeds apart, and what other keys have decided or copied.
+NO_OTHER_ROW = (
+    *OF_NO_CONSEQUENCE,
+    *("seed", "data.lr", "data.lr_batch1", "data.epochs", "data.image_px", "trainer.limit_test_batches"),
 )
 
 
@@ -15,7 +16,7 @@ def differences(runs: pandas.DataFrame, keys: list[str]) -> pandas.Series:
     if runs.empty:
         return pandas.Series(index=runs.index, dtype=str)
     configs = pandas.json_normalize([record["config"] for record in runs.record]).set_index(runs.index)
-    configs = configs.drop(columns=list(OF_NO_CONSEQUENCE), errors="ignore").filter(regex=r"^(?!wandb\.)")
+    configs = configs.drop(columns=list(NO_OTHER_ROW), errors="ignore").filter(regex=r"^(?!wandb\.)")
     # NaN: a key that an older run does not know
     values = configs.map(lambda value: "null" if value is None or value != value else str(value))
     row = runs.groupby(keys, dropna=False).ngroup()
