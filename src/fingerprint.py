@@ -76,7 +76,15 @@ def _meaning(path: Path) -> str:
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             body.pop(0)  # type: ignore[union-attr]
-    return ast.dump(tree)
+    return repr(_syntax(tree))
+
+
+def _syntax(node: Any) -> Any:
+    """What ast.dump prints, but for empty fields: every Python version has others of them."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return [type(node).__name__, *((name, _syntax(value)) for name, value in fields)]
+    return [_syntax(item) for item in node] if isinstance(node, list) else node
 
 
 @cache
