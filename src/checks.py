@@ -39,8 +39,8 @@ LEAST = {
     "lite_residual.pooling": 1,
 }
 ABOVE_ZERO = (
-    *("memory_budget_mb", "lr", "classifier_lr", "data.lr", "data.lr_batch1", "data.crop_scale_min"),
-    *("engine.slice_kb", "lite_residual.expansion"),
+    *("memory_budget_mb", "lr", "classifier_lr", "data.lr", "data.lr_batch1", "data.lr_full"),
+    *("data.crop_scale_min", "engine.slice_kb", "lite_residual.expansion"),
 )
 BELOW_ONE = ("warmup", "label_smoothing", "dropout", "data.val_fraction")  # from 0
 

@@ -46,6 +46,7 @@ class DataConfig:
     epochs: int = MISSING
     lr: float = MISSING  # at batch sizes above 1
     lr_batch1: float | None = None  # at batch size 1; None: the same
+    lr_full: float | None = None  # of method=full, at batch sizes above 1; None: the same
     label_smoothing: float = 0.0
     crop_scale_min: float = 0.22  # smallest area of a random crop, as a fraction of the image
     flip: bool = True
@@ -194,10 +195,12 @@ def name_suffix(budget_mb: Any) -> str:
 
 
 def learning_rate(cfg: Any) -> float:
-    """The learning rate asked for, or the data set's recipe for this batch size."""
+    """The learning rate asked for, or the data set's recipe for this batch size and method."""
     if cfg.lr is not None:
         return cfg.lr
-    return cfg.data.lr_batch1 if cfg.batch_size == 1 and cfg.data.lr_batch1 else cfg.data.lr
+    if cfg.batch_size == 1 and cfg.data.lr_batch1:
+        return cfg.data.lr_batch1
+    return cfg.data.lr_full if cfg.method.name == "full" and cfg.data.lr_full else cfg.data.lr
 
 
 def num_classes(cfg: Any, found: int | None = None) -> int:

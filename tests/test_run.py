@@ -211,11 +211,22 @@ def test_a_memory_budget_is_kept_and_recorded(ran):
 
 
 def test_a_method_for_the_budget(ran):
-    results = ran(*FAKE, "method=auto", "resolution=64", "memory_budget_mb=2", "epochs=2")
+    """It trains with the learning rate of what was chosen."""
+    rates = ["data.lr=2e-3", "data.lr_full=1e-3"]
+    results = ran(*FAKE, *rates, "method=auto", "resolution=64", "memory_budget_mb=2", "epochs=2")
     config, memory = results["config"], results["memory"]
     assert config["method"]["name"] in METHODS and config["resolution"] == 64
+    assert config["lr"] == (1e-3 if config["method"]["name"] == "full" else 2e-3)
     assert memory["measured_mb"] <= memory["predicted_mb"] <= 2
     assert config["name"] == "run"
+
+
+def test_full_fine_tuning_has_its_own_learning_rate(ran):
+    def rate(*settings):
+        return ran(*FAKE, "data.lr=2e-3", "data.lr_full=1e-3", *settings)["config"]["lr"]
+
+    assert (rate("method=last"), rate("method=full")) == (2e-3, 1e-3)
+    assert (rate("method=full", "lr=3e-3"), rate("method=full", "batch_size=1")) == (3e-3, 1e-3)
 
 
 def test_small_images_are_not_enlarged_for_nothing(configured, capsys):

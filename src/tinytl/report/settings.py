@@ -7,7 +7,8 @@ from tinytl.results import OF_NO_CONSEQUENCE
 # What tells a row's seeds apart, and what other keys have decided or copied.
 NO_OTHER_ROW = (
     *OF_NO_CONSEQUENCE,
-    *("seed", "data.lr", "data.lr_batch1", "data.epochs", "data.image_px", "trainer.limit_test_batches"),
+    *("seed", "data.lr", "data.lr_batch1", "data.lr_full", "data.epochs", "data.image_px"),
+    "trainer.limit_test_batches",
 )
 
 
