@@ -69,7 +69,8 @@ def _construct(spec: NetworkSpec) -> Any:
     if spec.lite_residual and not insert_lite_residuals(network, spec.lite_residual, spec.norm, eps or 1e-5):
         raise UserError(
             f"model={spec.model} has no inverted bottlenecks or residual blocks that lite residual "
-            f"modules can be added to; choose method=full, norm_last, last or bias"
+            f"modules can be added to; choose method=full, norm_last, last or bias, and leave "
+            f"lite_residual.enabled=false"
         )
     if spec.norm == "gn":
         standardize_weights(network)
