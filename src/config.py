@@ -46,7 +46,7 @@ class DataConfig:
     epochs: int = MISSING
     lr: float = MISSING  # at batch sizes above 1
     lr_batch1: float | None = None  # at batch size 1; None: the same
-    lr_full: float | None = None  # of method=full, at batch sizes above 1; None: the same
+    lr_full: float | None = None  # of method=full, where lr_batch1 does not apply; None: the same
     label_smoothing: float = 0.0
     crop_scale_min: float = 0.22  # smallest area of a random crop, as a fraction of the image
     flip: bool = True
