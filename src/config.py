@@ -46,7 +46,7 @@ class DataConfig:
     epochs: int = MISSING
     lr: float = MISSING  # at batch sizes above 1
     lr_batch1: float | None = None  # at batch size 1; None: the same
-    lr_full: float | None = None  # of method=full, where lr_batch1 does not apply; None: the same
+    lr_full: float | None = None  # of method=full, at batch size 1 times lr_batch1 / lr; None: the same
     label_smoothing: float = 0.0
     crop_scale_min: float = 0.22  # smallest area of a random crop, as a fraction of the image
     flip: bool = True
@@ -198,9 +198,9 @@ def learning_rate(cfg: Any) -> float:
     """The learning rate asked for, or the data set's recipe for this batch size and method."""
     if cfg.lr is not None:
         return cfg.lr
-    if cfg.batch_size == 1 and cfg.data.lr_batch1:
-        return cfg.data.lr_batch1
-    return cfg.data.lr_full if cfg.method.name == "full" and cfg.data.lr_full else cfg.data.lr
+    data = cfg.data
+    lr = data.lr_batch1 if cfg.batch_size == 1 and data.lr_batch1 else data.lr
+    return data.lr_full * (lr / data.lr) if cfg.method.name == "full" and data.lr_full else lr
 
 
 def num_classes(cfg: Any, found: int | None = None) -> int:

@@ -66,9 +66,9 @@ def _ensure(cfg: Any, run: Callable[[Any], None], folder: Path) -> tuple[dict[st
         return same, True
     if same.get("status") in ("failed", "out_of_memory") and not cfg.retry_failed:
         return same, True
-    if same.get("status") in ("running", "interrupted"):
-        cfg.resume = (folder / "checkpoints" / "last.ckpt").is_file()
-    elif not cfg.resume:  # of another configuration, of other code or data, or failed
+    begun = cfg.resume or same.get("status") in ("running", "interrupted")
+    cfg.resume = begun and (folder / "checkpoints" / "last.ckpt").is_file()
+    if not cfg.resume:  # what is there is of another configuration, of other code or data, or failed
         path.unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return _in_a_process_of_its_own(cfg, run, path), False

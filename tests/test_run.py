@@ -227,6 +227,8 @@ def test_full_fine_tuning_has_its_own_learning_rate(ran):
 
     assert (rate("method=last"), rate("method=full")) == (2e-3, 1e-3)
     assert (rate("method=full", "lr=3e-3"), rate("method=full", "batch_size=1")) == (3e-3, 1e-3)
+    of_one = ["batch_size=1", "data.lr_batch1=5e-4"]
+    assert (rate("method=last", *of_one), rate("method=full", *of_one)) == (5e-4, 2.5e-4)
 
 
 def test_small_images_are_not_enlarged_for_nothing(configured, capsys):
