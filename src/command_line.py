@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -19,17 +20,26 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tinytl.errors import UserError
+from tinytl.training.stopping import Stopped
 
 MOST_OPTIONS = 20  # more are not listed; the nearest are
 Options = TypeVar("Options")
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1."""
+    """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1.
+
+    A signal that stops it ends in 128 and its number: 130 after Ctrl-C, 143 after SIGTERM.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     quiet_libraries()
-    with one_line_errors():
-        main()
+    try:
+        with one_line_errors():
+            main()
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def quiet_libraries() -> None:

@@ -22,7 +22,7 @@ from tinytl.memory.meter import KINDS
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
-BY_LIGHTNING = {"train/loss_step", "train/loss_epoch", "val/top1", "trainer/global_step"}
+BY_LIGHTNING = {"train/loss_step", "train/loss", "val/top1", "trainer/global_step"}
 
 
 class FakeRun:
