@@ -56,8 +56,16 @@ def job(cfg: Any, run: Run) -> Outcome:
         "skipped": skipped, "reason": record.get("reason"), "metrics": record.get("metrics", {}),
         "memory": record.get("memory", {}), "seconds": time.perf_counter() - begun,
     }  # fmt: skip
-    print(SweepProgress(cfg).done(outcome), file=sys.stderr)
+    if outcome["status"] != ELSEWHERE:
+        print(SweepProgress(cfg).done(outcome), file=sys.stderr)
     return outcome
+
+
+def wait_for(outcome: Outcome) -> None:
+    """Wait until the process that runs a job elsewhere is done with it."""
+    print(f"{outcome['name']}: waits for the other sweep that is running it", file=sys.stderr, flush=True)
+    with locked(Path(outcome["folder"]), wait=True):
+        pass
 
 
 def _refused(cfg: Any, error: UserError) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def _ensure(cfg: Any, run: Run, folder: Path) -> tuple[dict[str, Any], bool]:
         return same, True
     if same.get("status") in ("failed", "out_of_memory") and not cfg.retry_failed:
         return same, True
-    if earlier and not same and not cfg.overwrite:
+    if earlier and not same and not (cfg.overwrite or cfg.resume):
         refuse_other_settings(folder, settings(cfg), earlier)
     cfg.resume = (cfg.resume or bool(same)) and has_state(folder)
     cfg.overwrite = (
@@ -99,6 +107,8 @@ def _in_a_process_of_its_own(cfg: Any, run: Run, folder: Path) -> dict[str, Any]
         process.start()
         process.join()
     record = read_record(folder / "results.json")
+    if process.exitcode and record.get("status") == "finished":  # those of before, which stay
+        return {"status": "failed", "reason": "it could not go on, as said above; its earlier results stay"}
     if process.exitcode and record.get("status", "running") == "running":  # it could not say so itself
         record |= _killed(process.exitcode, kills)
         write_json(folder / "results.json", record)

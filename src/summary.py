@@ -14,10 +14,10 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 Row = dict[str, Any]
 
 
-def begin(cfg: Any, jobs: int) -> None:
-    """Say how many jobs there are."""
-    SweepProgress(cfg).begin(jobs)
+def begin(cfg: Any, jobs: int) -> SweepProgress | None:
+    """Say how many jobs there are; a dry run leaves no trace in the output folder."""
     print(f"{cfg.sweep or 'sweep'}: {jobs} jobs into {cfg.output_dir}", file=sys.stderr)
+    return None if cfg.dry_run else SweepProgress.begin(cfg, jobs)
 
 
 def show(rows: list[Row]) -> bool:

@@ -18,6 +18,7 @@ from tinytl.report import paper
 from tinytl.training.processes import is_first_process
 
 log = logging.getLogger("tinytl")
+WEIGHTS = "weights.safetensors"
 SECONDS = 60  # that W&B may take to begin, and to end
 CHOICES = ("data", "model", "method", "norm", "engine")
 
@@ -154,13 +155,13 @@ def paper_table(data: str) -> wandb.Table:
 
 
 def upload(logger: MirrorLogger | None, folder: Path) -> None:
-    """Keep the weights that were tested with W&B: the trainable part only."""
-    weights = folder / "checkpoints" / "weights.safetensors"
-    if logger is None or not weights.is_file():
+    """Keep the weights with W&B: what was trained and tested, or what a pre-training ended with."""
+    found = [path for place in ("checkpoints", ".") if (path := folder / place / WEIGHTS).is_file()]
+    if logger is None or not found:
         return
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name)[:128]  # what W&B allows
     artifact = wandb.Artifact(
         name, type="model", description="The trainable part: load with checkpoint=FILE."
     )
-    artifact.add_file(str(weights))
+    artifact.add_file(str(found[0]))
     logger.experiment.log_artifact(artifact)

@@ -45,10 +45,10 @@ def configured(tmp_path):
 
 @pytest.fixture
 def ran(configured, tmp_path):
-    """Runs a configuration in this process and returns its results.json."""
+    """Runs a configuration in this process, whatever ran before, and returns its results.json."""
 
     def run_with(*overrides):
-        run(configured(*overrides))
+        run(configured("overwrite=true", *overrides))
         return json.loads((tmp_path / "run" / "results.json").read_text())
 
     return run_with
@@ -283,7 +283,7 @@ def test_records(ran, tmp_path):
     """results.json is complete, and W&B offline mirrors it."""
     results = ran("wandb.mode=offline", *FAKE, "data.val_fraction=0.2")
     keys = {"status", "sweep", "fingerprint", "config", "provenance", "metrics", "curves", "memory", "params"}
-    assert set(results) == {*keys, "time"}
+    assert set(results) == {*keys, "time", "asked"}
     assert results["curves"]["epoch"] == [1]
     assert results["memory"]["activation_bits"] == {"ReLU": 1, "ReLU6": 1}  # the paper's Table 1
     assert {"val/top1", "val/loss", "test/top1", "test/top5", "test/loss"} <= set(results["metrics"])
@@ -412,7 +412,6 @@ ERRORS = [
     ("data=folder", "data.root=... must be given"),
     ("data.num_classes=3", "data.num_classes=3: the data has 10 classes"),
     ("checkpoint=nowhere.pth", "checkpoint=nowhere.pth: no such file"),
-    ("resume=true", "resume=true: there is no"),
     ("trainer.precision=7", "precision"),
     ("engine.micro_batch=3", "engine.micro_batch=3 does not divide batch_size=8"),
     (["norm=bn", "engine.micro_batch=1"], "norm=bn takes its statistics from the whole batch"),
