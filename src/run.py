@@ -83,6 +83,9 @@ def run(cfg: Any, make: Make | None = None, work: Work | None = None) -> None:
     if cfg.dry_run:
         plan.show(cfg)
         return
+    if not is_first_process():
+        plan.console.quiet = True
+        log.setLevel(logging.ERROR)
     folder = Path(cfg.output_dir) / cfg.name
     with locked(folder) if is_first_process() else nullcontext():
         try:
@@ -110,12 +113,15 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
             begun = True
             if is_first_process() and not start.keeps_results:
                 clear(folder, start)
-                write_record(folder, record)
+                if elsewhere := write_record(folder, record):
+                    raise UserError(elsewhere)
             with tracking.mirror(cfg, record["config"], folder) as mirror:
                 record |= (work or fit_and_test)(cfg, job, folder, mirror.logger)
                 record["status"] = "finished"
-                write_record(folder, record)
+                elsewhere = write_record(folder, record)
                 mirror.finish(record, folder)
+                if elsewhere:
+                    raise UserError(elsewhere)
         except BaseException as error:
             if record["status"] != "finished":
                 record |= outcome_of(error, kills)
@@ -248,16 +254,15 @@ def tested(cfg: Any, job: Job, folder: Path) -> dict[str, Any]:
     weights = "best" if use_best else "last"
     state = trainable_state(job.module.network)
     if job.trainer.is_global_zero:
-        keep(
-            folder,
-            "checkpoints/weights.safetensors",
-            lambda path: save_trained(path, state, job.module.record),
-        )
+        path = folder / "checkpoints" / "weights.safetensors"
+        if elsewhere := keep(path, lambda path: save_trained(path, state, job.module.record)):
+            log.warning(elsewhere)
     found = job.trainer.test(job.module, job.data, verbose=False)[0]
     log.info("tested on the %s weights", weights)
     validated = job.curves.last() | (job.checkpoints.best_metrics if use_best else {})
     rounded = {key: round(value, 6) for key, value in {**validated, **found}.items()}
-    return {**rounded, "test/weights": weights}
+    part = job.trainer.num_test_batches[0] / len(job.data.test_dataloader())
+    return {**rounded, "test/weights": weights, **({"test/part": part} if part < 1 else {})}
 
 
 def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:

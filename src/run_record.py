@@ -1,21 +1,16 @@
 """A run's results.json: how it ended, and the record kept wherever it can be."""
 
-import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
 from command_line import one_line
-from tinytl.errors import UserError
 from tinytl.memory.out_of_memory import KernelKills, is_out_of_memory
 from tinytl.results import write_json
 from tinytl.training.checkpoints import PREVIOUS
+from tinytl.training.processes import is_first_process
 from tinytl.training.stopping import Stopped
-
-log = logging.getLogger("tinytl")
 
 
 def outcome_of(error: BaseException, kills: KernelKills) -> dict[str, str]:
@@ -32,27 +27,30 @@ def outcome_of(error: BaseException, kills: KernelKills) -> dict[str, str]:
     }
 
 
-@rank_zero_only
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write results.json, or keep the record elsewhere; of several processes the first one does."""
-    keep(folder, "results.json", lambda path: write_json(path, record))
+def write_record(folder: Path, record: dict[str, Any]) -> str | None:
+    """Write results.json; of several processes the first one does. As `keep`, say where else it had to go."""
+    if not is_first_process():
+        return None
+    return keep(folder / "results.json", lambda path: write_json(path, record))
 
 
-def keep(folder: Path, name: str, write: Callable[[Path], Any]) -> None:
-    """Write a file of results into a run's folder.
+def keep(path: Path, write: Callable[[Path], Any]) -> str | None:
+    """Write a file of results; if its folder does not take it, into one for temporary files.
 
-    Where that fails the checkpoint before the last makes room. Where it fails again the file goes into a
-    folder for temporary files, and UserError says where it is.
+    Returns a line about that, or None where the file is in its place. On a full disk the checkpoint before
+    the last makes room first.
     """
     try:
-        write(folder / name)
-        return
+        write(path)
+        return None
     except OSError:
-        (folder / "checkpoints" / PREVIOUS).unlink(missing_ok=True)
+        for previous in path.parent.glob(f"**/{PREVIOUS}"):
+            previous.unlink()
     try:
-        write(folder / name)
+        write(path)
+        return None
     except OSError as error:
-        refuge = Path(tempfile.gettempdir()) / f"tinytl-{folder.name}"
-        write(refuge / Path(name).name)
-        reason = error.strerror or str(error)
-        raise UserError(f"{folder / name} could not be written ({reason}); it is in {refuge}") from error
+        name = path.absolute().as_posix().strip("/").replace("/", "+")
+        refuge = Path(tempfile.gettempdir()) / "tinytl-results" / name
+        write(refuge)
+        return f"{path} could not be written ({error.strerror or error}); it is kept as {refuge}"

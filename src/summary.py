@@ -57,9 +57,11 @@ def _planned(row: Row) -> list[str]:
 def _ran(row: Row) -> list[str]:
     metrics = row["metrics"]
     accuracy = metrics.get("test/top1", metrics.get("test/mean_accuracy"))
+    part = row["metrics"].get("test/part", 1)
     return [
-        row["reason"] or row["status"] + " before" * row["skipped"],
-        _figure(accuracy and 100 * accuracy), _figure(row["memory"].get("measured_mb")),
+        row["reason"] or row["status"] + (" before" if row["skipped"] else ""),
+        _figure(accuracy and 100 * accuracy) + (f" of {100 * part:.0f} % of the images" if part < 1 else ""),
+        _figure(row["memory"].get("measured_mb")),
         duration(row["seconds"]),
     ]  # fmt: skip
 
