@@ -6,6 +6,7 @@ the rest goes on.
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ import plan
 from checks import check
 from command_line import job_settings, one_line, one_line_errors, quiet_libraries
 from fingerprint import fingerprint
-from run_folder import InUse, has_state, locked, refuse_other_settings
+from run_folder import TEMPORARY, InUse, has_state, locked, refuse_other_settings
 from run_settings import settings
 from sweep_progress import SweepProgress
 from tinytl.child_process import end_with_parent
@@ -150,6 +151,8 @@ def _child(cfg: Any, run: Run, folder: Path, parent: int) -> None:
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    finally:
+        shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
 
 
 def _killed(code: int, kills: KernelKills) -> dict[str, str]:

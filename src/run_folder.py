@@ -18,6 +18,7 @@ from tinytl.training.checkpoints import PREVIOUS, SETTINGS, checkpoint_to_resume
 
 log = logging.getLogger("tinytl")
 MOST_NAMED = 6  # differences that an error names
+TEMPORARY = ".temporary"  # what libraries need while a run runs
 STATES = ("last.ckpt", PREVIOUS)
 EPOCHS = ("epochs", "data.epochs")
 
@@ -82,6 +83,7 @@ def clear(folder: Path, start: Beginning) -> None:
     """Remove what killed processes left unfinished and, unless it is gone on with, the run before."""
     for place in (folder, folder / "checkpoints"):
         remove_unfinished(place)
+    shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
     results = folder / "results.json"
     if results.is_file() and not read_record(results):  # somebody else's, or damaged
         results.replace(folder / "results.json.unreadable")

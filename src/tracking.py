@@ -1,18 +1,20 @@
 """Weights & Biases: a mirror of results.json, offline unless the user asks for more."""
 
+import atexit
 import hashlib
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import wandb
-import wandb.errors
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
+from run_folder import TEMPORARY
 from tinytl.errors import UserError
 from tinytl.report import paper
 from tinytl.training.processes import is_first_process
@@ -93,7 +95,22 @@ def mirror(cfg: Any, resolved: dict[str, Any], folder: Path) -> Iterator[Mirror]
     logger.attempt("end", run.finish)
 
 
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let libraries that are imported make their temporary folders here: those of a killed run go with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 def _begin(cfg: Any, resolved: dict[str, Any], folder: Path) -> Any:
+    with _temporary_files_in(folder / TEMPORARY):
+        import wandb  # here: a run without W&B starts sooner
+        import wandb.errors
     chosen = {group: cfg[group].name for group in CHOICES}
     limits = wandb.Settings(
         silent=True, init_timeout=SECONDS, finish_timeout=SECONDS, finish_timeout_raises=True
@@ -145,8 +162,10 @@ def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def paper_table(data: str) -> wandb.Table:
-    """What the paper reports on a data set; memory is its own count, accuracy in %."""
+def paper_table(data: str) -> Any:
+    """A W&B table of what the paper reports on a data set; memory is its own count, accuracy in %."""
+    import wandb
+
     rows = [row for row in paper.table2() if data in row.top1]
     return wandb.Table(
         columns=["table", "method", "resolution", "train_memory_mb", "top1"],
@@ -160,6 +179,8 @@ def upload(logger: MirrorLogger | None, folder: Path) -> None:
     if logger is None or not found:
         return
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name)[:128]  # what W&B allows
+    import wandb
+
     artifact = wandb.Artifact(
         name, type="model", description="The trainable part: load with checkpoint=FILE."
     )
