@@ -5,6 +5,7 @@ import runpy
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def _become(folder: Path, log: Path, script: str, arguments: list[str]) -> None:
         os.setsid()
         os.chdir(folder)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1), os.dup2(output, 2)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
         sys.argv = [str(ROOT / "src" / script), *arguments]
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -73,7 +75,8 @@ def _become(folder: Path, log: Path, script: str, arguments: list[str]) -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        sys.excepthook(*sys.exc_info())
+        traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 from fake_data import FAKE
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import Trainer
@@ -29,29 +27,6 @@ ROOT = Path(__file__).parent.parent
 
 def options(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
-
-
-@pytest.fixture
-def configured(tmp_path):
-    """Composes the real configuration, outputs in a temporary folder."""
-
-    def compose_with(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("config", [f"output_dir={tmp_path}", "debug=fast", "name=run", *overrides])
-
-    return compose_with
-
-
-@pytest.fixture
-def ran(configured, tmp_path):
-    """Runs a configuration in this process, whatever ran before, and returns its results.json."""
-
-    def run_with(*overrides):
-        run(configured("overwrite=true", *overrides))
-        return json.loads((tmp_path / "run" / "results.json").read_text())
-
-    return run_with
 
 
 class Linear(torch.nn.Module):
@@ -340,29 +315,6 @@ def test_checkpoints_hold_the_trainable_part(ran, tmp_path):
         assert sum(t.numel() for t in saved["state_dict"].values()) == results["params"]["trainable"]
     again = ran("method=bias", f"checkpoint={tmp_path}/run/checkpoints/best.ckpt", "lr=1e-12", *FAKE)
     assert again["metrics"]["test/loss"] == pytest.approx(results["metrics"]["test/loss"], rel=1e-4)
-
-
-def test_a_resumed_run_ends_as_an_uninterrupted_one(ran, configured, tmp_path, monkeypatch):
-    common = ["epochs=3", "lr=1e-3", "data.val_fraction=0.2", "classifier=class_means", *FAKE]
-    common += ["batch_size=2", "trainer.limit_train_batches=1.0"]  # many batches: each has its random crops
-    whole = ran(*common)
-    begin = ImageClassifier.on_train_epoch_start
-
-    def interrupted(self):
-        begin(self)
-        if self.current_epoch == 2:
-            raise RuntimeError("the machine went down")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ImageClassifier, "on_train_epoch_start", interrupted)
-        with pytest.raises(RuntimeError):
-            run(configured(*common, "name=other"))
-    failed = json.loads((tmp_path / "other" / "results.json").read_text())
-    assert failed["status"] == "failed" and failed["reason"] == "the machine went down"
-    run(configured(*common, "name=other", "resume=true"))
-    resumed = json.loads((tmp_path / "other" / "results.json").read_text())
-    assert resumed["status"] == "finished"
-    assert resumed["metrics"] == whole["metrics"] and resumed["curves"] == whole["curves"]
 
 
 def test_same_seed_same_figures(ran):
