@@ -1,6 +1,7 @@
 """Runs that are stopped and go on: bit for bit the same, or refused; nothing that was there is lost."""
 
 import json
+import logging
 import os
 import signal
 
@@ -19,6 +20,12 @@ from tinytl.training.stopping import Stopped
 # 12 images in batches of 2: six steps an epoch, each image with its random crops
 LONG = [*FAKE, "batch_size=2", "epochs=3", "trainer.limit_train_batches=1.0", "data.val_fraction=0.2"]
 LONG += ["checkpoint_every_minutes=1000"]
+
+
+@pytest.fixture(autouse=True)
+def every_line(caplog):
+    """What the program says at all is captured."""
+    caplog.set_level(logging.INFO, "tinytl")
 
 
 @pytest.fixture
