@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tinytl.files import write_whole
+
 # Settings that say where a run stands and what it shows: its results are the same whatever they are.
 OF_NO_CONSEQUENCE = (
     *("name", "output_dir", "sweep", "resume", "retry_failed", "dry_run"),
@@ -27,11 +29,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file whole: under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file whole."""
+    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
