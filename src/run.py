@@ -33,8 +33,9 @@ from command_line import guarded, one_line, one_line_errors
 from fingerprint import fingerprint, load_splits
 from jobs import job
 from progress import Curves
-from tinytl.backbones.build import build_network, own_record
+from tinytl.backbones.build import build_network
 from tinytl.backbones.lite_residual import fit_statistics, is_pretrained
+from tinytl.backbones.own_checkpoints import own_record
 from tinytl.backbones.quantize import quantize_frozen
 from tinytl.class_means import ClassMeans
 from tinytl.data.datamodule import ImageDataModule
@@ -151,6 +152,11 @@ def build(cfg: Any, folder: Path) -> Job:
     )  # fmt: skip
     if cfg.norm.name == "bn_frozen" and pretrained is False:
         fit_statistics(network, data.example_images(STATISTICS_IMAGES))
+    record = own_record(
+        spec, cfg.method.name, cfg.quantize, cfg.blocks, network=network, resolution=cfg.resolution,
+        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
+        class_names=splits.class_names,
+    )  # fmt: skip
     optimizer: Any = torch.optim.Adam
     if cfg.engine.name == "lean":
         engine = config.engine_plan(cfg)
@@ -163,7 +169,7 @@ def build(cfg: Any, folder: Path) -> Job:
         network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
         classifier_lr=cfg.classifier_lr, batch_size=data.batch_size, label_smoothing=cfg.label_smoothing,
         weight_decay=cfg.weight_decay, seed=cfg.seed, warmup=cfg.warmup, stream=cfg.data.stream,
-        optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize, cfg.blocks),
+        optimizer=optimizer, record=record,
     )  # fmt: skip
     return Job(module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints)
 

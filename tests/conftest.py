@@ -15,9 +15,9 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 # isort: split
 import torch
 
-from tinytl.backbones import checkpoints
 from tinytl.backbones.build import NetworkSpec, build_network
 from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.backbones.tensor_names import to_published
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -89,7 +89,7 @@ def reference_network(published):
 @pytest.fixture
 def published_names():
     """Network name -> published name of every tensor of a ProxylessNAS-Mobile."""
-    return lambda network: checkpoints.to_published(list(network.state_dict()), "proxylessnas_mobile")
+    return lambda network: to_published(list(network.state_dict()), "proxylessnas_mobile")
 
 
 @pytest.fixture
