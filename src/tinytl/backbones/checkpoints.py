@@ -6,6 +6,7 @@ trainable part only), each with whatever a trainer puts before the names.
 
 import difflib
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -119,7 +120,8 @@ def _from_file(path: Path, source: str, model: str) -> Checkpoint:
         raise UserError(
             f"checkpoint={source}: holds a tensor twice, with and without lite residuals around it"
         )
-    statistics = content.pretrained_cfg and check_statistics(content.pretrained_cfg, source)
+    images = content.pretrained_cfg
+    statistics = None if images is None else check_statistics(images, source)
     return Checkpoint(source, tensors, path, own, statistics)
 
 
@@ -132,11 +134,9 @@ def _meant_in(folder: Path) -> str:
 def _near(source: str) -> str:
     """The nearest file beside it, or the nearest name of timm weights."""
     folder, name = os.path.split(source)
-    files = (
-        os.listdir(folder or ".")
-        if os.path.isdir(folder or ".") and os.access(folder or ".", os.R_OK)
-        else []
-    )
+    files = []
+    with suppress(OSError):
+        files = os.listdir(folder or ".")
     near = [os.path.join(folder, file) for file in difflib.get_close_matches(name, files, n=1, cutoff=0.8)]
     near += [] if folder else difflib.get_close_matches(name, timm.list_pretrained(), n=2, cutoff=0.8)
     return f"; did you mean {' or '.join(near)}?" if near else ""

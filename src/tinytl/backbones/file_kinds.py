@@ -53,10 +53,10 @@ def file_kind(path: Path, source: str) -> FileKind:
     if start.startswith(ZIP):
         _check_archive(path, source)
         return "torch"
+    if start[8:9] != b"{" and start.startswith(PICKLE):
+        return "torch"
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return "safetensors"
-    if start.startswith(PICKLE):
-        return "torch"
     unknown = "a text file, not one of weights" if _is_text(start) else "not a file of PyTorch or safetensors"
     raise UserError(f"checkpoint={source}: {FOREIGN_SUFFIXES.get(path.suffix, unknown)}")
 

@@ -59,7 +59,7 @@ def read_weights(path: Path, source: str) -> WeightFile:
             content, metadata = _unpickle(path, source), {}
     except OSError as error:
         raise UserError(f"checkpoint={source}: cannot be read ({error.strerror or error})") from error
-    if isinstance(content, Mapping) and OWN in content:
+    if isinstance(content, Mapping) and content.get(OWN):
         state = content.get("state_dict")
         weights = WeightFile(find_state_dict(state, source) if state else {}, content[OWN])
     else:
@@ -89,7 +89,8 @@ def _unpickle(path: Path, source: str) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by a path torch.load would go by the suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a file may be broken in every way; torch's words are advice to run its code
