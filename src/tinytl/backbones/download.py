@@ -111,7 +111,7 @@ def _why(error: Exception, silence_s: float) -> str:
     if isinstance(cause, TimeoutError):
         return f"the server said nothing for {silence_s:g} seconds"
     if isinstance(cause, HTTPError):
-        return f"the server answered {cause.code} {cause.reason}"
+        return " ".join(f"the server answered {cause.code} {cause.reason}".split())
     if isinstance(cause, http.client.IncompleteRead):
         return "it ended before its end"
     if isinstance(cause, OSError) and cause.strerror:

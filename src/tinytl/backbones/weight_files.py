@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from tinytl.backbones.file_kinds import file_kind
@@ -116,4 +116,4 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     """Write tensors and JSON-like metadata whole, as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, texts))
+    write_whole(path, lambda temporary: temporary.write_bytes(save(tensors, texts)))
