@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from tinytl.backbones import checkpoints
 from tinytl.backbones.build import NetworkSpec, build_network, head_classes
 from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.backbones.own_checkpoints import own_record, save_trained, trainable_state
 from tinytl.errors import UserError
+from tinytl.methods import freeze
 
 LITE = LiteResidualConfig()
 
@@ -196,6 +198,7 @@ NO_WEIGHTS = {
     ),
     "text": (lambda path, _: path.write_text("not weights"), "a text file"),
     "bytes": (lambda path, _: path.write_bytes(b"\1\2\3"), "not a file of PyTorch or safetensors"),
+    "JSON": (lambda path, _: path.write_text('{"args":{}}'), "a text file"),
     "HDF5": (lambda path, _: path.write_bytes(b"\x89HDF\r\n"), "an HDF5 file"),
     "gzip": (lambda path, _: path.write_bytes(gzip.compress(b"weights")), "compressed by gzip"),
     "tar": (tarred, "a tar archive"),
@@ -296,6 +299,23 @@ def test_a_typing_error_is_told_what_is_near(tmp_path, source, near):
     (tmp_path / "best.ckpt").write_bytes(b"x")
     with pytest.raises(UserError, match=f"did you mean {near.format(tmp_path)}"):
         build_network(small(source.format(tmp_path)))
+
+
+def test_our_own_checkpoint_of_another_model(network, tmp_path):
+    freeze(network, "full")
+    record = own_record(
+        small(None),
+        "full",
+        "off",
+        network=network,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        resolution=32,
+        class_names=[],
+    )
+    save_trained(tmp_path / "weights.safetensors", trainable_state(network), record)
+    with pytest.raises(UserError, match="of model=proxylessnas_w03, not proxylessnas_mobile"):
+        build_network(spec(tmp_path / "weights.safetensors"))
 
 
 def test_an_unknown_model_is_told_first(network, tmp_path):

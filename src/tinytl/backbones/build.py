@@ -13,6 +13,7 @@ from tinytl.backbones import checkpoints
 from tinytl.backbones.architecture import architecture, head_name
 from tinytl.backbones.checkpoints import Checkpoint
 from tinytl.backbones.fitting import fit
+from tinytl.backbones.lite_residual import LiteResidualConfig as LiteResidualConfig
 from tinytl.backbones.lite_residual import insert_lite_residuals
 from tinytl.backbones.norms import check_norm, norm_layer, replace_batch_norm, standardize_weights
 from tinytl.backbones.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
@@ -87,6 +88,8 @@ def _load(network: Any, source: str, spec: NetworkSpec, chain: Chain) -> bool:
     else:
         checkpoint = checkpoints.read(source, spec.model)
     if checkpoint.own:
+        if checkpoint.own.spec.model != spec.model:
+            raise UserError(f"checkpoint={source}: of model={checkpoint.own.spec.model}, not {spec.model}")
         checkpoint = _completed(checkpoint, checkpoint.own, chain)
     tensors = checkpoint.tensors
     if spec.lite_residual and not spec.lite_residual.pretrained:
@@ -130,9 +133,11 @@ def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
         if hashes[name] == record.frozen_sha256:
             return base
     name, found = next(iter(hashes.items()))
+    # Random numbers differ between kinds of processors and versions of PyTorch.
+    name = name or f"what seed {record.spec.seed} draws on this machine"
     raise UserError(
-        f"checkpoint={source}: {name or f'random weights of seed {record.spec.seed}'} is not the base it was "
-        f"trained from: its frozen part has the SHA-256 {found}, that one's had {record.frozen_sha256}"
+        f"checkpoint={source}: {name} is not the base it was trained from: its frozen part has the SHA-256 "
+        f"{found}, that one's had {record.frozen_sha256}"
     )
 
 

@@ -31,6 +31,7 @@ FOREIGN_SUFFIXES = {
     ".index": "part of a TensorFlow checkpoint, not a file of PyTorch or safetensors",
     ".mlmodel": "a Core ML model, not a file of PyTorch or safetensors",
 }
+LONGEST_HEADER = 100_000_000  # bytes, of safetensors: its length (8 bytes), then JSON
 PICKLE = b"\x80"  # how a file of torch.save before version 1.6 begins
 ZIP = b"PK\x03\x04"  # and one of later versions
 
@@ -53,9 +54,10 @@ def file_kind(path: Path, source: str) -> FileKind:
     if start.startswith(ZIP):
         _check_archive(path, source)
         return "torch"
-    if start[8:9] != b"{" and start.startswith(PICKLE):
+    has_header = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER
+    if start.startswith(PICKLE) and not has_header:
         return "torch"
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    if has_header or path.suffix == ".safetensors":
         return "safetensors"
     unknown = "a text file, not one of weights" if _is_text(start) else "not a file of PyTorch or safetensors"
     raise UserError(f"checkpoint={source}: {FOREIGN_SUFFIXES.get(path.suffix, unknown)}")

@@ -75,7 +75,7 @@ def _read_safetensors(path: Path, source: str) -> tuple[dict[str, Tensor], dict[
         with safe_open(path, "pt") as file:
             entries = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"checkpoint={source}: safetensors, cut off or damaged ({error})") from error
     try:
         ours = {key: json.loads(entries[key]) for key in (OWN, PRETRAINED_CFG) if key in entries}
