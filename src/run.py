@@ -36,9 +36,9 @@ from progress import Curves
 from run_folder import Beginning, beginning, clear, locked
 from run_record import keep, outcome_of, write_record
 from run_settings import Settings, decided, settings
-from tinytl.backbones.build import build_network, own_record
-from tinytl.backbones.checkpoints import save_trained, trainable_state
+from tinytl.backbones.build import build_network
 from tinytl.backbones.lite_residual import fit_statistics, is_pretrained
+from tinytl.backbones.own_checkpoints import own_record, save_trained, trainable_state
 from tinytl.backbones.quantize import quantize_frozen
 from tinytl.class_means import ClassMeans
 from tinytl.data.datamodule import ImageDataModule
@@ -198,6 +198,11 @@ def build(cfg: Any, place: Place) -> Job:
     )  # fmt: skip
     if cfg.norm.name == "bn_frozen" and pretrained is False:
         fit_statistics(network, data.example_images(STATISTICS_IMAGES))
+    record = own_record(
+        spec, cfg.method.name, cfg.quantize, cfg.blocks, network=network, resolution=cfg.resolution,
+        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
+        class_names=splits.class_names,
+    )  # fmt: skip
     optimizer: Any = torch.optim.Adam
     if cfg.engine.name == "lean":
         engine = config.engine_plan(cfg)
@@ -210,7 +215,7 @@ def build(cfg: Any, place: Place) -> Job:
         network, cfg.norm.name, num_classes=num_classes, task=cfg.data.task, lr=config.learning_rate(cfg),
         classifier_lr=cfg.classifier_lr, batch_size=data.batch_size, label_smoothing=cfg.label_smoothing,
         weight_decay=cfg.weight_decay, seed=cfg.seed, warmup=cfg.warmup, stream=cfg.data.stream,
-        optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize, cfg.blocks),
+        optimizer=optimizer, record=record,
     )  # fmt: skip
     return Job(
         module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints, place.start.resumes

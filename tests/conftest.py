@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from run import run
-from tinytl.backbones import checkpoints
 from tinytl.backbones.build import NetworkSpec, build_network
 from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.backbones.tensor_names import to_published
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -94,7 +94,7 @@ def reference_network(published):
 @pytest.fixture
 def published_names():
     """Network name -> published name of every tensor of a ProxylessNAS-Mobile."""
-    return lambda network: checkpoints.to_published(list(network.state_dict()), "proxylessnas_mobile")
+    return lambda network: to_published(list(network.state_dict()), "proxylessnas_mobile")
 
 
 @pytest.fixture

@@ -249,6 +249,7 @@ def test_what_fails_in_wandb_is_one_line_and_nothing_else(composed, monkeypatch,
     monkeypatch.setattr(wandb, "init", lambda **settings: made.append(Failing(**settings)) or made[-1])
     record = {"status": "finished", "config": {"data": {"name": "digits"}}, "metrics": {"test/top1": 0.5}}
     with tracking.mirror(composed(), record["config"], tmp_path) as mirror:
+        assert mirror.logger is not None
         mirror.logger.log_metrics({"train/loss": 1.0}, 1)
         mirror.logger.log_metrics({"train/loss": 1.0}, 2)
         mirror.finish(record, tmp_path)

@@ -301,19 +301,6 @@ def test_bits_survive_packing(shape):
     assert torch.equal(unpack(packed, gate.shape), gate)
 
 
-def test_no_compiler(monkeypatch):
-    """Without one the plain operators take over, and compile=on says why it cannot."""
-    import tinytl.engine.kernels as module
-
-    compiled_kernels.cache_clear()
-    monkeypatch.setattr(module, "get_cxx_compiler", lambda: "no-such-compiler")
-    network = stock("proxylessnas_w03", "gn", "tinytl")
-    with pytest.raises(UserError, match=r"engine\.compile=on: .*no-such-compiler"):
-        make_lean(copy.deepcopy(network), EnginePlan(compile="on"))
-    assert_same_gradients(network, EnginePlan(), 1e-9)
-    compiled_kernels.cache_clear()
-
-
 def test_layers_keep_what_equation_2_needs():
     """dL/dW needs the layer's input, dL/db does not: frozen weights keep nothing, trainable ones that."""
     x = torch.randn(2, 64, 16, 16, requires_grad=True)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from conftest import PUBLISHED_METHODS
 
 from tinytl.backbones.build import NetworkSpec, build_network, build_on_meta
-from tinytl.backbones.checkpoints import STATISTICS
 from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.backbones.tensor_names import STATISTICS
 from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, parameter_table, set_train_mode
 

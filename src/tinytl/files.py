@@ -1,41 +1,40 @@
 """Files that are whole or not there at all, whenever the process ends."""
 
 import os
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
 
 UNFINISHED = ".tinytl-unfinished"  # suffix of a file that is still being written
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any], keep: Path | None = None) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+def write_whole(path: Path, writer: Callable[[Path], object], keep: Path | None = None) -> None:
+    """Let `writer` fill a file under a temporary name, then put it in the place of `path`.
 
-    Whoever reads `path` sees the old content or the new, never a part. The old file is kept as `keep`, if
-    that is given. Raises OSError where the disk is full or the folder cannot be written; the old content is
-    still at `path` then.
+    Whoever opens `path` sees the old content or the new one, also after a power cut, and a process that has
+    the old file open or mapped keeps it. The old file is kept as `keep`, if that is given. The folder is made
+    if need be. Errors of `writer` and of the file system are raised, `path` is then as before, and the
+    temporary file is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}{UNFINISHED}")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        writer(temporary)
+        _flush(temporary)
         if keep is not None and path.is_file():
             path.replace(keep)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    with suppress(OSError):  # some systems cannot open a folder; the rename itself is done
+        _flush(path.parent)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a loss of power, where the system can open folders."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Have the system put a file, or a folder's list of names, onto the disk."""
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

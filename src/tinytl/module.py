@@ -11,8 +11,9 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
-from tinytl.backbones.checkpoints import OWN, trainable_state
 from tinytl.backbones.norms import NormName
+from tinytl.backbones.own_checkpoints import trainable_state
+from tinytl.backbones.weight_files import OWN
 from tinytl.errors import UserError
 from tinytl.methods import set_train_mode
 
@@ -30,7 +31,7 @@ class ImageClassifier(LightningModule):
     As a `stream` every image is predicted before it is trained on (prequential evaluation, Gama et al.,
     2013): `stream/top1`.
     `optimizer` makes it from parameters, lr and weight_decay. `record` goes into every checkpoint
-    (`tinytl.backbones.build.own_record`).
+    (`tinytl.backbones.own_checkpoints.own_record`).
     """
 
     # Checkpoints hold the trainable part only; the rest comes from the starting weights.

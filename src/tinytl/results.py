@@ -34,7 +34,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write a text file whole."""
-    write_whole(path, lambda file: file.write(content.encode()))
+    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def read_record(path: Path) -> dict[str, Any]:

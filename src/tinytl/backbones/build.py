@@ -1,43 +1,31 @@
 """From a description to a network: constructor, lite residuals, weights, head."""
 
-import difflib
 import logging
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from tinytl.backbones import checkpoints, proxylessnas  # noqa: F401  (registers ProxylessNAS with timm)
-from tinytl.backbones.lite_residual import LiteResidualConfig, insert_lite_residuals
-from tinytl.backbones.norms import (
-    NormName,
-    batch_norm_eps,
-    check_norm,
-    norm_layer,
-    replace_batch_norm,
-    standardize_weights,
-)
-from tinytl.backbones.quantize import QuantizeName, quantize_frozen
+from tinytl.backbones import checkpoints
+from tinytl.backbones.architecture import architecture, head_name
+from tinytl.backbones.checkpoints import Checkpoint
+from tinytl.backbones.fitting import fit
+from tinytl.backbones.lite_residual import LiteResidualConfig as LiteResidualConfig
+from tinytl.backbones.lite_residual import insert_lite_residuals
+from tinytl.backbones.norms import check_norm, norm_layer, replace_batch_norm, standardize_weights
+from tinytl.backbones.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
+from tinytl.backbones.quantize import quantize_frozen
+from tinytl.backbones.spec import EMBEDDED, NetworkSpec
+from tinytl.backbones.tensor_names import canonical
 from tinytl.errors import UserError
 from tinytl.methods import freeze
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """Everything that a network is made from; the same description gives the same network."""
-
-    model: str  # a timm name; ProxylessNAS among them
-    norm: NormName
-    num_classes: int
-    lite_residual: LiteResidualConfig | None = None  # None: no lite residual modules
-    dropout: float = 0.2  # before the classifier
-    checkpoint: str | None = None  # path, URL, name of timm weights, "embedded"; None: random weights
-    seed: int = 0  # of the random weights
+Chain = tuple[Path, ...]
 
 
 def build_network(spec: NetworkSpec) -> Any:
@@ -47,10 +35,15 @@ def build_network(spec: NetworkSpec) -> Any:
     classes. Raises UserError where the model is unknown, or the norm, the lite residual or the
     checkpoint does not fit it.
     """
+    return _build(spec, ())
+
+
+def _build(spec: NetworkSpec, chain: Chain) -> Any:
+    """`chain` holds our own checkpoints whose base is being built."""
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         network = _construct(spec)
-        if spec.checkpoint is None or not _load(network, spec.checkpoint, spec):
+        if spec.checkpoint is None or not _load(network, spec.checkpoint, spec, chain):
             _new_head(network)
     return network
 
@@ -62,8 +55,7 @@ def build_on_meta(spec: NetworkSpec) -> Any:
 
 
 def _construct(spec: NetworkSpec) -> Any:
-    _check_model(spec.model)
-    eps = _default_eps(spec.model)
+    eps = architecture(spec.model).batch_norm_eps
     check_norm(spec.norm, spec.model, has_batch_norm=eps is not None)
     network = _create(spec, eps)
     if spec.lite_residual and not insert_lite_residuals(network, spec.lite_residual, spec.norm, eps or 1e-5):
@@ -75,13 +67,6 @@ def _construct(spec: NetworkSpec) -> Any:
     if spec.norm == "gn":
         standardize_weights(network)
     return network
-
-
-@cache
-def _default_eps(model: str) -> float | None:
-    """Epsilon of the BatchNorm that the backbone has by default; None where it has no BatchNorm."""
-    with torch.device("meta"):
-        return batch_norm_eps(timm.create_model(model))
 
 
 def _create(spec: NetworkSpec, eps: float | None) -> Any:
@@ -96,68 +81,86 @@ def _create(spec: NetworkSpec, eps: float | None) -> Any:
     return network
 
 
-def _check_model(name: str) -> None:
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise UserError(f"model={name}: timm knows no such model{hint}")
-
-
-def _load(network: Any, source: str, spec: NetworkSpec) -> bool:
-    if source == checkpoints.EMBEDDED:
+def _load(network: Any, source: str, spec: NetworkSpec, chain: Chain) -> bool:
+    """Fit the starting weights into the network; return whether a classifier came along."""
+    if source == EMBEDDED:
         checkpoint = checkpoints.embedded(spec.model, spec.norm)
     else:
         checkpoint = checkpoints.read(source, spec.model)
     if checkpoint.own:
-        checkpoint = _with_base(checkpoint)
+        if checkpoint.own.spec.model != spec.model:
+            raise UserError(f"checkpoint={source}: of model={checkpoint.own.spec.model}, not {spec.model}")
+        checkpoint = _completed(checkpoint, checkpoint.own, chain)
+    tensors = checkpoint.tensors
     if spec.lite_residual and not spec.lite_residual.pretrained:
-        plain = {key: value for key, value in checkpoint.tensors.items() if ".lite_residual." not in key}
-        checkpoint = replace(checkpoint, tensors=plain)
+        tensors = {key: value for key, value in tensors.items() if ".lite_residual." not in key}
     if checkpoint.pretrained_cfg is not None:
-        network.pretrained_cfg = checkpoint.pretrained_cfg
-    return checkpoints.load(network, checkpoint, head_name(network))
+        network.pretrained_cfg = {**network.pretrained_cfg, **checkpoint.pretrained_cfg}
+    return fit(network, tensors, head_name(network), source)
 
 
-def _with_base(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
-    """Complete one of our own checkpoints, which holds what was trained, by the network it began from."""
-    record = checkpoint.own or {}
-    lite = record["spec"]["lite_residual"]
-    spec = NetworkSpec(**{**record["spec"], "lite_residual": lite and LiteResidualConfig(**lite)})
-    base = build_network(spec)
-    freeze(base, record["method"], record.get("blocks"))
-    quantize_frozen(base, record["quantize"])
-    tensors = {checkpoints.canonical(key): value for key, value in base.state_dict().items()}
-    return replace(checkpoint, tensors={**tensors, **checkpoint.tensors})
+def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
+    """One of our own checkpoints, which holds what was trained, with the frozen part of its base."""
+    base = _base(checkpoint, record, chain)
+    trained = {canonical(key) for key in trainable_state(base)}
+    odd = sorted(trained.symmetric_difference(checkpoint.tensors))
+    if odd:
+        what = "lacks" if odd[0] in trained else "holds beside what was trained"
+        raise UserError(f"checkpoint={checkpoint.source}: damaged: it {what} {odd[0]} ({len(odd)} in all)")
+    frozen = {canonical(key): value for key, value in base.state_dict().items()}
+    images = {"mean": record.mean, "std": record.std}
+    cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in images.items() if value}}
+    return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
 
 
-def own_record(
-    spec: NetworkSpec, method: str, quantize: QuantizeName, blocks: int | None = None
-) -> dict[str, Any]:
-    """What a checkpoint of ours must say of itself to be completed again."""
-    lite = vars(spec.lite_residual) if spec.lite_residual else None
-    return {
-        "spec": {**vars(spec), "lite_residual": lite},
-        "method": method,
-        "quantize": quantize,
-        "blocks": blocks,
-    }
+def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
+    """The network that a checkpoint of ours began as, proved by the hash of its frozen part."""
+    source, here = checkpoint.source, (checkpoint.path or Path(checkpoint.source)).resolve()
+    if here in chain:
+        raise UserError(f"checkpoint={source}: it is its own base, directly or through others")
+    if record.frozen_sha256 and set(checkpoint.tensors) >= _names(record.spec):
+        return _begun(record, None, chain)  # all was trained
+    hashes: dict[str | None, str] = {}
+    for name in base_sources(record, here.parent, (*chain, here), source):
+        try:
+            base = _begun(record, name, (*chain, here))
+        except UserError as error:
+            raise UserError(f"checkpoint={source}: its base cannot be used: {error}") from error
+        if record.frozen_sha256 is None:
+            log.warning("%s: of an older version; that %s is its base cannot be checked", source, name)
+            return base
+        hashes[name] = frozen_sha256(base)
+        if hashes[name] == record.frozen_sha256:
+            return base
+    name, found = next(iter(hashes.items()))
+    # Random numbers differ between kinds of processors and versions of PyTorch.
+    name = name or f"what seed {record.spec.seed} draws on this machine"
+    raise UserError(
+        f"checkpoint={source}: {name} is not the base it was trained from: its frozen part has the SHA-256 "
+        f"{found}, that one's had {record.frozen_sha256}"
+    )
+
+
+def _begun(record: OwnRecord, base: str | None, chain: Chain) -> Any:
+    """The network of a record as its run began with it."""
+    network = _build(replace(record.spec, checkpoint=base), chain)
+    freeze(network, record.method, record.blocks)
+    quantize_frozen(network, record.quantize)
+    return network
+
+
+def _names(spec: NetworkSpec) -> set[str]:
+    """Canonical names of all tensors of a network."""
+    return {canonical(key) for key in build_on_meta(spec).state_dict()}
 
 
 def head_classes(source: str, model: str) -> int:
     """How many classes a checkpoint's own classifier has. Raises UserError where it has none."""
-    _check_model(model)
-    with torch.device("meta"):
-        head = head_name(timm.create_model(model))
+    head = architecture(model).head
     weight = checkpoints.read(source, model).tensors.get(f"{head}.weight")
-    if weight is None:
+    if weight is None or weight.ndim == 0:
         raise UserError(f"checkpoint={source} has no classifier ({head})")
     return len(weight)
-
-
-def head_name(network: Any) -> str:
-    """Name of the classifier in the network."""
-    classifier = network.get_classifier()
-    return next(name for name, module in network.named_modules() if module is classifier)
 
 
 def _new_head(network: Any) -> None:

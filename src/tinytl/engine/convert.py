@@ -1,6 +1,5 @@
 """A network made lean: the same function, the same gradients, less kept."""
 
-import subprocess
 from typing import Any
 
 from timm.layers import Conv2dSame
@@ -12,7 +11,7 @@ from tinytl.backbones.blocks import block_names
 from tinytl.backbones.lite_residual import LiteResidualBlock
 from tinytl.backbones.norms import WeightStandardizedConv2d
 from tinytl.engine.bottleneck import SlicedBottleneck, has_hooks
-from tinytl.engine.kernels import LINEAR, Clamp, Kernels, compiled_kernels, log
+from tinytl.engine.kernels import LINEAR, Clamp, Kernels, choose_kernels
 from tinytl.engine.operators import FrozenConv2d, FrozenLinear, lean_clamp, lean_norm, lean_standardization
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
@@ -45,23 +44,6 @@ def _refuse_hooks(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if has_hooks(module):
             raise UserError(f"engine=lean: {name or 'the network'} has hooks; register them after make_lean")
-
-
-def choose_kernels(compile: str) -> Kernels:
-    """The compiled operators where wanted and possible, otherwise plain ones.
-
-    Raises UserError where they are wanted by all means and cannot be had.
-    """
-    if compile == "off":
-        return Kernels()
-    try:
-        return compiled_kernels()
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[0]
-        if compile == "on":
-            raise UserError(f"engine.compile=on: the operators could not be compiled: {reason}") from error
-        log.warning("the operators could not be compiled (%s): plain PyTorch ones, slower, take over", reason)
-        return Kernels()
 
 
 def _slice_bottlenecks(network: nn.Module, plan: EnginePlan, kernels: Kernels) -> None:

@@ -6,26 +6,19 @@ depthwise kernels are slow on small batches.
 """
 
 import ctypes
-import hashlib
 import logging
-import os
-import platform
-import subprocess
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
-from torch.utils.cpp_extension import get_cxx_compiler
+
+from tinytl.engine.kernel_library import CompileError, load_library
+from tinytl.errors import UserError
 
 log = logging.getLogger("tinytl")
-
-SOURCE = Path(__file__).with_name("kernels.cpp")
-# OpenMP's runtime is not linked: torch has loaded its own, and a second one would fight it for the cores.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 
 
 class Clamp(NamedTuple):
@@ -225,7 +218,7 @@ def _supported(x: Tensor) -> bool:
     return x.device.type in ("cpu", "meta") and x.dtype in (torch.float32, torch.float64)
 
 
-# of kernels.cpp: p a pointer, d a double, l a long
+# of the functions in kernels.cpp: p a pointer, d a double, l a long
 SIGNATURES = {
     "group_normalize": "pplllld",
     "affine_clamp": "pppddlll",
@@ -235,39 +228,43 @@ SIGNATURES = {
     "expand_codes": "pppplll",
     "standardize": "ppplld",
 }
-C_TYPES = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long}
+
+
+def compiled_kernels() -> CompiledKernels:
+    """The operators of kernels.cpp. Raises CompileError where they cannot be had on this machine."""
+    library = _library()
+    if isinstance(library, CompileError):
+        raise library
+    return CompiledKernels(library)
 
 
 @cache
-def compiled_kernels() -> CompiledKernels:
-    """Compile kernels.cpp for this machine, once: the library is kept in the user's cache folder.
+def _library() -> ctypes.CDLL | CompileError:
+    """Loaded once per process; a failure is kept, too, so that a compiler that hangs costs its limit once."""
+    try:
+        return load_library(SIGNATURES)
+    except CompileError as error:
+        return error
 
-    torch.utils.cpp_extension.load would need ninja, waits for ever on the lock of a process that was
-    killed, and compiles torch's headers for half a minute; this takes seconds. Raises OSError or
-    subprocess.CalledProcessError where there is no compiler that can do it.
+
+@cache
+def choose_kernels(compile: str) -> Kernels:
+    """The compiled operators where wanted (auto, on) and possible, otherwise plain ones.
+
+    Raises UserError where they are wanted by all means (on) and cannot be had.
     """
-    library = _cache_folder() / f"kernels-{_fingerprint()}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = library.with_suffix(f".{os.getpid()}")
-        command = [get_cxx_compiler(), *FLAGS, str(SOURCE), "-o", str(unfinished)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        unfinished.replace(library)
-    loaded = ctypes.CDLL(str(library))
-    for name, signature in SIGNATURES.items():
-        for suffix in ("float32", "float64"):
-            getattr(loaded, f"{name}_{suffix}").argtypes = [C_TYPES[letter] for letter in signature]
-    return CompiledKernels(loaded)
+    if compile == "off":
+        return Kernels()
+    try:
+        return compiled_kernels()
+    except CompileError as error:
+        if compile == "on":
+            raise UserError(f"engine.compile=on: {error}") from error
+        log.warning("no compiled operators (%s): plain PyTorch ones, slower, take over", error)
+        return Kernels()
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinytl"
-
-
-def _fingerprint() -> str:
-    """Of what the library is made of and for: source, flags, compiler, and the kind of processor."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    parts = (SOURCE.read_text(), *FLAGS, get_cxx_compiler(), platform.machine(), *processor)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def operators_in_use(compile: str, device: torch.device) -> Literal["compiled", "plain"]:
+    """Which operators a lean network on `device` runs; results differ between the two in the last bits."""
+    compiled = isinstance(choose_kernels(compile), CompiledKernels)
+    return "compiled" if compiled and device.type == "cpu" else "plain"

@@ -47,7 +47,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, keep: Path | None =
     """
     for attempt in ("first", "second"):
         try:
-            write_whole(path, lambda file: torch.save(checkpoint, file), keep)
+            write_whole(path, lambda temporary: torch.save(checkpoint, temporary), keep)
             return True
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
             if attempt == "first" and keep is not None and keep.is_file() and path.is_file():

@@ -1,0 +1,100 @@
+"""The weights in what a trainer has saved: found among its other entries, and checked tensor by tensor."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinytl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Where trainers keep the weights. The first that is there is taken: those that were trained before their
+# moving averages.
+ENTRIES = (
+    *("state_dict", "model", "model_state_dict", "model_state", "network", "net", "module", "params"),
+    *("weights", "backbone", "encoder", "student", "teacher"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_ema", "params_ema", "ema"),
+)
+NOT_WEIGHTS = ("optim", "sched", "scaler", "callbacks", "loops")  # in the names of other entries
+DEPTH = 3  # entries within entries
+COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel's own, beside `module.`
+
+
+def find_state_dict(content: Any, source: str) -> dict[str, Tensor]:
+    """The state dict among what was read from a file, by the names that trainers give it (`ENTRIES`).
+
+    A log line tells which of several is taken. Raises UserError where there is none, or only several of
+    unknown names.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint={source}: holds a {type(content).__name__}, not named tensors")
+    found = dict(_state_dicts(content, (), source))
+    if not found:
+        keys = ", ".join(sorted(map(str, content))[:5]) or "nothing"
+        raise UserError(f"checkpoint={source}: holds no named tensors (it has {keys})")
+    known = sorted((path for path in found if set(path) <= {*ENTRIES}), key=_rank)
+    chosen = next((path for path in known if path), () if () in found else None)
+    if chosen is None and len(found) > 1:
+        names = ", ".join(".".join(path) for path in found)
+        raise UserError(f"checkpoint={source}: holds several state dicts ({names}); save one")
+    path = next(iter(found)) if chosen is None else chosen
+    if len(found) > 1:
+        others = ", ".join(".".join(other) or "tensors beside it" for other in found if other != path)
+        log.warning("%s: %s is read, not %s", source, ".".join(path) or "the tensors at its top", others)
+    return _tensors_only(found[path], source)
+
+
+def _rank(path: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(ENTRIES.index(name) for name in path)
+
+
+def _state_dicts(
+    content: Mapping[Any, Any], path: tuple[str, ...], source: str
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """All mappings with tensors in them, by the names of the entries that lead there."""
+    if any(isinstance(value, Tensor) for value in content.values()):
+        unnamed = next((key for key in content if not isinstance(key, str)), None)
+        if unnamed is not None:
+            raise UserError(f"checkpoint={source}: holds tensors by {unnamed!r}, not by name")
+        yield path, content
+    for key, value in content.items():
+        other = any(word in str(key).lower() for word in NOT_WEIGHTS)
+        if isinstance(value, Mapping) and not other and len(path) < DEPTH:
+            yield from _state_dicts(value, (*path, str(key)), source)
+
+
+def _tensors_only(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Without a moving average's counter, and without numbers, texts and mappings, which a line names."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != COUNTER}
+    others = [key for key, value in state.items() if not isinstance(value, Tensor | Mapping)]
+    if others:
+        log.warning("%s: left out, as they are no tensors: %s", source, ", ".join(others))
+    return tensors
+
+
+def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError naming the first tensor that cannot be weights: without values, NaN, infinite."""
+    for name, tensor in state.items():
+        reason = _unusable(tensor)
+        if reason:
+            raise UserError(f"checkpoint={source}: {name} {reason}")
+
+
+def _unusable(tensor: Tensor) -> str | None:
+    if tensor.is_meta:
+        return "has a shape only, no values (it was saved on the meta device)"
+    if tensor.is_quantized:
+        return "is a quantized tensor; save the weights in floating point"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "is sparse or nested; save it as a dense tensor"
+    if tensor.is_complex():
+        return "holds complex numbers"
+    if not tensor.is_floating_point():
+        return None
+    values = tensor.detach().float()  # as the network will have it: what is too large becomes infinite
+    if values.isnan().any():
+        return "holds NaN"
+    return "holds infinite values" if values.isinf().any() else None

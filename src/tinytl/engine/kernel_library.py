@@ -1,0 +1,161 @@
+"""kernels.cpp as a library for this machine: compiled once, kept in the user's cache folder.
+
+The name of a kept library holds the hash of its content, so that one that was cut off, replaced or written
+by another program is told before it is loaded (loading a truncated library kills the process) and compiled
+again. A kept library is never changed in place: other processes may have it mapped.
+
+torch.utils.cpp_extension.load would need ninja, waits for ever on the lock of a process that was killed, and
+compiles torch's headers for half a minute; this takes seconds.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from tinytl.files import write_whole
+
+log = logging.getLogger("tinytl")
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+# OpenMP's runtime is not linked: torch has loaded its own, and a second one would fight it for the cores.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+C_TYPES = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long}
+COMPILER_SECONDS = 120.0  # it takes two to five
+
+
+class CompileError(Exception):
+    """The operators cannot be compiled or loaded here; the message is one line that says why."""
+
+
+def load_library(signatures: Mapping[str, str], limit_s: float = COMPILER_SECONDS) -> ctypes.CDLL:
+    """Load the kept library, or compile one and keep it.
+
+    `signatures` holds the type of every argument per function: p a pointer, d a double, l a long. Raises
+    CompileError where there is no compiler that can do it within `limit_s` seconds.
+    """
+    folder, stem = cache_folder(), f"kernels-{_fingerprint()}"
+    for path in _kept(folder, stem):
+        with suppress(OSError, AttributeError):  # not to be loaded from there, or gone by now
+            if path.name == _name(stem, path.read_bytes()):
+                return _load(path, signatures)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tinytl-", ignore_cleanup_errors=True) as temporary:
+            compiled = Path(temporary) / "kernels.so"
+            _compile(compiled, limit_s)
+            kept = _keep(compiled.read_bytes(), folder, stem)
+            with suppress(OSError):  # file systems may forbid it, in either place
+                return _load(kept or compiled, signatures)
+            return _load(compiled, signatures)
+    except (OSError, AttributeError) as error:
+        raise CompileError(f"the compiled library cannot be loaded ({error})") from error
+
+
+def cache_folder() -> Path | None:
+    """Where libraries are kept: below XDG_CACHE_HOME or ~/.cache; None where there is no home folder."""
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache") / "tinytl"
+    except RuntimeError:  # neither HOME nor an entry for the user
+        return None
+
+
+def _kept(folder: Path | None, stem: str) -> list[Path]:
+    """The libraries of a stem in the cache; none where it is no folder or may not be read."""
+    with suppress(OSError):
+        return sorted(folder.glob(f"{stem}-*.so")) if folder else []
+    return []
+
+
+def _load(path: Path, signatures: Mapping[str, str]) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, signature in signatures.items():
+        for suffix in ("float32", "float64"):
+            getattr(library, f"{name}_{suffix}").argtypes = [C_TYPES[letter] for letter in signature]
+    return library
+
+
+def _keep(content: bytes, folder: Path | None, stem: str) -> Path | None:
+    """Store a library for later processes; return its path, None where that is not possible.
+
+    Libraries of the same stem that are not what their name says are removed.
+    """
+    name = _name(stem, content)
+    try:
+        if folder is None:
+            raise OSError("there is no home folder")
+        write_whole(folder / name, lambda temporary: temporary.write_bytes(content))
+        for path in _kept(folder, stem):
+            if path.name != _name(stem, path.read_bytes()):
+                path.unlink()
+        return folder / name
+    except OSError as error:
+        reason = error.strerror or error
+        log.warning("compiled operators cannot be kept (%s): every start compiles them, in seconds", reason)
+        return None
+
+
+def _name(stem: str, content: bytes) -> str:
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:32]}.so"
+
+
+def _compile(target: Path, limit_s: float) -> None:
+    """Run the compiler, and end it and what it started after `limit_s` seconds, or when we are stopped."""
+    command = [*_compiler(), *FLAGS, str(SOURCE), "-o", str(target)]
+    with tempfile.TemporaryFile() as output:  # a pipe would be held open by what a compiler leaves behind
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except OSError as error:
+            raise CompileError(f"the compiler {command[0]} does not start ({error.strerror})") from error
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired as error:
+            raise CompileError(
+                f"the compiler {command[0]} had not ended after {limit_s:g} seconds"
+            ) from error
+        finally:
+            _end(process)
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    if status or not target.is_file():
+        said = next((line for line in lines if "error" in line.lower()), lines[0])
+        raise CompileError(f"the compiler {command[0]} made no library: {said}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the compiler's whole group of processes if it has not ended."""
+    if process.poll() is not None:
+        return
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _compiler() -> list[str]:
+    """The C++ compiler with its first arguments, as CXX says."""
+    chosen = os.environ.get("CXX", "")
+    try:
+        return shlex.split(chosen) or ["c++"]
+    except ValueError as error:
+        raise CompileError(f"CXX={chosen} cannot be understood ({error})") from error
+
+
+def _fingerprint() -> str:
+    """Of what the library is made of and for: source, flags, compiler, and the kind of processor."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
+    parts = (SOURCE.read_text(), *FLAGS, *_compiler(), platform.machine(), *processor)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
