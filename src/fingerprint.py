@@ -8,10 +8,10 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import OmegaConf
 from PIL.Image import Image
 
+from loader import load
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
 from tinytl.results import OF_NO_CONSEQUENCE
@@ -34,7 +34,7 @@ def fingerprint(cfg: Any) -> str:
 @cache
 def load_splits(loader: str, root: str, seed: int) -> Splits:
     """The data, read once. Raises UserError where it is missing."""
-    return hydra.utils.get_method(loader)(Path(root), seed=seed)
+    return load(loader, Path(root), seed)
 
 
 @cache
