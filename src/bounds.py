@@ -99,8 +99,8 @@ def check_numbers(cfg: Any) -> None:
             f"trainer.limit_{part}_batches", OmegaConf.select(cfg, f"trainer.limit_{part}_batches"), fewest
         )
     for key, bounds in CHANNELS.items():
-        _list(key, OmegaConf.select(cfg, key), dict.fromkeys(("red", "green", "blue"), bounds))
-    _list("data.color_jitter", cfg.data.color_jitter, dict(zip(JITTER, STRONGEST, strict=True)))
+        check_list(key, OmegaConf.select(cfg, key), dict.fromkeys(("red", "green", "blue"), bounds))
+    check_list("data.color_jitter", cfg.data.color_jitter, dict(zip(JITTER, STRONGEST, strict=True)))
     if cfg.lite_residual.kernel_size % 2 == 0:
         raise UserError(f"lite_residual.kernel_size={cfg.lite_residual.kernel_size}: must be an odd number")
 
@@ -112,7 +112,7 @@ def require(key: str, value: float, bounds: Range) -> None:
         raise UserError(f"{key}={value}: {refusal}")
 
 
-def _list(key: str, values: Any, bounds: dict[str, Range]) -> None:
+def check_list(key: str, values: Any, bounds: dict[str, Range]) -> None:
     """A list of one number for each name, each within its bounds; None: there is none."""
     if values is None:
         return

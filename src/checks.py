@@ -100,7 +100,7 @@ def _unknown_keys(node: Any, prefix: str = "") -> Iterator[str]:
     schema = OmegaConf.get_type(node)
     if schema is None or not is_dataclass(schema):
         return
-    known = {field.name for field in fields(schema)}
+    known = {field.name for field in fields(schema)} | ({"hydra"} if not prefix else set())
     for key in node:
         if key not in known:
             yield f"{prefix}{key}"

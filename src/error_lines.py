@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from overrides import refusal
 from suggestions import did_you_mean, nearest
 from tinytl.errors import UserError
 
@@ -21,6 +23,8 @@ def one_line(error: BaseException) -> str:
         # Lightning's and the data loader's workers wrap a message in their traceback.
         return text.strip().splitlines()[-1].split("UserError: ")[-1]
     cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        return _cut(refusal(error.override))
     if cause is not None and str(cause) not in text:
         text = f"{text}\n{cause}"
     return _cut(_of_hydra(text) or _plain(text))
@@ -67,6 +71,8 @@ def _of_hydra(text: str) -> str | None:
 
 def _plain(text: str) -> str:
     text = re.sub(r"\s*(full_key|object_type|reference_type)[:=]\s*(\S*)", _key, text)
+    if found := re.match(r"Error merging override (\S*=.*)\n([\s\S]*?)\n\(key [^)]*\)$", text.strip()):
+        text = f"{found[1]}: {found[2]}"
     text = text.split("Set the environment variable")[0].split("See https://hydra.cc")[0]
     lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
     return _shorten_options(lines)
@@ -81,7 +87,7 @@ def _shorten_options(lines: list[str]) -> str:
     if heading is None:
         return ". ".join(lines)
     options = [line for line in lines[heading + 1 :] if re.fullmatch(r"[\w.-]+", line)]
-    found = re.search(r"Could not find '[^']*/([^']+)'", " ".join(lines))
+    found = re.search(r"Could not find '[^']*/([^/']+)'", " ".join(lines))
     wanted = found[1] if found else ""
     if len(options) > MOST_OPTIONS:
         near = nearest(wanted, options)

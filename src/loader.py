@@ -1,5 +1,6 @@
 """The function that a data source is loaded by, found by its name (`data.loader`)."""
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,8 +26,13 @@ def find_loader(name: str) -> Callable[..., Any]:
 
 
 def load(name: str, root: Path, seed: int) -> Splits:
-    """The data. Raises UserError where it is missing, or the function returns something else."""
-    splits = find_loader(name)(root, seed=seed)
+    """The data. Raises UserError where it is missing, or the function takes or returns something else."""
+    function = find_loader(name)
+    try:
+        inspect.signature(function).bind(root, seed=seed)
+    except TypeError as error:
+        raise UserError(f"data.loader={name}: must take (root, seed); {error}") from error
+    splits = function(root, seed=seed)
     if not isinstance(splits, Splits):
         kind = type(splits).__name__
         raise UserError(f"data.loader={name}: returned {kind}, not tinytl.data.splits.Splits")

@@ -20,12 +20,29 @@ FREE_TEXT = {
     *("data.root", "output_dir", "checkpoint", "model.checkpoint", "teacher", "probe"),
     *("name", "data.name", "sweep", "wandb.project", "wandb.entity"),
 }
+KEY = re.compile(r"[+~]{0,2}[\w./@:-]+", re.ASCII)
 GROUPS = ("data", "model", "method", "norm", "engine", "trainer", "wandb")  # every run has one option of each
 
 
 def prepared(arguments: list[str]) -> list[str]:
     """The same command line, as Hydra reads it. Raises UserError naming the override that it cannot read."""
     return [argument if argument.startswith("-") else _prepared(argument) for argument in arguments]
+
+
+def refusal(argument: str) -> str:
+    """What to type instead of an override that Hydra's grammar does not allow."""
+    key, equals, value = argument.partition("=")
+    shown = argument if len(argument) <= 120 else f"{argument[:120]}..."
+    if not KEY.fullmatch(key):
+        return f"{shown}: not a setting; KEY=VALUE sets one"
+    if not equals:
+        return f"{shown}: no value; {key}=VALUE sets one"
+    parts: list[Any] = value.split(",") if key.lstrip("+") in FREE_TEXT else [value]
+    remedies = [",".join(map(_quoted, parts))] + ([_quoted(value)] if len(parts) > 1 else [])
+    typed = " or, as one value, ".join(shlex.quote(f"{key}={remedy}") for remedy in remedies)
+    if len(typed) > 240:
+        typed = shlex.quote(f'{key}="..."')
+    return f"{shown}: quote the value: {typed}"
 
 
 def plain_value(override: str) -> str:
@@ -44,8 +61,8 @@ def _prepared(argument: str) -> str:
     if key.lstrip("+") in FREE_TEXT and value and _needs_quotes(value, parsed):
         quoted = f"{key}={_quoted(value)}"
         parsed, argument = _parsed(quoted), quoted
-    if parsed is None:
-        raise UserError(_refusal(argument, key, equals, value))
+    if parsed is None or not KEY.fullmatch(key):
+        raise UserError(refusal(argument))
     if (
         key in GROUPS
         and equals
@@ -77,18 +94,3 @@ def _parsed(override: str) -> Override | None:
 
 def _quoted(text: str) -> str:
     return QuotedString(text=text, quote=Quote.double).with_quotes()
-
-
-def _refusal(argument: str, key: str, equals: str, value: str) -> str:
-    """What to type instead of an override that the grammar does not allow."""
-    shown = argument if len(argument) <= 120 else f"{argument[:120]}..."
-    if not re.fullmatch(r"[+~]{0,2}[\w./@:]+", key, re.ASCII):
-        return f"{shown}: not a setting; KEY=VALUE sets one"
-    if not equals:
-        return f"{shown}: no value; {key}=VALUE sets one"
-    parts: list[Any] = value.split(",") if key.lstrip("+") in FREE_TEXT else [value]
-    remedies = [",".join(map(_quoted, parts))] + ([_quoted(value)] if len(parts) > 1 else [])
-    typed = " or, as one value, ".join(shlex.quote(f"{key}={remedy}") for remedy in remedies)
-    if len(typed) > 240:
-        typed = shlex.quote(f'{key}="..."')
-    return f"{shown}: quote the value: {typed}"

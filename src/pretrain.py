@@ -61,6 +61,10 @@ def main(cfg: Any) -> Any:
 
 def pretrain(cfg: Any) -> None:
     """Train or adapt, record, and keep the whole network as weights.safetensors."""
+    if cfg.probe is not None and cfg.teacher is None:
+        raise UserError("probe=...: compares with a teacher; teacher=... must be given")
+    if cfg.probe is not None and not Path(cfg.probe).is_dir():
+        raise UserError(f"probe={cfg.probe}: no such folder")
     if cfg.teacher is None:
         run.run(cfg, make=build_supervised, work=train)
     else:

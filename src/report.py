@@ -43,6 +43,7 @@ TITLES = {
     "not_finished": "Runs that did not finish",
     "coverage": "Coverage: cells of the paper with runs, and the commands for the rest",
 }
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet's formulas begin with
 LONG = ("table2", "table3", "table4", "figure3", "figure5")  # one row a cell in CSV
 
 
@@ -92,13 +93,29 @@ def all_tables(
 
 def write_table(path: Path, table: pandas.DataFrame, long: pandas.DataFrame) -> None:
     """Write NAME.md and NAME.tex for people, NAME.csv with plain numbers."""
-    shown = table.map(page.text)
-    write_text(path.with_suffix(".md"), shown.to_markdown(index=False, disable_numparse=True) + "\n")
+    shown = table.map(page.text).map(lambda cell: " ".join(cell.split()))  # a line's end would end the row
+    markdown = shown.map(_escape_pipes).rename(columns=_escape_pipes)
+    write_text(path.with_suffix(".md"), markdown.to_markdown(index=False, disable_numparse=True) + "\n")
     latex: Any = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     write_text(
         path.with_suffix(".tex"), latex.to_latex(hrules=True).replace("±", r"$\pm$").replace("—", "--")
     )
-    write_text(path.with_suffix(".csv"), long.to_csv(index=False))
+    write_text(path.with_suffix(".csv"), long.map(_plain_cell).to_csv(index=False))
+
+
+def _escape_pipes(cell: str) -> str:
+    return str(cell).replace("|", r"\|")
+
+
+def _plain_cell(value: Any) -> Any:
+    """The value, with a leading apostrophe where a spreadsheet would take a text for a formula."""
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value  # a number
 
 
 if __name__ == "__main__":
