@@ -100,8 +100,10 @@ def _unknown_keys(node: Any, prefix: str = "") -> Iterator[str]:
     schema = OmegaConf.get_type(node)
     if schema is None or not is_dataclass(schema):
         return
-    known = {field.name for field in fields(schema)} | ({"hydra"} if not prefix else set())
+    known = {field.name for field in fields(schema)}
     for key in node:
+        if not prefix and key == "hydra":  # it checks its own
+            continue
         if key not in known:
             yield f"{prefix}{key}"
             continue
