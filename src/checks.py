@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 import folder_names
 from bounds import check_numbers
 from config import engine_plan
-from devices import check_devices
+from devices import HALF, check_devices
 from error_lines import one_line, unknown_key
 from loader import find_loader
 from sizes import check_sizes
@@ -189,7 +189,7 @@ def _engine(cfg: Any) -> None:
         raise UserError("engine=lean has a memory layout of its own: channels_last=true is for engine=stock")
     if cfg.engine.name == "stock" and (plan.optimizer_bits == 8 or plan.step_in_backward):
         raise UserError("engine=stock: optimizer_bits=8 and step_in_backward=true are the lean engine's")
-    if plan.step_in_backward and (cfg.trainer.gradient_clip_val or cfg.trainer.precision == "16-mixed"):
+    if plan.step_in_backward and (cfg.trainer.gradient_clip_val or cfg.trainer.precision in HALF):
         raise UserError(
             "engine.step_in_backward=true leaves no gradients to clip or to unscale; it does not go with "
             "trainer.gradient_clip_val or trainer.precision=16-mixed"

@@ -60,7 +60,7 @@ def one_line_errors() -> Iterator[None]:
     """Print an error of the user's in one line and exit with code 1."""
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         if isinstance(error, ValueError) and not _raised_by_hydra(error):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -77,6 +77,8 @@ def key_values(arguments: list[str], options: type[Options]) -> Options:
     """`key=value` pairs as a dataclass of options; lists are separated by commas. Raises UserError."""
     known = {f.name: f for f in fields(options)}  # type: ignore[arg-type]
     for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UserError(f"{argument!a}: is not UTF-8")
         key, equals, _ = argument.partition("=")
         if key not in known:
             hint = did_you_mean(key, known) or f"; one of {', '.join(known)}"

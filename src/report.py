@@ -17,6 +17,7 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 import pandas
 
 from command_line import key_values, one_line_errors, quiet_libraries
+from tinytl.errors import UserError
 from tinytl.report import coverage, page, tables
 from tinytl.report.runs import read
 from tinytl.results import write_text
@@ -68,6 +69,7 @@ def main() -> None:
             )
         cells = tables.paper_cells(runs)
         made = all_tables(runs, others, cells)
+        _make_folder(folder)
         for name, table in made.items():
             long: Any = cells[cells.table == name] if name in LONG else table
             write_table(folder / name, table, long)
@@ -76,6 +78,16 @@ def main() -> None:
         write_text(folder / "index.html", page.page(runs, titled, os.path.relpath(outputs, folder)))
         print(f"{len(runs)} finished runs, {len(others)} others; {len(made) + 1} tables in {folder}")
         print(folder / "index.html")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the report. Raises UserError where that fails or nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir={folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"output_dir={folder}: cannot be written to")
 
 
 def all_tables(

@@ -12,8 +12,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import seed_everything
 
 import bench
 import dashboard
@@ -27,7 +29,9 @@ from hydra_plugins.grids import points
 from overrides import plain_value, prepared
 from run import run
 from suggestions import did_you_mean
-from tinytl.data.images import Images
+from tinytl.data.datamodule import Drift, EpochShuffle, ImageDataModule
+from tinytl.data.images import Images, Transformed
+from tinytl.data.transforms import train_transform
 from tinytl.errors import UserError
 from tinytl.memory import process
 
@@ -514,3 +518,48 @@ assert process.peak_process_bytes() > 0
 
 
 NOT_YET = {"boards", "jobs", "run", "pretrain"}
+
+
+def crops(seed, key):
+    """A random crop of an image of noise, as a training set gives it."""
+    images = fake_data.load_multiclass(None, 0).train
+    return Transformed(images, range(16), train_transform(32, (0.5,) * 3, (0.5,) * 3), seed)[key][0]
+
+
+def test_every_seed_of_32_bits_works():
+    """Seeds below 2^24 draw what they always drew: from `seed * 2^40 + key`."""
+    image = fake_data.load_multiclass(None, 0).train[5][0]
+    torch.manual_seed((3 << 40) + 21)
+    assert torch.equal(crops(3, 21), train_transform(32, (0.5,) * 3, (0.5,) * 3)(image))
+    splits = fake_data.load_multiclass(None, 0)
+    for seed in (2**24 - 1, 2**24, 20241127, 2**31, 2**32 - 1):
+        crops(seed, 21)
+        data = ImageDataModule(
+            splits=splits, resolution=32, batch_size=2, mean=(0.5,) * 3, std=(0.5,) * 3, val_fraction=0.25,
+            seed=seed,
+        )  # fmt: skip
+        assert len(data.example_images(2)) == len(next(iter(data.train_dataloader()))[0]) == 2
+        shuffle = EpochShuffle(16, 16, seed)
+        shuffle.set_epoch(100_000)
+        assert len(list(shuffle)) == 16 and len(list(Drift([0, 1, 2], seed))) == 3
+        seed_everything(seed, workers=True, verbose=False)
+
+
+def test_a_run_with_the_largest_seed(composed, tmp_path):
+    run(composed(f"output_dir={tmp_path}", "name=run", "debug=fast", "seed=4294967295", *fake_data.FAKE))
+    assert '"status": "finished"' in (tmp_path / "run" / "results.json").read_text()
+
+
+def test_folders_of_images_that_differ_name_other_runs(composed):
+    def name(*arguments):
+        overrides = prepared([*arguments])
+        HydraConfig.instance().set_config(compose("config", overrides, return_hydra_config=True))
+        return compose("config", overrides).name
+
+    try:
+        names = [name(f"data.root={root}") for root in ("a (1)", "a 1", "a/1")]
+        assert len(set(names)) == 3 and all("-data.root_a+1+" in one for one in names)
+        assert name('data.root="a (1)"') == names[0]  # quoted or not, it is the same folder
+        assert name("lr=1e-3").endswith("-s0-lr_1e-3")
+    finally:
+        HydraConfig.instance().cfg = None
