@@ -60,11 +60,17 @@ def one_line_errors() -> Iterator[None]:
     """Print an error of the user's in one line and exit with code 1."""
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        if isinstance(error, ValueError) and not _raised_by_hydra(error):
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
+        _end_with(error)
+    except ValueError as error:
+        if not _raised_by_hydra(error):
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        _end_with(error)
+
+
+def _end_with(error: BaseException) -> NoReturn:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

@@ -10,7 +10,10 @@ from tinytl.errors import UserError
 
 Kind = Literal["cpu", "cuda", "mps"]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")  # Lightning's names
+PRECISIONS = (  # Lightning's names
+    *("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    *("32", "bf16", "16", "64"),
+)
 HALF = ("16-mixed", "16")  # of which a CPU has no kernels: Lightning would compute in bf16
 
 

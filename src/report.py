@@ -121,13 +121,14 @@ def _escape_pipes(cell: str) -> str:
 
 def _plain_cell(value: Any) -> Any:
     """The value, with a leading apostrophe where a spreadsheet would take a text for a formula."""
-    if not isinstance(value, str) or not value.startswith(FORMULA):
+    if not isinstance(value, str):
         return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")  # which is quoted; a lone \r ends the row
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return f"'{value}"
-    return value  # a number
+        return f"'{text}" if value.startswith(FORMULA) else text
+    return text  # a number
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import seed_everything
 
@@ -23,8 +25,9 @@ import devices
 import folder_names
 import pretrain  # noqa: F401  (its schema has run.py's settings and two more)
 import report
+from bounds import CHANNELS, SHARE, check_list
 from checks import check, check_data
-from command_line import key_values, one_line
+from command_line import key_values, one_line, one_line_errors
 from hydra_plugins.grids import points
 from overrides import plain_value, prepared
 from run import run
@@ -326,8 +329,6 @@ def test_a_loader_that_returns_something_else(refused, monkeypatch):
     ],
 )
 def test_mean_and_standard_deviation(key, values, message):
-    from bounds import CHANNELS, check_list
-
     with pytest.raises(UserError) as error:
         check_list(f"data.{key}", values, dict.fromkeys(("red", "green", "blue"), CHANNELS[f"data.{key}"]))
     assert message in str(error.value)
@@ -467,6 +468,35 @@ def test_the_other_programs(parse, argument, message):
         parse([argument])
     line = one_line(error.value)
     assert message in line and "\n" not in line and len(line) < 400
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: OmegaConf.create({"a": "${nope}"}).a,
+        lambda: OmegaConf.structured(report.Options).nope,
+        lambda: OmegaConf.from_dotlist(["a=[1"]),
+        lambda: OverridesParser.create().parse_override("a=(1"),
+        lambda: check_list("data.mean", [1], {"red": SHARE, "green": SHARE, "blue": SHARE}),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_1(capsys, mistake):
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        mistake()
+    err = capsys.readouterr().err
+    assert stopped.value.code == 1 and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "bug", [ValueError("of our own"), RuntimeError(), KeyError("name"), OSError(5, "disk")]
+)
+def test_a_bug_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)) as seen, one_line_errors():
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise bug  # noqa: B904
+    assert isinstance(seen.value.__context__, KeyError)
 
 
 PROGRAMS = [
