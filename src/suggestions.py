@@ -1,9 +1,11 @@
 """The nearest right name for one that was mistyped."""
 
-import difflib
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 
 CUTOFF = 0.6  # of difflib's similarity, from 0 to 1: below it names have little in common
+ALMOST_AS_NEAR = 0.1  # names that are less similar than the best by more are not suggested
+MOST = 3
 
 
 def did_you_mean(wanted: str, known: Iterable[str]) -> str:
@@ -13,26 +15,17 @@ def did_you_mean(wanted: str, known: Iterable[str]) -> str:
 
 
 def nearest(wanted: str, known: Iterable[str]) -> list[str]:
-    """At most three known names, from the most similar; dotted names are also found by their last part."""
-    spellings: dict[str, list[str]] = {}
-    for name in known:
-        for spelling in {name, name.rpartition(".")[2]}:
-            spellings.setdefault(_folded(spelling), []).append(name)
-    close: list[str] = []
-    for spelling in {_folded(wanted): None, _folded(wanted.rpartition(".")[2]): None}:
-        close += difflib.get_close_matches(spelling, spellings, n=3, cutoff=CUTOFF)
-    best = max((_similarity(wanted, spelling) for spelling in close), default=0.0)
-    close = sorted(
-        (spelling for spelling in dict.fromkeys(close) if _similarity(wanted, spelling) > best - 0.1),
-        key=lambda spelling: -_similarity(wanted, spelling),
-    )
-    return list(dict.fromkeys(name for spelling in close for name in spellings[spelling]))[:3]
+    """A few known names, from the most similar; dotted names are also compared by their last part."""
+    similarity = {name: _similarity(wanted, name) for name in known}
+    least = max(CUTOFF, max(similarity.values(), default=0.0) - ALMOST_AS_NEAR)
+    near = (name for name in similarity if similarity[name] >= least)
+    return sorted(near, key=lambda name: -similarity[name])[:MOST]
 
 
-def _similarity(wanted: str, spelling: str) -> float:
-    tails = {_folded(wanted), _folded(wanted.rpartition(".")[2])}
-    return max(difflib.SequenceMatcher(None, tail, spelling).ratio() for tail in tails)
+def _similarity(one: str, other: str) -> float:
+    return max(SequenceMatcher(None, a, b).ratio() for a in _spellings(one) for b in _spellings(other))
 
 
-def _folded(name: str) -> str:
-    return name.lower().replace("-", "_")
+def _spellings(name: str) -> set[str]:
+    folded = name.lower().replace("-", "_")
+    return {folded, folded.rpartition(".")[2]}
