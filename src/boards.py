@@ -121,7 +121,7 @@ def curves() -> list[PanelTypes]:
     """Loss and accuracy over the optimizer's steps."""
     return [
         wr.LinePlot(title=name, x="trainer/global_step", y=[name])
-        for name in ("train/loss_step", "train/loss_epoch", "val/top1")
+        for name in ("train/loss_step", "train/loss", "val/top1")
     ]
 
 

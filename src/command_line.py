@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -21,18 +22,27 @@ from error_lines import one_line
 from overrides import prepared
 from suggestions import did_you_mean
 from tinytl.errors import UserError
+from tinytl.training.stopping import Stopped
 
 Options = TypeVar("Options")
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1."""
+    """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1.
+
+    A signal that stops it ends in 128 and its number: 130 after Ctrl-C, 143 after SIGTERM.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     quiet_libraries()
-    with one_line_errors():
-        _refuse_unknown_flags()
-        sys.argv[1:] = prepared(sys.argv[1:])
-        main()
+    try:
+        with one_line_errors():
+            _refuse_unknown_flags()
+            sys.argv[1:] = prepared(sys.argv[1:])
+            main()
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _refuse_unknown_flags() -> None:

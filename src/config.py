@@ -165,6 +165,8 @@ class Config:
     seed: int = 0
     sweep: str | None = None
     resume: bool = False
+    overwrite: bool = False
+    checkpoint_every_minutes: float = 5.0
     retry_failed: bool = False
     dry_run: bool = False
 

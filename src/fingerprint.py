@@ -4,30 +4,31 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from PIL.Image import Image
 
 from loader import load
+from run_settings import settings
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
-from tinytl.results import OF_NO_CONSEQUENCE
 
 SRC = Path(__file__).parent
 LIBRARY = SRC / "tinytl"
+DECIDING = ("py", "cpp", "safetensors", "csv")  # suffixes; the tables of the paper choose methods
+SHOWING = (
+    *("bench", "boards", "command_line", "dashboard", "report", "run_record", "summary", "sweep_progress"),
+    "tracking",
+)
 
 
 def fingerprint(cfg: Any) -> str:
     """A run with the same fingerprint has the same results. Raises UserError where the data is missing."""
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    for key in (*OF_NO_CONSEQUENCE, "wandb"):
-        *groups, last = key.split(".")
-        reduce(dict.__getitem__, groups, settings).pop(last, None)
+    asked = settings(cfg).asked
     data = _data(cfg.data.loader, cfg.data.root, cfg.seed)
-    parts = [json.dumps(settings, sort_keys=True), _code(), data, _file(cfg.checkpoint)]
+    parts = [json.dumps(asked, sort_keys=True), _code(), data, _file(cfg.checkpoint)]
     return _sha("\n".join(parts).encode())
 
 
@@ -60,11 +61,15 @@ def _contents(images: Images, root: Path) -> Iterator[bytes]:
 
 @cache
 def _code() -> str:
-    """Of the library and the programs, without comments and docstrings; reports compute no results."""
-    library = [path for kind in ("py", "cpp", "safetensors") for path in sorted(LIBRARY.rglob(f"*.{kind}"))]
-    files = [SRC / "run.py", SRC / "pretrain.py", *library]
-    report = LIBRARY / "report"
-    return _sha("".join(_meaning(path) for path in files if report not in path.parents).encode())
+    """Everything that computes or decides, without comments and docstrings."""
+    files = [path for kind in DECIDING for path in sorted(SRC.rglob(f"*.{kind}"))]
+    return _sha("".join(_meaning(path) for path in files if not _only_shows(path)).encode())
+
+
+def _only_shows(path: Path) -> bool:
+    """Whether a file shows or keeps results that others have computed."""
+    in_report = LIBRARY / "report" in path.parents and path.suffix == ".py" and path.stem != "paper"
+    return in_report or (path.parent == SRC and path.stem in SHOWING)
 
 
 def _meaning(path: Path) -> str:

@@ -4,14 +4,12 @@ Each job runs in a process of its own, so that one that the system kills for its
 the rest goes on.
 """
 
-import ctypes
-import fcntl
-import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,40 +22,67 @@ import plan
 from checks import check
 from command_line import job_settings, one_line, one_line_errors, quiet_libraries
 from fingerprint import fingerprint
+from run_folder import TEMPORARY, InUse, has_state, locked, refuse_other_settings
+from run_settings import settings
 from sweep_progress import SweepProgress
+from tinytl.child_process import end_with_parent
 from tinytl.errors import UserError
-from tinytl.results import read_json, write_json
+from tinytl.memory.out_of_memory import KernelKills
+from tinytl.results import read_record, write_json
+from tinytl.training.stopping import STOPPING, Stopped
 
-log = logging.getLogger("tinytl")
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 Outcome = dict[str, Any]
 
 
-def job(cfg: Any, run: Callable[[Any], None]) -> Outcome:
-    """Run a job unless it is done; return its name, settings, status, reason, figures, and `skipped`."""
+ELSEWHERE = "running elsewhere"  # status of a job that another sweep is running
+Run = Callable[[Path, Any], None]
+
+
+def job(cfg: Any, run: Run) -> Outcome:
+    """Run a job unless it is done; return its name, settings, status, reason, figures, and `skipped`.
+
+    Its status is ELSEWHERE where another process is running it.
+    """
     begun = time.perf_counter()
     folder = Path(cfg.output_dir) / cfg.name
-    with _lock(folder) as mine:
-        record, skipped = _ensure(cfg, run, folder) if mine else ({"status": "running"}, True)
+    try:
+        with locked(folder):
+            record, skipped = _ensure(cfg, run, folder)
+    except InUse:
+        record, skipped = {"status": ELSEWHERE}, True
+    except UserError as error:
+        record, skipped = _refused(cfg, error), False
     outcome = {
-        "name": cfg.name, "settings": job_settings(), "status": record["status"], "skipped": skipped,
-        "reason": record.get("reason"), "metrics": record.get("metrics", {}),
+        "name": cfg.name, "folder": str(folder), "settings": job_settings(), "status": record["status"],
+        "skipped": skipped, "reason": record.get("reason"), "metrics": record.get("metrics", {}),
         "memory": record.get("memory", {}), "seconds": time.perf_counter() - begun,
     }  # fmt: skip
-    print(SweepProgress(cfg).done(outcome), file=sys.stderr)
+    if outcome["status"] != ELSEWHERE:
+        print(SweepProgress(cfg).done(outcome), file=sys.stderr)
     return outcome
 
 
-def _ensure(cfg: Any, run: Callable[[Any], None], folder: Path) -> tuple[dict[str, Any], bool]:
+def wait_for(outcome: Outcome) -> None:
+    """Wait until the process that runs a job elsewhere is done with it."""
+    print(f"{outcome['name']}: waits for the other sweep that is running it", file=sys.stderr, flush=True)
+    with locked(Path(outcome["folder"]), wait=True):
+        pass
+
+
+def _refused(cfg: Any, error: UserError) -> dict[str, Any]:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return {"status": "failed", "reason": one_line(error), "config": OmegaConf.to_container(cfg)}
+
+
+def _ensure(cfg: Any, run: Run, folder: Path) -> tuple[dict[str, Any], bool]:
     """(the job's record, whether it was there already)."""
     path = folder / "results.json"
-    earlier = read_json(path)
+    earlier = read_record(path)
     try:
         check(cfg)
         mark = fingerprint(cfg)
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        record = {"status": "failed", "reason": one_line(error), "config": OmegaConf.to_container(cfg)}
+        record = _refused(cfg, error)
         if earlier.get("status") != "finished":
             write_json(path, record)
         return record, False
@@ -66,67 +91,74 @@ def _ensure(cfg: Any, run: Callable[[Any], None], folder: Path) -> tuple[dict[st
         return same, True
     if same.get("status") in ("failed", "out_of_memory") and not cfg.retry_failed:
         return same, True
-    begun = cfg.resume or same.get("status") in ("running", "interrupted")
-    cfg.resume = begun and (folder / "checkpoints" / "last.ckpt").is_file()
-    if not cfg.resume:  # what is there is of another configuration, of other code or data, or failed
-        path.unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return _in_a_process_of_its_own(cfg, run, path), False
+    if earlier and not same and not (cfg.overwrite or cfg.resume):
+        refuse_other_settings(folder, settings(cfg), earlier)
+    cfg.resume = (cfg.resume or bool(same)) and has_state(folder)
+    cfg.overwrite = (
+        not cfg.resume
+    )  # what is there is of other code or data, or there is nothing to go on from
+    return _in_a_process_of_its_own(cfg, run, folder), False
 
 
-def _in_a_process_of_its_own(cfg: Any, run: Callable[[Any], None], path: Path) -> dict[str, Any]:
+def _in_a_process_of_its_own(cfg: Any, run: Run, folder: Path) -> dict[str, Any]:
     print(f"{cfg.name}: {'goes on' if cfg.resume else 'begins'}", file=sys.stderr, flush=True)
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(cfg, run, os.getpid()))
-    process.start()
-    try:
+    kills = KernelKills()
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(cfg, run, folder, os.getpid()))
+    with handed_on_to(process):
+        process.start()
         process.join()
-    except KeyboardInterrupt:
-        process.join()  # it was interrupted too, and writes that down
-        raise
-    record = read_json(path)
+    record = read_record(folder / "results.json")
+    if process.exitcode and record.get("status") == "finished":  # those of before, which stay
+        return {"status": "failed", "reason": "it could not go on, as said above; its earlier results stay"}
     if process.exitcode and record.get("status", "running") == "running":  # it could not say so itself
-        record |= _killed(process.exitcode)
-        write_json(path, record)
+        record |= _killed(process.exitcode, kills)
+        write_json(folder / "results.json", record)
     return record
 
 
-def _child(cfg: Any, run: Callable[[Any], None], parent: int) -> None:
-    _die_with(parent)
+@contextmanager
+def handed_on_to(process: Any) -> Iterator[None]:
+    """Hand stopping signals on to a process; when it has ended, Stopped is raised here too."""
+    received: list[int] = []
+
+    def hand_on(signum: int, frame: Any) -> None:
+        received.append(signum)
+        if process.is_alive():
+            os.kill(process.pid, signum)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, hand_on) for s in STOPPING} if in_main_thread else {}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if received:
+        raise Stopped(received[0])
+
+
+def _child(cfg: Any, run: Run, folder: Path, parent: int) -> None:
+    end_with_parent(parent)
     quiet_libraries()  # a launcher's process has said nothing of that yet
     plan.console.quiet = True  # what trains is the same in many jobs; results.json has it
     # Lightning starts the other processes of a DDP run by this command line: theirs is this job alone.
-    sys.argv[1:] = [f"{key}={value}" for key, value in job_settings().items()]
+    asked = {**job_settings(), "resume": str(cfg.resume).lower(), "overwrite": str(cfg.overwrite).lower()}
+    sys.argv[1:] = [f"{key}={value}" for key, value in asked.items()]
     try:
         with one_line_errors():
-            run(cfg)
+            run(folder, cfg)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
 
 
-def _die_with(parent: int) -> None:
-    """End with the sweep, however it ends (on Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
-        os._exit(1)
-
-
-def _killed(code: int) -> dict[str, str]:
-    if code == -signal.SIGKILL:
-        return {"status": "out_of_memory", "reason": "killed, as the system does where memory runs out"}
-    if code == -signal.SIGTERM:
-        return {"status": "interrupted", "reason": "terminated"}
+def _killed(code: int, kills: KernelKills) -> dict[str, str]:
+    if code < 0:
+        name = signal.Signals(-code).name
+        if -code == signal.SIGKILL and kills.happened():
+            return {"status": "out_of_memory", "reason": "killed by the kernel, which had run out of memory"}
+        return {"status": "interrupted", "reason": f"killed by {name}"}
     return {"status": "failed", "reason": f"its process ended with exit code {code}"}
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Whether the run's folder is this process's; two sweeps at once do not run a job twice."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

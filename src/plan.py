@@ -21,7 +21,7 @@ from tinytl.errors import UserError
 from tinytl.memory.image_size import check_image_size
 from tinytl.memory.paper_count import count_as_paper, count_bare
 from tinytl.methods import METHODS, ParameterGroup, freeze, parameter_table
-from tinytl.results import read_json
+from tinytl.results import read_record
 
 console = Console(stderr=True)
 _count_as_paper, _count_bare = cache(count_as_paper), cache(count_bare)  # a sweep repeats them
@@ -101,7 +101,7 @@ def row(cfg: Any) -> dict[str, Any]:
 
 def _status(cfg: Any) -> str:
     """`finished` if it is; `planned` if not, or if the data is not here to tell."""
-    record = read_json(Path(cfg.output_dir) / cfg.name / "results.json")
+    record = read_record(Path(cfg.output_dir) / cfg.name / "results.json")
     if record.get("status") != "finished":
         return "planned"
     try:
@@ -128,7 +128,7 @@ def _seconds(cfg: Any) -> float | None:
 @cache
 def _earlier_runs(output_dir: str) -> list[tuple[dict[str, Any], float]]:
     """(configuration, seconds per epoch) of the finished runs."""
-    records = [read_json(path) for path in sorted(Path(output_dir).glob("*/results.json"))]
+    records = [read_record(path) for path in sorted(Path(output_dir).glob("*/results.json"))]
     return [
         (record["config"], record["time"]["seconds"] / record["config"]["epochs"])
         for record in records

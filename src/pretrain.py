@@ -34,6 +34,7 @@ from tinytl.data.folder import load as load_folder
 from tinytl.data.transforms import test_transform
 from tinytl.errors import UserError
 from tinytl.probe import linear_probe
+from tinytl.training.exact_resume import ExactResume
 
 log = logging.getLogger("tinytl")
 IMAGES = 128  # that scales and shifts are fitted on
@@ -54,26 +55,38 @@ ConfigStore.instance().store(name="schema", node=PretrainConfig)
 def main(cfg: Any) -> Any:
     """Run one job; Hydra calls this once per job of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return job(cfg, pretrain)
+        return job(cfg, pretrain_in)
     with one_line_errors():
         pretrain(cfg)
 
 
 def pretrain(cfg: Any) -> None:
     """Train or adapt, record, and keep the whole network as weights.safetensors."""
+    _check_probe(cfg)
+    run.run(cfg, *_parts(cfg))
+
+
+def pretrain_in(folder: Path, cfg: Any) -> None:
+    """The same as a job of a sweep, in a folder that this process holds."""
+    _check_probe(cfg)
+    run.run_in(folder, cfg, *_parts(cfg))
+
+
+def _check_probe(cfg: Any) -> None:
+    """Raise UserError where features cannot be compared at the end."""
     if cfg.probe is not None and cfg.teacher is None:
         raise UserError("probe=...: compares with a teacher; teacher=... must be given")
     if cfg.probe is not None and not Path(cfg.probe).is_dir():
         raise UserError(f"probe={cfg.probe}: no such folder")
-    if cfg.teacher is None:
-        run.run(cfg, make=build_supervised, work=train)
-    else:
-        run.run(cfg, make=build_adaptation, work=adapt)
 
 
-def build_supervised(cfg: Any, folder: Path) -> run.Job:
+def _parts(cfg: Any) -> tuple[run.Make, run.Work]:
+    return (build_supervised, train) if cfg.teacher is None else (build_adaptation, adapt)
+
+
+def build_supervised(cfg: Any, place: run.Place) -> run.Job:
     """As run.py does; from random weights blocks begin as their shortcuts alone."""
-    job = run.build(cfg, folder)
+    job = run.build(cfg, place)
     if cfg.checkpoint is None:
         silence_residual_branches(job.module.network)
     return job
@@ -88,9 +101,10 @@ def train(cfg: Any, job: run.Job, folder: Path, logger: Any) -> dict[str, Any]:
 
 def _export(cfg: Any, folder: Path) -> None:
     """From the checkpoint of a trained network to a file of its own."""
-    found = [path for name in ("best", "last") if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     classes = config.num_classes(cfg, len(load_splits(cfg.data.loader, cfg.data.root, cfg.seed).class_names))
-    spec = replace(config.network_spec(cfg, classes), checkpoint=str(found[0]))
+    spec = replace(
+        config.network_spec(cfg, classes), checkpoint=str(folder / "checkpoints" / "weights.safetensors")
+    )
     save(build_network(spec), folder / "weights.safetensors")
     log.info("weights: %s", folder / "weights.safetensors")
 
@@ -103,9 +117,10 @@ class Adaptation:
     data: ImageDataModule
     trainer: Trainer
     curves: Curves
+    resumes: Path | None  # the checkpoint to go on from
 
 
-def build_adaptation(cfg: Any, folder: Path) -> Adaptation:
+def build_adaptation(cfg: Any, place: run.Place) -> Adaptation:
     """Turn the configuration into objects."""
     if cfg.norm.name != "gn":
         raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
@@ -127,15 +142,16 @@ def build_adaptation(cfg: Any, folder: Path) -> Adaptation:
         teacher, student, data.example_images(IMAGES), lr=config.learning_rate(cfg), seed=cfg.seed
     )
     curves = Curves()
-    trainer = run.make_trainer(cfg, folder, [curves, run.checkpointing(cfg, folder)])
-    return Adaptation(module, data, trainer, curves)
+    callbacks = [curves, ExactResume(), run.checkpointing(cfg, place)]
+    trainer = run.make_trainer(cfg, place.folder, callbacks)
+    return Adaptation(module, data, trainer, curves, place.start.resumes)
 
 
 def adapt(cfg: Any, job: Adaptation, folder: Path, logger: Any) -> dict[str, Any]:
     """Adapt, keep the weights, and say how much of the teacher survives."""
     trainer, module = job.trainer, job.module
     trainer.logger = logger
-    trainer.fit(module, job.data, ckpt_path=run.last_checkpoint(cfg, folder), weights_only=True)
+    trainer.fit(module, job.data, ckpt_path=job.resumes, weights_only=True)
     save(module.student, folder / "weights.safetensors")
     log.info("weights: %s", folder / "weights.safetensors")
     found = dict(trainer.test(module, job.data, verbose=False)[0])

@@ -34,7 +34,8 @@ class Curves(Callback):
         self.seconds = self._before + elapsed
         left = elapsed / (done - self._first) * (epochs - done)
         line = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        print(f"epoch {done}/{epochs}  {line}  {left:.0f} s left", file=sys.stderr)
+        if trainer.is_global_zero:
+            print(f"epoch {done}/{epochs}  {line}  {left:.0f} s left", file=sys.stderr)
 
     def last(self) -> dict[str, float]:
         """The last epoch's metrics, of validation and of the stream."""

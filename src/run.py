@@ -4,8 +4,10 @@ python src/run.py method=tinytl norm=gn
 """
 
 import logging
-import re
+import shlex
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,20 +22,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import config
 import plan
 import tracking
 from checks import check, check_data
-from command_line import guarded, one_line, one_line_errors
+from command_line import guarded, one_line_errors
 from fingerprint import fingerprint, load_splits
 from jobs import job
 from progress import Curves
+from run_folder import Beginning, beginning, clear, locked
+from run_record import keep, outcome_of, write_record
+from run_settings import Settings, decided, settings
 from tinytl.backbones.build import build_network, own_record
+from tinytl.backbones.checkpoints import save_trained, trainable_state
 from tinytl.backbones.lite_residual import fit_statistics, is_pretrained
 from tinytl.backbones.quantize import quantize_frozen
 from tinytl.class_means import ClassMeans
@@ -44,70 +48,111 @@ from tinytl.errors import UserError
 from tinytl.memory import process
 from tinytl.memory.activation_bits import activation_bits
 from tinytl.memory.callback import MeasureMemory
+from tinytl.memory.out_of_memory import KernelKills
 from tinytl.methods import ParameterGroup, freeze, parameter_table, set_train_mode
 from tinytl.module import ImageClassifier
-from tinytl.results import provenance, write_json
+from tinytl.results import provenance
+from tinytl.training.checkpoints import Checkpoints, WholeCheckpointIO, checkpoint_to_resume
+from tinytl.training.exact_resume import ExactResume
+from tinytl.training.processes import is_first_process
+from tinytl.training.stopping import Stopped, StopRequests
 
 log = logging.getLogger("tinytl")
 STATISTICS_IMAGES = 64  # that random lite residuals take their stored statistics from
-NO_MEMORY = re.compile(
-    "not enough memory|can't allocate memory|out of memory", re.IGNORECASE
-)  # PyTorch's words
+Make = Callable[[Any, "Place"], Any]
+Work = Callable[[Any, Any, Path, Any], dict[str, Any]]
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: Any) -> Any:
     """Run one job; Hydra calls this once per job of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return plan.row(cfg) if cfg.dry_run else job(cfg, run)
+        return plan.row(cfg) if cfg.dry_run else job(cfg, run_in)
     with one_line_errors():
         run(cfg)
 
 
-def run(cfg: Any, make: Callable[..., Any] | None = None, work: Callable[..., Any] | None = None) -> None:
+def run(cfg: Any, make: Make | None = None, work: Work | None = None) -> None:
     """Check the configuration, then print its plan, or build, fit, test and record.
 
-    pretrain.py passes what it does instead of `build` and `fit_and_test`.
+    pretrain.py passes what it does instead of `build` and `fit_and_test`. Of several processes of one run
+    the first holds the folder.
     """
     check(cfg)
     OmegaConf.update(cfg, "name", cfg.name)  # as asked for, whatever resolution the memory budget decides
     if cfg.dry_run:
         plan.show(cfg)
         return
+    if not is_first_process():
+        plan.console.quiet = True
+        log.setLevel(logging.ERROR)
     folder = Path(cfg.output_dir) / cfg.name
+    with locked(folder) if is_first_process() else nullcontext():
+        try:
+            run_in(folder, cfg, make, work)
+        except Stopped as stopped:
+            log.warning(how_to_go_on(stopped, folder))
+            raise
+
+
+def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None = None) -> None:
+    """Build, fit, test and record in a folder that this process holds."""
+    asked = settings(cfg)
+    start = beginning(folder, asked, resume=cfg.resume, overwrite=cfg.overwrite)
+    if start.is_done:
+        log.info("finished before: %s", folder / "results.json")
+        return
+    kills = KernelKills()
     record: dict[str, Any] = {"status": "running", "sweep": cfg.sweep, "config": resolved(cfg)}
     begun = False
-    try:
-        record |= {"fingerprint": fingerprint(cfg), "provenance": provenance()}
-        job = (make or build)(cfg, folder)
-        begun = True
-        record["config"] = resolved(cfg)  # with what the memory budget decided
-        write_record(folder, record)
-        with tracking.wandb_run(cfg, record["config"], folder) as logger:
-            record |= (work or fit_and_test)(cfg, job, folder, logger)
-            record["status"] = "finished"
-            tracking.summarize(logger, record)
-            if cfg.wandb.artifact:
-                tracking.upload(logger, folder)
-    except BaseException as error:
-        record |= {"status": status_after(error), "reason": reason(error)}
-        raise
-    finally:
-        # A mistake that ends a run before it begins does not cost an earlier run its results.
-        if begun or not (folder / "results.json").exists():
-            write_record(folder, record)
+    with StopRequests() as stop:
+        try:
+            record |= {"fingerprint": fingerprint(cfg), "provenance": provenance()}
+            job = (make or build)(cfg, Place(folder, start, asked, stop))
+            record |= {"config": resolved(cfg), "asked": decided(asked, cfg).replaced}
+            begun = True
+            if is_first_process() and not start.keeps_results:
+                clear(folder, start)
+                if elsewhere := write_record(folder, record):
+                    raise UserError(elsewhere)
+            with tracking.mirror(cfg, record["config"], folder) as mirror:
+                record |= (work or fit_and_test)(cfg, job, folder, mirror.logger)
+                record["status"] = "finished"
+                elsewhere = write_record(folder, record)
+                mirror.finish(record, folder)
+                if elsewhere:
+                    raise UserError(elsewhere)
+        except BaseException as error:
+            if record["status"] != "finished":
+                record |= outcome_of(error, kills)
+                # A mistake that ends a run before it begins, and a resumed run that fails, cost no results.
+                if not start.keeps_results and (begun or not (folder / "results.json").exists()):
+                    write_record(folder, record)
+            raise
     log.info("results: %s", folder / "results.json")
 
 
-@rank_zero_only
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write results.json; of several processes the first one does."""
-    write_json(folder / "results.json", record)
+def how_to_go_on(stopped: Stopped, folder: Path) -> str:
+    """The line that a run which was asked to stop ends with."""
+    if checkpoint_to_resume(folder / "checkpoints") is None:
+        return f"stopped by {stopped} before there was anything to save; the same command begins again"
+    arguments = [a for a in sys.argv if not a.startswith(("resume=", "overwrite="))]
+    return f"stopped by {stopped}; go on with: {shlex.join(['python', *arguments, 'resume=true'])}"
 
 
 def resolved(cfg: Any) -> dict[str, Any]:
     """The configuration as plain data."""
     return {**OmegaConf.to_container(cfg, resolve=True), "lr": config.learning_rate(cfg)}  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run takes place: its folder, how it begins, what was asked for, and requests to stop it."""
+
+    folder: Path
+    start: Beginning
+    asked: Settings
+    stop: StopRequests
 
 
 @dataclass
@@ -122,10 +167,11 @@ class Job:
     trainer: Trainer
     meter: MeasureMemory
     curves: Curves
-    checkpoints: ModelCheckpoint
+    checkpoints: Checkpoints
+    resumes: Path | None  # the checkpoint to go on from
 
 
-def build(cfg: Any, folder: Path) -> Job:
+def build(cfg: Any, place: Place) -> Job:
     """Turn the configuration into objects; nothing behind this reads it for its network or data."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     splits = load_splits(cfg.data.loader, cfg.data.root, cfg.seed)
@@ -134,9 +180,10 @@ def build(cfg: Any, folder: Path) -> Job:
     count = plan.make(cfg, num_classes)
     spec = config.network_spec(cfg, num_classes)
     warn(cfg)
-    meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(cfg, folder)
-    begin = [ClassMeans()] if cfg.classifier == "class_means" and not cfg.resume else []
-    trainer = make_trainer(cfg, folder, [meter, curves, checkpoints, *begin])  # after the plan: micro-batches
+    meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(cfg, place)
+    begin = [ClassMeans()] if cfg.classifier == "class_means" and place.start.resumes is None else []
+    callbacks = [meter, curves, ExactResume(), checkpoints, *begin]
+    trainer = make_trainer(cfg, place.folder, callbacks)  # after the plan: micro-batches
 
     network = build_network(spec)
     freeze(network, cfg.method.name, cfg.blocks)
@@ -166,7 +213,9 @@ def build(cfg: Any, folder: Path) -> Job:
         weight_decay=cfg.weight_decay, seed=cfg.seed, warmup=cfg.warmup, stream=cfg.data.stream,
         optimizer=optimizer, record=own_record(spec, cfg.method.name, cfg.quantize, cfg.blocks),
     )  # fmt: skip
-    return Job(module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints)
+    return Job(
+        module, data, count, parameters, pretrained, trainer, meter, curves, checkpoints, place.start.resumes
+    )
 
 
 def warn(cfg: Any) -> None:
@@ -182,9 +231,9 @@ def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any
     trainer = job.trainer
     trainer.logger = logger
     process.reset_peaks()
-    trainer.fit(job.module, job.data, ckpt_path=last_checkpoint(cfg, folder), weights_only=True)
-    seconds, validated = job.curves.seconds, job.curves.last()
-    figures = {  # of the training: a test on the best weights sets all callbacks back to their epoch
+    trainer.fit(job.module, job.data, ckpt_path=job.resumes, weights_only=True)
+    seconds = job.curves.seconds
+    figures = {
         "curves": job.curves.curves,
         "memory": memory_figures(job.plan, job.meter, job.module.network),
         "params": {
@@ -197,33 +246,24 @@ def fit_and_test(cfg: Any, job: Job, folder: Path, logger: Any) -> dict[str, Any
             "images_per_second": trainer.global_step * trainer.world_size * cfg.batch_size / seconds,
         },
     }
-    return {"metrics": tested(cfg, job, validated), **figures}
+    return {"metrics": tested(cfg, job, folder), **figures}
 
 
-def tested(cfg: Any, job: Job, validated: dict[str, float]) -> dict[str, Any]:
-    """Metrics on the test set, beside those of validation, to the digits that float32 has."""
-    checkpoints = job.checkpoints
-    use_best = bool(checkpoints.best_model_path and checkpoints.monitor) and cfg.test_weights != "last"
-    weights = checkpoints.best_model_path if use_best else None
-    found = job.trainer.test(job.module, job.data, ckpt_path=weights, weights_only=True, verbose=False)[0]
-    log.info("tested on the %s weights", "best" if use_best else "last")
+def tested(cfg: Any, job: Job, folder: Path) -> dict[str, Any]:
+    """Metrics on the test set, beside those of the same weights in validation, to the digits of float32."""
+    use_best = cfg.test_weights != "last" and job.checkpoints.load_best(job.module)
+    weights = "best" if use_best else "last"
+    state = trainable_state(job.module.network)
+    if job.trainer.is_global_zero:
+        path = folder / "checkpoints" / "weights.safetensors"
+        if elsewhere := keep(path, lambda path: save_trained(path, state, job.module.record)):
+            log.warning(elsewhere)
+    found = job.trainer.test(job.module, job.data, verbose=False)[0]
+    log.info("tested on the %s weights", weights)
+    validated = job.curves.last() | (job.checkpoints.best_metrics if use_best else {})
     rounded = {key: round(value, 6) for key, value in {**validated, **found}.items()}
-    return {**rounded, "test/weights": "best" if use_best else "last"}
-
-
-def status_after(error: BaseException) -> str:
-    """What an error makes of a run."""
-    if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
-        return "interrupted"
-    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error))
-    return "out_of_memory" if no_memory else "failed"
-
-
-def reason(error: BaseException) -> str:
-    """Why a run did not finish, in one line."""
-    if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "interrupted by hand"
-    return one_line(error) or type(error).__name__
+    part = job.trainer.num_test_batches[0] / len(job.data.test_dataloader())
+    return {**rounded, "test/weights": weights, **({"test/part": part} if part < 1 else {})}
 
 
 def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
@@ -233,37 +273,29 @@ def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
     for part in ("train", "val", "test"):
         if isinstance(options[f"limit_{part}_batches"], int):
             options[f"limit_{part}_batches"] *= micro_batches  # the user means whole batches
+    # A sweep's launcher asks SLURM to start a job again; Lightning must not do so too.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     try:
         return Trainer(
             **options, accumulate_grad_batches=micro_batches, max_epochs=cfg.epochs, logger=False,
             default_root_dir=folder, callbacks=callbacks, num_sanity_val_steps=0, log_every_n_steps=10,
-            enable_model_summary=False,
+            enable_model_summary=False, enable_checkpointing=False,
             use_distributed_sampler=False,  # the training set's is our own; each process tests on all images
-            # A sweep's launcher asks SLURM to start a job again; Lightning must not do so too.
-            plugins=SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None,
+            plugins=[WholeCheckpointIO(), *slurm],
         )  # fmt: skip
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def checkpointing(cfg: Any, folder: Path) -> ModelCheckpoint:
-    """Best on the validation set (where there is one) and last, the trainable part only."""
+def checkpointing(cfg: Any, place: Place) -> Checkpoints:
+    """Saves the last state and, where there is a validation set, the best weights."""
     metric = "val/mean_accuracy" if cfg.data.task == "multilabel" else "val/top1"
-    return ModelCheckpoint(
-        dirpath=folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False,
-        monitor=metric if cfg.data.val_fraction > 0 else None, mode="max", auto_insert_metric_name=False,
-        save_on_train_epoch_end=True,  # when the curves have the epoch
+    now = decided(place.asked, cfg)
+    place.start.check_decisions(now)
+    return Checkpoints(
+        place.folder / "checkpoints", metric if cfg.data.val_fraction > 0 else None,
+        {"asked": now.asked, "decided": now.decided}, cfg.checkpoint_every_minutes, place.stop,
     )  # fmt: skip
-
-
-def last_checkpoint(cfg: Any, folder: Path) -> Path | None:
-    """Where an interrupted run goes on; None: from the start."""
-    path = folder / "checkpoints" / "last.ckpt"
-    if not cfg.resume:
-        return None
-    if not path.is_file():
-        raise UserError(f"resume=true: there is no {path}")
-    return path
 
 
 def memory_figures(count: dict[str, Any], meter: MeasureMemory, network: Any) -> dict[str, Any]:

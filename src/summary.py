@@ -14,10 +14,10 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 Row = dict[str, Any]
 
 
-def begin(cfg: Any, jobs: int) -> None:
-    """Say how many jobs there are."""
-    SweepProgress(cfg).begin(jobs)
+def begin(cfg: Any, jobs: int) -> SweepProgress | None:
+    """Say how many jobs there are; a dry run leaves no trace in the output folder."""
     print(f"{cfg.sweep or 'sweep'}: {jobs} jobs into {cfg.output_dir}", file=sys.stderr)
+    return None if cfg.dry_run else SweepProgress.begin(cfg, jobs)
 
 
 def show(rows: list[Row]) -> bool:
@@ -57,9 +57,11 @@ def _planned(row: Row) -> list[str]:
 def _ran(row: Row) -> list[str]:
     metrics = row["metrics"]
     accuracy = metrics.get("test/top1", metrics.get("test/mean_accuracy"))
+    part = row["metrics"].get("test/part", 1)
     return [
-        row["reason"] or row["status"] + " before" * row["skipped"],
-        _figure(accuracy and 100 * accuracy), _figure(row["memory"].get("measured_mb")),
+        row["reason"] or row["status"] + (" before" if row["skipped"] else ""),
+        _figure(accuracy and 100 * accuracy) + (f" of {100 * part:.0f} % of the images" if part < 1 else ""),
+        _figure(row["memory"].get("measured_mb")),
         duration(row["seconds"]),
     ]  # fmt: skip
 

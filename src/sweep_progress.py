@@ -1,38 +1,59 @@
 """k of N, failed, time left: of a whole sweep, whichever processes its jobs run in."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+THIS_SWEEP = "TINYTL_SWEEP"  # environment variable: which of several sweeps of one name a job belongs to
+
 
 class SweepProgress:
-    """A file in the output folder to which every job adds a line; it stays as the sweep's log."""
+    """A file in the output folder to which every job of a sweep adds a line; it goes when the sweep ends.
+
+    Two sweeps at once have a file each.
+    """
 
     def __init__(self, cfg: Any) -> None:
         self.sweep = cfg.sweep or "sweep"
-        self.path = Path(cfg.output_dir) / f".{self.sweep}.jsonl"
+        self.path = Path(cfg.output_dir) / f".{self.sweep}.{os.environ.get(THIS_SWEEP, '')}.jsonl"
 
-    def begin(self, jobs: int) -> None:
-        """Start afresh."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"jobs": jobs, "begun": time.time()}) + "\n")
+    @classmethod
+    def begin(cls, cfg: Any, jobs: int) -> "SweepProgress":
+        """Start a sweep: its jobs find the file through the environment."""
+        os.environ[THIS_SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        progress = cls(cfg)
+        progress.path.parent.mkdir(parents=True, exist_ok=True)
+        progress.path.write_text(json.dumps({"jobs": jobs, "begun": time.time()}) + "\n")
+        return progress
+
+    def end(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
 
     def done(self, outcome: dict[str, Any]) -> str:
         """Note a job's end; return the line that says where the sweep stands."""
-        entry = {key: outcome[key] for key in ("name", "status", "skipped", "seconds")}
+        what = f"{outcome['name']}: {outcome['status']}{' before, skipped' if outcome['skipped'] else ''}"
+        if outcome["reason"]:
+            what += f": {outcome['reason']}"
+        try:
+            ended = self._note({key: outcome[key] for key in ("name", "status", "skipped", "seconds")})
+        except (OSError, ValueError):  # the folder is full, or gone: that is no reason to stop
+            return what
+        return f"{self.sweep}: {ended}  ({what})"
+
+    def _note(self, entry: dict[str, Any]) -> str:
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        head, *ended = [json.loads(line) for line in self.path.read_text().splitlines()]
+        head, *entries = [json.loads(line) for line in self.path.read_text().splitlines()]
+        ended = list({entry["name"]: entry for entry in entries}.values())
         ran = sum(not job["skipped"] for job in ended)
         failed = sum(job["status"] != "finished" for job in ended)
         left = head["jobs"] - len(ended)
         seconds = (time.time() - head["begun"]) / max(ran, 1) * left
         time_left = f", {duration(seconds)} left" if left and ran else ""
-        what = f"{outcome['name']}: {outcome['status']}{' before, skipped' * outcome['skipped']}"
-        return f"{self.sweep}: {len(ended)} of {head['jobs']} done, {failed} failed{time_left}  ({what}" + (
-            f": {outcome['reason']})" if outcome["reason"] else ")"
-        )
+        return f"{len(ended)} of {head['jobs']} done, {failed} failed{time_left}"
 
 
 def duration(seconds: float) -> str:

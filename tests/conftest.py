@@ -14,7 +14,10 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 
 # isort: split
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from run import run
 from tinytl.backbones import checkpoints
 from tinytl.backbones.build import NetworkSpec, build_network
 from tinytl.backbones.lite_residual import LiteResidualConfig
@@ -31,6 +34,8 @@ PUBLISHED_METHODS = {
     "full": "full",
 }
 
+
+LIMIT = 1500  # seconds: against programs that hang, not slow ones
 
 # pytest -n: each of the processes takes its share of the cores, and so do the programs that it starts.
 threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -96,8 +101,31 @@ def published_names():
 def program(tmp_path):
     """Runs `python src/run.py ARGUMENTS`, outputs in a temporary folder."""
 
-    def run(*arguments, timeout=200):
+    def start(*arguments, timeout=LIMIT):
         command = [sys.executable, str(ROOT / "src" / "run.py"), *arguments, f"output_dir={tmp_path}/outputs"]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
 
-    return run
+    return start
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """Composes the real configuration, outputs in a temporary folder."""
+
+    def compose_with(*overrides):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("config", [f"output_dir={tmp_path}", "debug=fast", "name=run", *overrides])
+
+    return compose_with
+
+
+@pytest.fixture
+def ran(configured, tmp_path):
+    """Runs a configuration in this process, whatever ran before, and returns its results.json."""
+
+    def run_with(*overrides):
+        run(configured("overwrite=true", *overrides))
+        return json.loads((tmp_path / "run" / "results.json").read_text())
+
+    return run_with

@@ -22,7 +22,7 @@ from tinytl.memory.meter import KINDS
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
-BY_LIGHTNING = {"train/loss_step", "train/loss_epoch", "val/top1", "trainer/global_step"}
+BY_LIGHTNING = {"train/loss_step", "train/loss", "val/top1", "trainer/global_step"}
 
 
 class FakeRun:
@@ -114,8 +114,7 @@ def test_panels_read_what_runs_log(printed, composed, monkeypatch, tmp_path):
     for name in (*boards.paper.data_sets(), "digits"):
         run = summarized(name)
         logged |= set(run.logged) | set(run.summary)
-    with begun(composed(), monkeypatch, tmp_path) as run:
-        configured = OmegaConf.create(run.settings["config"])
+    configured = OmegaConf.create(begun(composed(), monkeypatch, tmp_path).settings["config"])
     for part in spec.values():
         assert len(panels(part)) > 15
         for key in (key for panel in panels(part) for key in keys(panel)):
@@ -186,26 +185,27 @@ def test_without_the_extra(printed, monkeypatch, capsys):
 
 
 def begun(cfg, monkeypatch, folder) -> Any:
-    """tracking.wandb_run with a fake run; `with` gives the run."""
-    monkeypatch.setattr(wandb, "init", lambda **settings: FakeRun(**settings))
-    monkeypatch.setattr(tracking, "WandbLogger", lambda experiment: experiment)
+    """Let tracking.mirror begin and end a fake run; return that."""
+    made = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: made.append(FakeRun(**settings)) or made[-1])
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    return tracking.wandb_run(cfg, resolved, folder)
+    with tracking.mirror(cfg, resolved, folder):
+        pass
+    return made[0]
 
 
 def test_group_and_job_type(composed, monkeypatch, tmp_path):
     cfg = composed("method=bias", "norm=bn")
-    with begun(cfg, monkeypatch, tmp_path) as run:
-        assert run.settings["group"] is None and run.settings["job_type"] == "bias"
-        assert run.settings["config"]["chosen"] == {
-            **{"data": "digits", "model": "proxylessnas_w03", "method": "bias", "norm": "bn"},
-            "engine": "lean",
-        }
+    run = begun(cfg, monkeypatch, tmp_path)
+    assert run.settings["group"] is None and run.settings["job_type"] == "bias"
+    assert run.settings["config"]["chosen"] == {
+        **{"data": "digits", "model": "proxylessnas_w03", "method": "bias", "norm": "bn"},
+        "engine": "lean",
+    }
     assert run.exit_code == 0
     with open_dict(cfg):
         cfg.sweep = "table2"
-    with begun(cfg, monkeypatch, tmp_path) as run:
-        assert run.settings["group"] == "table2"
+    assert begun(cfg, monkeypatch, tmp_path).settings["group"] == "table2"
 
 
 def test_the_paper_beside_a_run():
@@ -225,17 +225,43 @@ def test_summary_is_flat_and_leaves_out_what_was_not_measured():
     tracking.summarize(None, {})
 
 
-def test_the_artifact_is_the_best_or_the_last(tmp_path):
+def test_the_artifact_is_what_was_tested(tmp_path):
     folder = tmp_path / "digits müll=1"
     (folder / "checkpoints").mkdir(parents=True)
-    for name, expected in (("last", "last.ckpt"), ("best", "best.ckpt")):
-        (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"weights")
-        run = FakeRun()
-        tracking.upload(logger_of(run), folder)
-        (artifact,) = run.artifacts
-        assert (artifact.type, artifact.name) == ("model", "digits-m-ll-1")
-        assert list(artifact.manifest.entries) == [expected]
-    tracking.upload(None, folder)
+    tracking.upload(logger_of(run := FakeRun()), folder)
+    assert run.artifacts == []
+    (folder / "checkpoints" / "weights.safetensors").write_bytes(b"weights")
+    tracking.upload(logger_of(run), folder)
+    (artifact,) = run.artifacts
+    assert (artifact.type, artifact.name) == ("model", "digits-m-ll-1")
+    assert list(artifact.manifest.entries) == ["weights.safetensors"]
+
+
+class Failing(FakeRun):
+    """A run of W&B that fails at every touch but its end."""
+
+    def log(self, *_, **__):
+        raise OSError("no space left")
+
+
+def test_what_fails_in_wandb_is_one_line_and_nothing_else(composed, monkeypatch, tmp_path, caplog):
+    made = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: made.append(Failing(**settings)) or made[-1])
+    record = {"status": "finished", "config": {"data": {"name": "digits"}}, "metrics": {"test/top1": 0.5}}
+    with tracking.mirror(composed(), record["config"], tmp_path) as mirror:
+        mirror.logger.log_metrics({"train/loss": 1.0}, 1)
+        mirror.logger.log_metrics({"train/loss": 1.0}, 2)
+        mirror.finish(record, tmp_path)
+    (line,) = caplog.messages
+    assert line.startswith("W&B could not") and "no space left" in line
+
+
+def test_wandb_that_cannot_begin_is_done_without(composed, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("its service is gone")))
+    with tracking.mirror(composed(), {}, tmp_path) as mirror:
+        assert mirror.logger is None
+        mirror.finish({}, tmp_path)
+    assert "its service is gone" in caplog.text
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -6,10 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
+
+from tinytl.training.stopping import Stopped, StopRequests
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Grids(BasicSweeper):
         self.grids = grids
 
     def sweep(self, arguments: list[str]) -> list[Any]:
-        """Run the jobs; return their outcomes. Exits with 1 if any failed, with 130 if interrupted."""
+        """Run the jobs; return their outcomes. Exits with 1 if any failed, with 130 or 143 if stopped."""
         import summary  # it knows run.py's configuration; Hydra also imports plugins on their own
         from checks import refuse_unknown_keys
 
@@ -41,15 +44,40 @@ class Grids(BasicSweeper):
         self.validate_batch_is_legal(jobs)
         for job in {frozenset(setting.partition("=")[0] for setting in job): job for job in jobs}.values():
             refuse_unknown_keys(self._config_of(job))
-        summary.begin(self._config_of(jobs[0]), len(jobs))
+        progress = summary.begin(self._config_of(jobs[0]), len(jobs))
         try:
-            outcomes = [job.return_value for job in self.launcher.launch(jobs, initial_job_idx=0)]
-        except KeyboardInterrupt:
+            with StopRequests():
+                outcomes = self._outcomes(jobs)
+        except (Stopped, KeyboardInterrupt) as stop:
             print("interrupted; the same command goes on from here", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
+        finally:
+            if progress is not None:
+                progress.end()
         if not summary.show(outcomes):
             sys.exit(1)
         return outcomes
+
+    def _outcomes(self, jobs: list[list[str]]) -> list[Any]:
+        """Of every job; those that another sweep is running are waited for at the end."""
+        import jobs as job_module
+
+        outcomes = self._launch(jobs)
+        while elsewhere := [i for i, o in enumerate(outcomes) if o["status"] == job_module.ELSEWHERE]:
+            job_module.wait_for(outcomes[elsewhere[0]])
+            for position, outcome in zip(elsewhere, self._launch([jobs[i] for i in elsewhere]), strict=True):
+                outcomes[position] = outcome
+        return outcomes
+
+    def _launch(self, jobs: list[list[str]]) -> list[Any]:
+        """The outcomes alone: what Hydra returns beside them is megabytes a job."""
+        assert self.launcher is not None
+        if not isinstance(self.launcher, BasicLauncher):
+            return [done.return_value for done in self.launcher.launch(jobs, initial_job_idx=0)]
+        return [
+            self.launcher.launch([job], initial_job_idx=number)[0].return_value  # type: ignore[index]
+            for number, job in enumerate(jobs)
+        ]
 
     def _config_of(self, job: list[str]) -> Any:
         assert self.hydra_context is not None and self.config is not None

@@ -1,12 +1,14 @@
 """Norm adaptation: from BatchNorm to GroupNorm and weight standardisation, by distillation."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
+from torchmetrics import MeanMetric, Metric
 
 from tinytl.backbones.conversion import Conversion
 
@@ -29,6 +31,7 @@ class NormAdaptation(LightningModule):
         self.teacher.requires_grad_(False)
         for network in (teacher, student):
             network.to(memory_format=torch.channels_last)  # faster on the CPU
+        self.train_loss = MeanMetric()
         self.conversion = Conversion(teacher, student, images)
         with torch.no_grad():
             maps, features, _ = _outputs(teacher, images)
@@ -37,6 +40,10 @@ class NormAdaptation(LightningModule):
     def train(self, mode: bool = True) -> "NormAdaptation":
         """Neither network has a training mode: no dropout, stored statistics until they are gone."""
         return super().train(False)
+
+    def epoch_metrics(self) -> Mapping[str, Metric]:
+        """What is summed up over an epoch of training."""
+        return {"train/loss": self.train_loss}
 
     def on_train_epoch_start(self) -> None:
         """The images of an epoch depend on seed and epoch alone: a resumed run has the same."""
@@ -74,7 +81,8 @@ class NormAdaptation(LightningModule):
             + F.mse_loss(own_features, features) / feature_variance
             + TEMPERATURE * divergence
         )
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        self.train_loss.update(loss.detach(), len(images))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

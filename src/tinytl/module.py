@@ -1,13 +1,14 @@
 """The LightningModule: one network, one method, one recipe."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
 from tinytl.backbones.checkpoints import OWN, trainable_state
@@ -49,6 +50,7 @@ class ImageClassifier(LightningModule):
         self.record, self.seed = record or {}, seed
         self.warmup, self.classifier_lr = warmup, classifier_lr
         metrics = _metrics(task, num_classes)
+        self.train_loss = MeanMetric()
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.stream_metrics = metrics.clone(prefix="stream/") if stream else None
@@ -63,6 +65,19 @@ class ImageClassifier(LightningModule):
         if mode:
             set_train_mode(self.network, self.norm)
         return self
+
+    def epoch_metrics(self) -> Mapping[str, Metric]:
+        """What is summed up over an epoch of training."""
+        return {"train/loss": self.train_loss, **dict((self.stream_metrics or {}).items())}
+
+    def on_train_start(self) -> None:
+        """Set the modes, and let a resumed run that trains longer than planned go on by the new schedule."""
+        self.train()
+        schedule: Any = self.lr_schedulers()
+        for group, highest, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = highest * factor(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Dropout and augmentation depend on seed and epoch alone: a resumed run goes on as if unstopped."""
@@ -86,7 +101,9 @@ class ImageClassifier(LightningModule):
                 f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch}); "
                 f"a smaller lr than {self.lr} may help"
             )
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
+        self.train_loss.update(loss.detach(), len(images))
+        self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
         # Lightning divides the losses of a step by their number; micro-batches may differ in size.
         return loss * (len(images) * self.trainer.accumulate_grad_batches / self.batch_size)
 
@@ -117,10 +134,9 @@ class ImageClassifier(LightningModule):
         optimizer = self.optimizer(self._parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         rising = round(self.warmup * steps)
-        schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - rising))
-        if rising:
-            rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / rising, total_iters=rising)
-            schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, schedule], [rising])
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_after_warm_up(step, steps, rising)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -147,6 +163,16 @@ class ImageClassifier(LightningModule):
         checkpoint[OWN] = self.record
 
 
+def cosine_after_warm_up(step: int, steps: int, rising: int) -> float:
+    """The learning rate at a step, as a fraction of the highest: a straight line up, then a cosine to zero.
+
+    It depends on the step alone, so that a resumed run may have more steps than were planned.
+    """
+    if step < rising:
+        return (1 + (rising - 1) * step / rising) / rising
+    return (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
+
+
 def _metrics(task: Task, num_classes: int) -> MetricCollection:
     if task == "multilabel":
         return MetricCollection(
@@ -156,5 +182,6 @@ def _metrics(task: Task, num_classes: int) -> MetricCollection:
         {
             f"top{k}": MulticlassAccuracy(num_classes=num_classes, top_k=min(k, num_classes), average="micro")
             for k in (1, 5)
-        }
+        },
+        compute_groups=False,  # or top5 would be top1 for good, where a first batch has all images right
     )

@@ -1,6 +1,7 @@
 """results.json: one file per run, the truth of what was run and what came out."""
 
 import json
+import logging
 import math
 import os
 import platform
@@ -11,9 +12,14 @@ from typing import Any
 
 import torch
 
+from tinytl.files import write_whole
+
+log = logging.getLogger("tinytl")
+
 # Settings that say where a run stands and what it shows: its results are the same whatever they are.
 OF_NO_CONSEQUENCE = (
-    *("name", "output_dir", "sweep", "resume", "retry_failed", "dry_run"),
+    *("name", "output_dir", "sweep", "resume", "overwrite", "retry_failed", "dry_run"),
+    "checkpoint_every_minutes",
     *("data.root", "data.workers", "trainer.enable_progress_bar"),
 )
 PACKAGES = (
@@ -27,16 +33,26 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file whole: under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file whole."""
+    write_whole(path, lambda file: file.write(content.encode()))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a run's results.json; nothing where there is none.
+
+    What is there but is no run's record is named in the log and taken as absent.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        if not (isinstance(record["status"], str) and isinstance(record["config"], dict)):
+            raise TypeError("no status and configuration")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'empty'}"
+        log.warning("%s is not the record of a run (%s); it is taken as absent", path, reason)
+        return {}
+    return record
 
 
 def _finite(value: Any) -> Any:

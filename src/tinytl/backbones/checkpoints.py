@@ -5,6 +5,7 @@ trainable part only). All are compared in one canonical naming: timm's, without 
 residuals put around a block.
 """
 
+import json
 import logging
 import os
 import pickle
@@ -18,13 +19,15 @@ from urllib.parse import urlparse
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from tinytl.backbones.norms import NormName
 from tinytl.backbones.proxylessnas import ARCHITECTURES
 from tinytl.errors import UserError
+from tinytl.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +108,10 @@ def _from_file(path: Path, source: str, model: str) -> Checkpoint:
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
+            with safe_open(path, "pt") as file:
+                own_text = (file.metadata() or {}).get(OWN)
+            if own_text:
+                content = {"state_dict": content, OWN: json.loads(own_text)}
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -257,6 +264,13 @@ def save(network: nn.Module, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({canonical(k): v.contiguous().clone() for k, v in network.state_dict().items()}, temporary)
     temporary.replace(path)
+
+
+def save_trained(path: Path, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write what was trained, and what it was trained from, as safetensors."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    content = safetensors_bytes(tensors, {OWN: json.dumps(record)})
+    write_whole(path, lambda file: file.write(content))
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """From splits to batches."""
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -8,6 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from tinytl.child_process import end_with_parent
 from tinytl.data.images import Transformed
 from tinytl.data.splits import Splits, held_out
 from tinytl.data.transforms import test_transform, train_transform
@@ -23,8 +27,8 @@ class EpochShuffle(Sampler[int]):
     each takes its part.
     """
 
-    def __init__(self, size: int, count: int, seed: int) -> None:
-        self.size, self.count, self.seed, self.epoch = size, count, seed, 0
+    def __init__(self, size: int, count: int, seed: int, epoch: int = 0) -> None:
+        self.size, self.count, self.seed, self.epoch = size, count, seed, epoch
         self.rank, self.processes = _process()
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,6 +62,28 @@ class Drift(Sampler[int]):
         turn = torch.randperm(classes, generator=generator)[self.labels] / classes  # (N,), of its class
         arrival = turn + DRIFT_SPREAD * torch.rand(len(turn), generator=generator)
         return iter(arrival.argsort().tolist())
+
+
+class Resumed(Sampler[int]):
+    """Another sampler's order, in the first pass without the images that were seen before an interruption.
+
+    Its length stays that of a whole pass: Lightning counts the batches that were seen itself.
+    """
+
+    def __init__(self, order: EpochShuffle | Drift, seen: int) -> None:
+        self.order, self.seen = order, seen
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        if isinstance(self.order, EpochShuffle):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        seen, self.seen = self.seen, 0
+        return islice(self.order, seen, None)
 
 
 def _process() -> tuple[int, int]:
@@ -119,6 +145,7 @@ class ImageDataModule(LightningDataModule):
         self.plain_train_set = Transformed(splits.train, train, plain)
         self.val_set = Transformed(splits.train, val, plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
+        self._place = {"epoch": 0, "batches": 0}  # where training begins: the epoch, and its batches seen
 
     def example_images(self, count: int) -> Tensor:
         """Some training images (at most all), transformed, by `seed`: (N, 3, R, R)."""
@@ -126,13 +153,27 @@ class ImageDataModule(LightningDataModule):
         return torch.stack([self.train_set[position][0] for position in order[:count].tolist()])
 
     def train_dataloader(self) -> DataLoader:
-        """Whole batches in an order of their epoch, or a stream that drifts."""
+        """Whole batches in the order of their epoch, or a stream that drifts; resumed from its place."""
         if self.drifting:
-            return self._loader(self.train_set, sampler=Drift(self.drifting, self.seed))
-        together = self.batch_size * _process()[1]
-        whole_batches = len(self.train_set) // together * together or len(self.train_set)
-        order = EpochShuffle(len(self.train_set), whole_batches, self.seed)
-        return self._loader(self.train_set, sampler=order)
+            order: EpochShuffle | Drift = Drift(self.drifting, self.seed)
+        else:
+            together = self.batch_size * _process()[1]
+            whole_batches = len(self.train_set) // together * together or len(self.train_set)
+            order = EpochShuffle(len(self.train_set), whole_batches, self.seed, self._place["epoch"])
+        seen = self._place["batches"] * self.micro_batch
+        return self._loader(self.train_set, sampler=Resumed(order, seen))
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch that training is in, or that comes next, and how many of its batches have been seen."""
+        trainer: Any = self.trainer
+        seen = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if seen >= trainer.num_training_batches:
+            return {"epoch": trainer.current_epoch + 1, "batches": 0}
+        return {"epoch": trainer.current_epoch, "batches": seen}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let training begin where a checkpoint was saved."""
+        self._place = state_dict
 
     def images_once_dataloader(self) -> DataLoader:
         """Every training image without random transforms, in random order, all of them in every process."""
@@ -153,8 +194,17 @@ class ImageDataModule(LightningDataModule):
             dataset,
             batch_size=self.micro_batch,
             num_workers=self.workers,
+            worker_init_fn=_apart_from_the_terminal if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # of its own: dropout's is seeded per epoch
             **options,
         )
+
+
+def _apart_from_the_terminal(worker: int) -> None:
+    """Let Ctrl-C reach the main process alone, which ends its workers when its state is saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    end_with_parent()

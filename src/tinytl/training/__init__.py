@@ -1,0 +1,1 @@
+"""Training with Lightning: checkpoints, stopping, and what makes resuming exact."""

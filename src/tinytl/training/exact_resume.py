@@ -1,0 +1,70 @@
+"""What a checkpoint within an epoch must hold so that the rest of the epoch goes as if never stopped."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from torchmetrics import Metric
+
+WITHIN_EPOCH = "tinytl_within_epoch"  # key of a checkpoint
+
+
+class KeepsEpochMetrics(Protocol):
+    """A module with metrics that are summed up over an epoch."""
+
+    def epoch_metrics(self) -> Mapping[str, Metric]:
+        """The metrics by name."""
+        ...
+
+
+class ExactResume(Callback):
+    """Saves the random generators and running metrics of an epoch; restores them with the first batch.
+
+    Lightning restores weights, optimizer and counters; the data module restores the place in the data.
+    After a whole epoch nothing is needed: generators are seeded and metrics begin anew with every epoch.
+    """
+
+    def __init__(self) -> None:
+        self._saved: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the state within the epoch, if there is one."""
+        if within_epoch(trainer):
+            metrics = pl_module.epoch_metrics()
+            checkpoint[WITHIN_EPOCH] = {
+                "metrics": {name: _state(metric) for name, metric in metrics.items()},
+                "generator": torch.get_rng_state(),
+                "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep it until the first batch: what is built in between draws random numbers."""
+        self._saved = checkpoint.get(WITHIN_EPOCH)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Restore it."""
+        if self._saved is None:
+            return
+        for name, metric in pl_module.epoch_metrics().items():
+            _restore(metric, self._saved["metrics"][name])
+        torch.set_rng_state(self._saved["generator"])
+        if self._saved["cuda_generators"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self._saved["cuda_generators"])
+        self._saved = None
+
+
+def within_epoch(trainer: Trainer) -> bool:
+    """Whether batches of the current epoch have been trained on, and others are still to come."""
+    return 0 < trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
+
+
+def _state(metric: Metric) -> dict[str, Any]:
+    state = {name: value.detach().cpu().clone() for name, value in metric.metric_state.items()}  # type: ignore[union-attr]
+    return {"tensors": state, "updates": metric.update_count}
+
+
+def _restore(metric: Metric, state: dict[str, Any]) -> None:
+    for name, value in state["tensors"].items():
+        setattr(metric, name, value.to(metric.device))
+    metric._update_count = state["updates"]

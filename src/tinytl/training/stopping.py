@@ -1,0 +1,77 @@
+"""Signals that ask a training to stop: the state is saved first, then the program ends."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+# SIGTERM: the system, a scheduler or `kill`. SIGINT: Ctrl-C. SIGHUP: the terminal was closed.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+SAME_PRESS_SECONDS = 1.0  # a terminal and a parent process may both hand on one Ctrl-C
+SAVING = "saves its state and stops; a second signal stops at once, without saving"
+
+
+class Stopped(BaseException):
+    """The program was asked to stop by the signal `signum`."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that the signal ended, as a shell reports it."""
+        return 128 + self.signum
+
+
+class StopRequests:
+    """A context in which stopping signals raise `Stopped`.
+
+    They raise at once, or where `deferred` is set at the next `raise_if_requested()`: a training sets it
+    while its weights are between two states that can be saved. A second signal always raises at once.
+    """
+
+    def __init__(self) -> None:
+        self.deferred = False
+        self.requested: int | None = None  # the signal
+        self._requested_at = 0.0
+        self._before: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def __enter__(self) -> "StopRequests":
+        if threading.current_thread() is threading.main_thread():
+            # What ignores SIGHUP (nohup) or SIGINT (a shell's background job) goes on ignoring it.
+            self._before = {s: h for s in STOPPING if (h := signal.getsignal(s)) != signal.SIG_IGN}
+        self.install()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def install(self) -> None:
+        """Take the signals over, also from a library that has put handlers of its own in between."""
+        for signum in self._before:
+            signal.signal(signum, self._handle)
+
+    def raise_if_requested(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked process that has no handlers of its own yet
+            if signum != signal.SIGINT:  # Ctrl-C reaches the parent too, which will end this process
+                os._exit(128 + signum)
+            return
+        now = time.monotonic()
+        first = self.requested is None
+        if not first and now - self._requested_at < SAME_PRESS_SECONDS:
+            return
+        if first:
+            self.requested, self._requested_at = signum, now
+        if not (first and self.deferred):
+            raise Stopped(self.requested or signum)
+        os.write(2, f"{signal.Signals(signum).name}: {SAVING}\n".encode())
