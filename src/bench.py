@@ -21,16 +21,21 @@ from typing import Any
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
 
 # isort: split
+import timm
 from rich.console import Console
 from rich.table import Table
 
+from bounds import NUMBERS, Range, require
 from command_line import key_values, one_line_errors
+from suggestions import did_you_mean
+from tinytl.backbones.norms import NORM_NAMES
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
 from tinytl.memory import measure
 from tinytl.memory.measure import StepMemory
 from tinytl.memory.paper_count import count_as_paper
 from tinytl.memory.training_step import Plan, TrainingStep
+from tinytl.methods import METHODS
 from tinytl.results import write_json
 
 SMALL = EnginePlan(micro_batch=2, slice_kb=800.0, keep_projection=False)
@@ -101,12 +106,33 @@ def main() -> None:
 def parse(arguments: list[str]) -> Options:
     """The command line as options. Raises UserError."""
     options = key_values(arguments, Options)
-    if options.slice_kb is not None and options.slice_kb <= 0:
-        raise UserError(f"slice_kb={options.slice_kb:g}: must be above 0")
+    _check(options)
     if options.quick:
         options.method, options.rounds = options.method[:1], 3
         options.plans = [name for name in options.plans if name in ("stock", "lean", "smallest")]
     return options
+
+
+def _check(options: Options) -> None:
+    """Raise UserError naming the first option that cannot be."""
+    known = {
+        "model": timm.list_models(),
+        "norm": NORM_NAMES,
+        "method": tuple(METHODS),
+        "plans": (*PLANS, "curve"),
+    }
+    for key, names in known.items():
+        for name in getattr(options, key):
+            if name not in names:
+                hint = did_you_mean(name, names) or (f"; of {', '.join(names)}" if len(names) < 20 else "")
+                raise UserError(f"{key}={name}: unknown{hint}")
+    for key in ("batch_size", "resolution"):
+        for value in getattr(options, key):
+            require(key, value, NUMBERS[key])
+    require("num_classes", options.num_classes, NUMBERS["data.num_classes"])
+    require("rounds", options.rounds, Range(0, 1000, "steps to time"))
+    if options.slice_kb is not None:
+        require("slice_kb", options.slice_kb, NUMBERS["engine.slice_kb"])
 
 
 def cells(options: Options) -> Iterator[TrainingStep]:
@@ -120,8 +146,6 @@ def plans_for(cell: TrainingStep, names: list[str], slice_kb: float | None = Non
     """The plans that the cell allows."""
     chosen = {}
     for name in names:
-        if name != "curve" and name not in PLANS:
-            raise UserError(f"plans={name}: unknown; of {', '.join(PLANS)}, curve")
         chosen |= {"stock": PLANS["stock"], **CURVE} if name == "curve" else {name: PLANS[name]}
     allowed = {}
     for name, (engine, plan) in chosen.items():

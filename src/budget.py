@@ -8,6 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 import config
+import devices
+import sizes
 from tinytl.choice import apply, choose
 from tinytl.engine import EnginePlan
 from tinytl.memory import process
@@ -28,8 +30,10 @@ def fit(cfg: Any, classes: int) -> float:
     """
     engine = _on_this_device(config.engine_plan(cfg))
     if cfg.memory_budget_mb is None:
+        if sizes.slices(cfg) > sizes.MANY_SLICES:
+            log.info("predicting the memory of a step in many slices; this can take minutes")
         return predicted_bytes(config.training_step(cfg, classes), cfg.engine.name, engine) / 1e6
-    unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision != "16-mixed"
+    unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision not in devices.HALF
     budget = _budget_mb(cfg) * 1e6
     planner = Planner(config.training_step(cfg, classes), cfg.engine.name, engine, unclipped)
     if cfg.method.name == AUTO:

@@ -1,7 +1,5 @@
 """Every knob with its type: the schema that Hydra checks the YAML files and the command line against."""
 
-import hashlib
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
+import folder_names
+from overrides import plain_value
 from tinytl.backbones.build import NetworkSpec
 from tinytl.backbones.checkpoints import holds_lite_residuals
 from tinytl.backbones.lite_residual import LiteResidualConfig
@@ -30,7 +30,7 @@ NOT_IN_NAME = {
     *("seed", "sweeps"),
     *OF_NO_CONSEQUENCE,
 } - {"data.root"}  # tells folders of images apart
-LONGEST_SUFFIX = 120  # file systems allow names of 255 bytes
+LONGEST_SUFFIX = 120  # bytes; file systems allow names of 255
 
 
 @dataclass
@@ -185,15 +185,12 @@ def _register() -> None:
 def name_suffix(budget_mb: Any) -> str:
     """What the command line sets beyond what a run's name holds anyway, in whatever order it stands there."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    settings = {key: value for key, _, value in pairs}  # of one given twice the last holds
+    settings = {o.lstrip("+~").partition("=")[0]: plain_value(o) for o in overrides}  # the last one holds
     suffix = "" if budget_mb is None else f"-{budget_mb}mb"
     for key, value in sorted(settings.items()):
         if key not in NOT_IN_NAME and not key.startswith("wandb"):
-            suffix += f"-{key}_" + re.sub(r"[^\w.+-]+", "+", value).strip("+")
-    if len(suffix) <= LONGEST_SUFFIX:
-        return suffix
-    return f"{suffix[:LONGEST_SUFFIX]}-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}"
+            suffix += f"-{key}_{folder_names.readable(value)}"
+    return folder_names.shortened(suffix, LONGEST_SUFFIX)
 
 
 def learning_rate(cfg: Any) -> float:

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 from PIL.Image import Image
 
+from loader import load
 from run_settings import settings
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
@@ -35,7 +35,7 @@ def fingerprint(cfg: Any) -> str:
 @cache
 def load_splits(loader: str, root: str, seed: int) -> Splits:
     """The data, read once. Raises UserError where it is missing."""
-    return hydra.utils.get_method(loader)(Path(root), seed=seed)
+    return load(loader, Path(root), seed)
 
 
 @cache

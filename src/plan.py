@@ -18,6 +18,7 @@ from command_line import job_settings, one_line
 from fingerprint import fingerprint
 from tinytl.backbones.build import build_on_meta
 from tinytl.errors import UserError
+from tinytl.memory.image_size import check_image_size
 from tinytl.memory.paper_count import count_as_paper, count_bare
 from tinytl.methods import METHODS, ParameterGroup, freeze, parameter_table
 from tinytl.results import read_record
@@ -34,6 +35,8 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
     `paper_bare_mb` and the `bare_` parameters are those of the network that is really trained.
     """
     classes = num_classes or config.num_classes(cfg)
+    if cfg.resolution != "auto":
+        check_image_size(config.training_step(cfg, classes))
     predicted_mb = budget.fit(cfg, classes)  # may choose the resolution
     spec = replace(config.network_spec(cfg, classes), checkpoint=None, seed=0)  # of shapes alone
     paper = _count_as_paper(spec, cfg.method.name, cfg.resolution, cfg.blocks)

@@ -62,12 +62,22 @@ def main(cfg: Any) -> Any:
 
 def pretrain(cfg: Any) -> None:
     """Train or adapt, record, and keep the whole network as weights.safetensors."""
+    _check_probe(cfg)
     run.run(cfg, *_parts(cfg))
 
 
 def pretrain_in(folder: Path, cfg: Any) -> None:
     """The same as a job of a sweep, in a folder that this process holds."""
+    _check_probe(cfg)
     run.run_in(folder, cfg, *_parts(cfg))
+
+
+def _check_probe(cfg: Any) -> None:
+    """Raise UserError where features cannot be compared at the end."""
+    if cfg.probe is not None and cfg.teacher is None:
+        raise UserError("probe=...: compares with a teacher; teacher=... must be given")
+    if cfg.probe is not None and not Path(cfg.probe).is_dir():
+        raise UserError(f"probe={cfg.probe}: no such folder")
 
 
 def _parts(cfg: Any) -> tuple[run.Make, run.Work]:

@@ -17,6 +17,7 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 import pandas
 
 from command_line import key_values, one_line_errors, quiet_libraries
+from tinytl.errors import UserError
 from tinytl.report import coverage, page, tables
 from tinytl.report.runs import read
 from tinytl.results import write_text
@@ -43,6 +44,7 @@ TITLES = {
     "not_finished": "Runs that did not finish",
     "coverage": "Coverage: cells of the paper with runs, and the commands for the rest",
 }
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet's formulas begin with
 LONG = ("table2", "table3", "table4", "figure3", "figure5")  # one row a cell in CSV
 
 
@@ -67,6 +69,7 @@ def main() -> None:
             )
         cells = tables.paper_cells(runs)
         made = all_tables(runs, others, cells)
+        _make_folder(folder)
         for name, table in made.items():
             long: Any = cells[cells.table == name] if name in LONG else table
             write_table(folder / name, table, long)
@@ -75,6 +78,16 @@ def main() -> None:
         write_text(folder / "index.html", page.page(runs, titled, os.path.relpath(outputs, folder)))
         print(f"{len(runs)} finished runs, {len(others)} others; {len(made) + 1} tables in {folder}")
         print(folder / "index.html")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the report. Raises UserError where that fails or nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir={folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"output_dir={folder}: cannot be written to")
 
 
 def all_tables(
@@ -92,13 +105,30 @@ def all_tables(
 
 def write_table(path: Path, table: pandas.DataFrame, long: pandas.DataFrame) -> None:
     """Write NAME.md and NAME.tex for people, NAME.csv with plain numbers."""
-    shown = table.map(page.text)
-    write_text(path.with_suffix(".md"), shown.to_markdown(index=False, disable_numparse=True) + "\n")
+    shown = table.map(page.text).map(lambda cell: " ".join(cell.split()))  # a line's end would end the row
+    markdown = shown.map(_escape_pipes).rename(columns=_escape_pipes)
+    write_text(path.with_suffix(".md"), markdown.to_markdown(index=False, disable_numparse=True) + "\n")
     latex: Any = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     write_text(
         path.with_suffix(".tex"), latex.to_latex(hrules=True).replace("±", r"$\pm$").replace("—", "--")
     )
-    write_text(path.with_suffix(".csv"), long.to_csv(index=False))
+    write_text(path.with_suffix(".csv"), long.map(_plain_cell).to_csv(index=False))
+
+
+def _escape_pipes(cell: str) -> str:
+    return str(cell).replace("|", r"\|")
+
+
+def _plain_cell(value: Any) -> Any:
+    """The value, with a leading apostrophe where a spreadsheet would take a text for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")  # which is quoted; a lone \r ends the row
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if value.startswith(FORMULA) else text
+    return text  # a number
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import config
 import plan
 import tracking
-from checks import check
+from checks import check, check_data
 from command_line import guarded, one_line_errors
 from fingerprint import fingerprint, load_splits
 from jobs import job
@@ -175,6 +175,7 @@ def build(cfg: Any, place: Place) -> Job:
     """Turn the configuration into objects; nothing behind this reads it for its network or data."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     splits = load_splits(cfg.data.loader, cfg.data.root, cfg.seed)
+    check_data(cfg, splits)
     num_classes = config.num_classes(cfg, len(splits.class_names))
     count = plan.make(cfg, num_classes)
     spec = config.network_spec(cfg, num_classes)

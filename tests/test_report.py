@@ -351,3 +351,32 @@ def test_a_part_of_the_test_set_gives_no_accuracy(folder, outputs):
     table = tables.ours("batch_sizes", runs)
     assert table[["accuracy", "seeds", "measured_mb"]].values.tolist() == [[50.0, 1, 15.0]]
     assert tables.pareto(runs).name.tolist() == ["whole"]
+
+
+def test_cells_of_text_are_neither_formulas_nor_columns(tmp_path):
+    """What a spreadsheet would compute gets an apostrophe; what would end a cell or a row does not."""
+    texts = ['=HYPERLINK("x")', "+1+1", "-a", "@sum", "\t=1", "\r=1", "\n=1", "-3.5", "a|b\nc", "plain"]
+    table = pandas.DataFrame({"a|b": texts, "number": [-float(i) for i in range(len(texts))]})
+    report.write_table(tmp_path / "table", table, table)
+    read = pandas.read_csv(tmp_path / "table.csv", dtype={"a|b": str}, keep_default_na=False)
+    assert list(read["a|b"]) == [*(f"'{text}" for text in texts[:5]), "'\n=1", "'\n=1", *texts[7:]]
+    assert list(read.number) == list(table.number)
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert len(rows) == len(texts) + 2
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+    assert r"| a\|b c" in rows[-2] and r"| a\|b " in rows[0]
+    assert len((tmp_path / "table.tex").read_text().splitlines()) == len(texts) + 6
+
+
+@pytest.mark.parametrize("output_dir", ["/proc/report", "{}/file"])
+def test_a_report_that_cannot_be_written(folder, tmp_path, monkeypatch, capsys, output_dir):
+    (tmp_path / "file").write_text("a file")
+    arguments = [f"outputs={folder}", f"output_dir={output_dir.format(tmp_path)}"]
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    monkeypatch.setattr(report, "all_tables", lambda *tables: {})
+    monkeypatch.setattr(tables, "count_mb", lambda cell: None)
+    with pytest.raises(SystemExit) as stopped:
+        report.main()
+    assert stopped.value.code == 1 and capsys.readouterr().err.splitlines()[-1].startswith(
+        "error: output_dir="
+    )

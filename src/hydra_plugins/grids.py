@@ -37,10 +37,13 @@ class Grids(BasicSweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run the jobs; return their outcomes. Exits with 1 if any failed, with 130 or 143 if stopped."""
         import summary  # it knows run.py's configuration; Hydra also imports plugins on their own
+        from checks import refuse_unknown_keys
 
         assert self.config is not None and self.launcher is not None
         jobs = points(self.params, self.grids, arguments)
         self.validate_batch_is_legal(jobs)
+        for job in {frozenset(setting.partition("=")[0] for setting in job): job for job in jobs}.values():
+            refuse_unknown_keys(self._config_of(job))
         progress = summary.begin(self._config_of(jobs[0]), len(jobs))
         try:
             with StopRequests():
@@ -84,12 +87,18 @@ class Grids(BasicSweeper):
 def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[str]) -> list[list[str]]:
     """The overrides of every job; `arguments` replace what params and grids say.
 
-    Raises ConfigCompositionException where jobs would share one name, and so one folder.
+    Raises ConfigCompositionException where jobs would share one name, and so one folder, or a setting has
+    no values.
     """
     found: dict[frozenset[str], list[str]] = {}  # by what is set, in whatever order
     for grid in grids:
         settings = [f"{key}={value}" for key, value in {**params, **grid}.items()]
         overrides = OverridesParser.create().parse_overrides([*settings, *arguments])
+        for override in overrides:
+            if not list(itertools.chain(*BasicSweeper.split_arguments([override], None))):
+                raise ConfigCompositionException(
+                    f"{override.input_line}: holds no values, so there are no jobs"
+                )
         for point in itertools.chain(*BasicSweeper.split_arguments(overrides, None)):
             found.setdefault(frozenset(point), list(point))
     names = Counter(setting for point in found.values() for setting in point if setting.startswith("name="))

@@ -59,5 +59,5 @@ class Transformed(Dataset):
         image, target = self.dataset[self.positions[key % len(self)]]
         with torch.random.fork_rng(devices=()):
             # torch.manual_seed would seed accelerators too, with a formatted stack each: slow for every image
-            torch.default_generator.manual_seed((self.seed << 40) + key)
+            torch.default_generator.manual_seed(((self.seed << 40) + key) % 2**64)  # it takes 64 bits
             return self.transform(image), target

@@ -1,6 +1,6 @@
 """What the operating system and the CUDA allocator say of memory."""
 
-import resource
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +8,11 @@ from pathlib import Path
 import torch
 
 from tinytl.errors import UserError
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None
 
 
 def reset_peaks() -> None:
@@ -22,11 +27,16 @@ def reset_peaks() -> None:
 
 
 def peak_process_bytes() -> int:
-    """Peak resident set size since `reset_peaks`, of the whole process with its libraries."""
+    """Peak resident set size since `reset_peaks`, of the whole process with its libraries.
+
+    0 where the system does not say.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -35,8 +45,22 @@ def process_bytes() -> int:
     """Resident set size now; where the system does not say, its peak so far."""
     statm = Path("/proc/self/statm")
     if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_process_bytes()
+
+
+def total_bytes() -> int | None:
+    """Memory of the machine, of its control group or, where there is one, of the GPU; None: unknown."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system, or it does not say
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and limit.read_text().strip() != "max":
+        total = min(total, int(limit.read_text()))
+    return total
 
 
 def free_bytes() -> int:

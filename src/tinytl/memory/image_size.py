@@ -1,0 +1,42 @@
+"""Whether a network takes images of a size: tried on shapes alone, without weights or arithmetic."""
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from tinytl.backbones.build import build_on_meta
+from tinytl.errors import UserError
+from tinytl.memory.training_step import TrainingStep
+from tinytl.methods import METHODS, freeze, set_train_mode
+
+SIZES = range(32, 513, 32)  # px: tried where another does not work
+
+
+def check_image_size(step: TrainingStep) -> None:
+    """Raise UserError where the network takes no such images; it names the nearest resolution that works."""
+    # The rest does not matter. Where batches give their own statistics one image may be too few.
+    spec = replace(step.spec, checkpoint=None, seed=0, num_classes=2)
+    shapes = replace(step, spec=spec, batch_size=min(step.batch_size, 2))
+    reason = _refusal(shapes)
+    if reason is None:
+        return
+    nearest_first = sorted(SIZES, key=lambda size: abs(size - step.resolution))
+    works = next((size for size in nearest_first if _refusal(replace(shapes, resolution=size)) is None), None)
+    hint = f"resolution={works} works" if works else reason
+    raise UserError(f"resolution={step.resolution}: model={spec.model} takes no images of this size; {hint}")
+
+
+@cache
+def _refusal(step: TrainingStep) -> str | None:
+    """What the network's layers say to such images in training; None: they take them."""
+    network = build_on_meta(step.spec).eval()
+    if step.method in METHODS:
+        freeze(network, step.method, step.blocks)
+        set_train_mode(network, step.spec.norm)
+    try:
+        with torch.no_grad():
+            network(torch.empty(step.batch_size, 3, step.resolution, step.resolution, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
