@@ -3,21 +3,28 @@
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
-from functools import cache, reduce
+import logging
+from collections.abc import Iterable
+from functools import cache, lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import OmegaConf
-from PIL.Image import Image
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import track
 
-from tinytl.data.images import Images
+from tinytl.data.inspection import Inspected, inspect
 from tinytl.data.splits import Splits
+from tinytl.errors import UserError
 from tinytl.results import OF_NO_CONSEQUENCE
 
+log = logging.getLogger("tinytl")
 SRC = Path(__file__).parent
 LIBRARY = SRC / "tinytl"
+KEPT_DATA_SETS = 4  # in memory; a sweep over many seeds or data sets reads them again
+SHORT_SCAN = 2000  # files
 
 
 def fingerprint(cfg: Any) -> str:
@@ -26,36 +33,38 @@ def fingerprint(cfg: Any) -> str:
     for key in (*OF_NO_CONSEQUENCE, "wandb"):
         *groups, last = key.split(".")
         reduce(dict.__getitem__, groups, settings).pop(last, None)
-    data = _data(cfg.data.loader, cfg.data.root, cfg.seed)
-    parts = [json.dumps(settings, sort_keys=True), _code(), data, _file(cfg.checkpoint)]
+    data = load_data(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken)
+    parts = [json.dumps(settings, sort_keys=True), _code(), data.digest, _file(cfg.checkpoint)]
     return _sha("\n".join(parts).encode())
 
 
-@cache
-def load_splits(loader: str, root: str, seed: int) -> Splits:
-    """The data, read once. Raises UserError where it is missing."""
-    return hydra.utils.get_method(loader)(Path(root), seed=seed)
+def load_splits(loader: str, root: str, seed: int, skip_broken: bool = False) -> Splits:
+    """The data, read and checked once. Raises UserError where they are missing or cannot be read."""
+    return load_data(loader, root, seed, skip_broken).splits
 
 
-@cache
-def _data(loader: str, root: str, seed: int) -> str:
-    splits = load_splits(loader, root, seed)
-    digest = hashlib.sha256(repr((splits.class_names, splits.train_labels)).encode())
-    for part in (splits.train, splits.test):
-        for content in _contents(part, Path(root)):
-            digest.update(content)
-    return digest.hexdigest()
+@lru_cache(maxsize=KEPT_DATA_SETS)
+def load_data(loader: str, root: str, seed: int, skip_broken: bool) -> Inspected:
+    """The data, their digest, and how many images were left out as unreadable; warnings are logged."""
+    splits = hydra.utils.get_method(loader)(Path(root).expanduser(), seed=seed)
+    if not isinstance(splits, Splits):
+        raise UserError(f"data.loader={loader}: must return tinytl.data.splits.Splits")
+    inspected = inspect(splits, skip_broken, _progress)
+    _warn(inspected.warnings)
+    return inspected
 
 
-def _contents(images: Images, root: Path) -> Iterator[bytes]:
-    """Pixels of images in memory, names and sizes of files, what is to be drawn."""
-    for image in images.images:
-        if isinstance(image, Image):
-            yield image.tobytes()
-        elif isinstance(image, str | Path):
-            yield f"{Path(image).name} {Path(image).stat().st_size}\n".encode()
-        else:
-            yield repr(image).encode()
+@rank_zero_only
+def _warn(lines: tuple[str, ...]) -> None:
+    for line in lines:
+        log.warning(line)
+
+
+def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """A bar on a terminal for scans that take more than a moment."""
+    console = Console(stderr=True)
+    short = total < SHORT_SCAN or not console.is_terminal
+    return items if short else track(items, "checking images", total, console=console, transient=True)
 
 
 @cache

@@ -85,7 +85,9 @@ def train(cfg: Any, job: run.Job, folder: Path, logger: Any) -> dict[str, Any]:
 def _export(cfg: Any, folder: Path) -> None:
     """From the checkpoint of a trained network to a file of its own."""
     found = [path for name in ("best", "last") if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
-    classes = config.num_classes(cfg, len(load_splits(cfg.data.loader, cfg.data.root, cfg.seed).class_names))
+    classes = config.num_classes(
+        cfg, len(load_splits(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken).class_names)
+    )
     spec = replace(config.network_spec(cfg, classes), checkpoint=str(found[0]))
     save(build_network(spec), folder / "weights.safetensors")
     log.info("weights: %s", folder / "weights.safetensors")
@@ -114,8 +116,8 @@ def build_adaptation(cfg: Any, folder: Path) -> Adaptation:
     teacher = build_network(replace(spec, norm="bn_frozen", lite_residual=None))
     student = build_network(spec)
     data = ImageDataModule(
-        splits=load_splits(cfg.data.loader, cfg.data.root, cfg.seed), resolution=cfg.resolution,
-        batch_size=cfg.batch_size, mean=teacher.pretrained_cfg["mean"], std=teacher.pretrained_cfg["std"],
+        splits=load_splits(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken),
+        resolution=cfg.resolution, batch_size=cfg.batch_size, mean=teacher.pretrained_cfg["mean"], std=teacher.pretrained_cfg["std"],
         crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
         workers=cfg.data.workers, seed=cfg.seed,
     )  # fmt: skip

@@ -128,7 +128,7 @@ class Job:
 def build(cfg: Any, folder: Path) -> Job:
     """Turn the configuration into objects; nothing behind this reads it for its network or data."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    splits = load_splits(cfg.data.loader, cfg.data.root, cfg.seed)
+    splits = load_splits(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken)
     num_classes = config.num_classes(cfg, len(splits.class_names))
     count = plan.make(cfg, num_classes)
     spec = config.network_spec(cfg, num_classes)

@@ -1,0 +1,169 @@
+"""From an image file to 8-bit RGB pixels. Every image that a network sees comes through here."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy
+from PIL import Image
+
+from tinytl.data.formats import readable_formats
+from tinytl.errors import UserError, printable
+
+# RGB pixels of the largest image that is read, a square of 9,459 pixels a side: above it Pillow warns that
+# a small file was made to fill the memory. Such an image takes 270 MB, once for every loading process.
+MOST_PIXELS = 89_478_485
+# Resizing makes the shorter side as long as the network needs. The longer side grows with it: a line of
+# 1 x 60,000 pixels would become an image of 6 GB.
+MOST_TIMES_AS_LONG = 500
+ORIENTATION = 274  # the EXIF tag; its values say how a stored image must be turned to stand upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TIFF_BITS_PER_SAMPLE = 258
+FULL_16_BITS = 65535
+ALWAYS_16_BITS = ("PNG", "PPM")  # Pillow scales their integers to 0 ... 65535
+
+# Our own limit refuses these images, and a line of our own names those that cannot be read.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """Decode an image file to RGB. Raises UserError naming the file where that fails."""
+    with readable(path), open(path, "rb") as file:
+        return decode(file)
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """Decode an open file to RGB. Raises whatever Pillow raises for a file that it cannot read."""
+    with Image.open(file, formats=readable_formats()) as image:
+        return to_rgb(image)
+
+
+def verify(file: BinaryIO) -> None:
+    """Read an image's header, and its checksums where the format has any. Raises as `decode` does."""
+    with Image.open(file, formats=readable_formats()) as image:
+        _refuse_size(image)
+        image.verify()
+
+
+@contextmanager
+def readable(source: str | Path) -> Iterator[None]:
+    """Turn every error of decoding into a UserError of one line that names the source.
+
+    Decoders raise errors of all kinds for broken files: struct.error, zlib.error, OverflowError and more.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{printable(source)}: not a readable image ({reason(error)})") from error
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in a few words."""
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "its content is of no known image format"
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\d+", str(error))
+        return f"{int(pixels[0]) if pixels else 2 * MOST_PIXELS:,} pixels; at most {MOST_PIXELS:,} are read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return printable(lines[0]) if lines else type(error).__name__
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The first frame as 8-bit RGB, upright, transparent parts on white. Raises ValueError.
+
+    Integers of 16 bits are scaled by their type's range, so that 65535 becomes 255. Those of 32 bits are
+    taken as 8 bits where all lie within 0 ... 255, as 16 bits where all lie within 0 ... 65535; otherwise
+    the image's own range, lowest to highest, becomes 0 ... 255. Floats within 0 ... 1 are multiplied by
+    255; others are scaled by their image's own range.
+    """
+    _refuse_size(image)
+    image.load()
+    turn = UPRIGHT.get(_orientation(image))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        rgb = _scaled(image).convert("RGB")
+    elif image.has_transparency_data:
+        rgb = _on_white(image)
+    else:
+        rgb = image.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _refuse_size(image: Image.Image) -> None:
+    """Raise ValueError for an image that would fill the memory, before it is decoded."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; at most {MOST_PIXELS:,} are read")
+    if max(image.size) > MOST_TIMES_AS_LONG * min(image.size):
+        raise ValueError(f"{width} x {height} pixels: one side is over {MOST_TIMES_AS_LONG} times the other")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where there is none or the EXIF data are broken."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # the pixels are whole, and cameras write broken EXIF data of every kind
+        return 1
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Composite an image with an alpha channel, or with a transparent colour, on white."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, tuple) and max(transparent) > 255:  # of 16 bits, as in the file
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
+    return white
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Integers of more than 8 bits, or floats, as 8-bit grey."""
+    values = numpy.asarray(image if image.mode in ("I", "F") else image.convert("I"), dtype=numpy.float64)
+    if not numpy.isfinite(values).all():
+        raise ValueError("NaN or infinite pixels")
+    low, high = _range(image, values)
+    span = (high - low) or 1.0  # all pixels alike: black
+    grey = numpy.rint((values - low) / span * 255)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey.astype(numpy.uint8))
+
+
+def _range(image: Image.Image, values: numpy.ndarray) -> tuple[float, float]:
+    """(black, white): the values that become 0 and 255."""
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    if image.mode.startswith("I;16"):
+        return 0.0, 2.0 ** _bits(image) - 1
+    if image.format in ALWAYS_16_BITS:
+        return 0.0, FULL_16_BITS
+    if low < 0 or high > FULL_16_BITS:
+        return low, high
+    return 0.0, 255 if high <= 255 else FULL_16_BITS
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits per pixel of a 16-bit image: TIFF also has 12."""
+    return getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE, (16,))[0]
