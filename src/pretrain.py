@@ -117,7 +117,8 @@ def build_adaptation(cfg: Any, folder: Path) -> Adaptation:
     student = build_network(spec)
     data = ImageDataModule(
         splits=load_splits(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken),
-        resolution=cfg.resolution, batch_size=cfg.batch_size, mean=teacher.pretrained_cfg["mean"], std=teacher.pretrained_cfg["std"],
+        resolution=cfg.resolution, batch_size=cfg.batch_size,
+        mean=teacher.pretrained_cfg["mean"], std=teacher.pretrained_cfg["std"],
         crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
         workers=cfg.data.workers, seed=cfg.seed,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinytl.data import check_cache
 from tinytl.data.check_cache import Checked, FileKey
-from tinytl.data.pixels import decode, reason, verify
+from tinytl.data.decoding import decode, reason, verify
 from tinytl.errors import printable
 
 DECODING_SECONDS = 60  # where decoding all images would take longer, they are only opened

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from tinytl.data.pixels import open_rgb, readable, to_rgb
+from tinytl.data.decoding import open_rgb, readable
+from tinytl.data.pixels import to_rgb
 
 Source = Image.Image | str | Path | Callable[[], Image.Image]
 

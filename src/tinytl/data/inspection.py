@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from tinytl.data.decoding import readable
 from tinytl.data.file_check import FileCheck, Watch, unwatched
 from tinytl.data.images import Images, Source
-from tinytl.data.pixels import readable, to_rgb
+from tinytl.data.pixels import to_rgb
 from tinytl.data.remarks import remarks
 from tinytl.data.splits import Splits
 from tinytl.errors import UserError, printable

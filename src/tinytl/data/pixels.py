@@ -1,17 +1,7 @@
-"""From an image file to 8-bit RGB pixels. Every image that a network sees comes through here."""
-
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+"""From an image of any mode to 8-bit RGB. Every image that a network sees comes through here."""
 
 import numpy
 from PIL import Image
-
-from tinytl.data.formats import readable_formats
-from tinytl.errors import UserError, printable
 
 # RGB pixels of the largest image that is read, a square of 9,459 pixels a side: above it Pillow warns that
 # a small file was made to fill the memory. Such an image takes 270 MB, once for every loading process.
@@ -33,58 +23,6 @@ TIFF_BITS_PER_SAMPLE = 258
 FULL_16_BITS = 65535
 ALWAYS_16_BITS = ("PNG", "PPM")  # Pillow scales their integers to 0 ... 65535
 
-# Our own limit refuses these images, and a line of our own names those that cannot be read.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-def open_rgb(path: str | Path) -> Image.Image:
-    """Decode an image file to RGB. Raises UserError naming the file where that fails."""
-    with readable(path), open(path, "rb") as file:
-        return decode(file)
-
-
-def decode(file: BinaryIO) -> Image.Image:
-    """Decode an open file to RGB. Raises whatever Pillow raises for a file that it cannot read."""
-    with Image.open(file, formats=readable_formats()) as image:
-        return to_rgb(image)
-
-
-def verify(file: BinaryIO) -> None:
-    """Read an image's header, and its checksums where the format has any. Raises as `decode` does."""
-    with Image.open(file, formats=readable_formats()) as image:
-        _refuse_size(image)
-        image.verify()
-
-
-@contextmanager
-def readable(source: str | Path) -> Iterator[None]:
-    """Turn every error of decoding into a UserError of one line that names the source.
-
-    Decoders raise errors of all kinds for broken files: struct.error, zlib.error, OverflowError and more.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{printable(source)}: not a readable image ({reason(error)})") from error
-
-
-def reason(error: Exception) -> str:
-    """Why an image cannot be read, in a few words."""
-    if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "its content is of no known image format"
-    if isinstance(error, Image.DecompressionBombError):
-        pixels = re.search(r"\d+", str(error))
-        return f"{int(pixels[0]) if pixels else 2 * MOST_PIXELS:,} pixels; at most {MOST_PIXELS:,} are read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).splitlines()
-    return printable(lines[0]) if lines else type(error).__name__
-
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The first frame as 8-bit RGB, upright, transparent parts on white. Raises ValueError.
@@ -94,7 +32,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     the image's own range, lowest to highest, becomes 0 ... 255. Floats within 0 ... 1 are multiplied by
     255; others are scaled by their image's own range.
     """
-    _refuse_size(image)
+    refuse_size(image)
     image.load()
     turn = UPRIGHT.get(_orientation(image))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -106,7 +44,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _refuse_size(image: Image.Image) -> None:
+def refuse_size(image: Image.Image) -> None:
     """Raise ValueError for an image that would fill the memory, before it is decoded."""
     width, height = image.size
     if width * height > MOST_PIXELS:

@@ -32,7 +32,7 @@ class Splits:
     @property
     def parts(self) -> dict[str, Images]:
         """`train`, `test`, and `val` where the data have it."""
-        return {"train": self.train, "test": self.test, **({"val": self.val} if self.val else {})}
+        return {"train": self.train, "test": self.test, **({"val": self.val} if self.val is not None else {})}
 
 
 def held_out(
