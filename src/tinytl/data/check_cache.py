@@ -43,7 +43,7 @@ def find(keys: Sequence[FileKey]) -> list[Checked | None]:
         rows = (connection.execute(FIND, key).fetchone() for key in keys)
         return [Checked(row[0], bool(row[1])) if row else None for row in rows]
 
-    return _with_table(look_up) or [None] * len(keys)
+    return (_with_table(look_up) if keys else None) or [None] * len(keys)
 
 
 def keep(rows: Sequence[tuple[FileKey, Checked]]) -> None:
@@ -53,7 +53,8 @@ def keep(rows: Sequence[tuple[FileKey, Checked]]) -> None:
         with connection:  # all rows, or none
             connection.executemany(KEEP, [(*key, *checked) for key, checked in rows])
 
-    _with_table(write)
+    if rows:
+        _with_table(write)
 
 
 def _with_table(work: Callable[[sqlite3.Connection], Result]) -> Result | None:

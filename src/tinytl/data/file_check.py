@@ -16,7 +16,7 @@ from tinytl.data.decoding import decode, reason, verify
 from tinytl.errors import printable
 
 DECODING_SECONDS = 60  # where decoding all images would take longer, they are only opened
-SAMPLE = 48  # images that tell how long decoding takes
+SAMPLE, WARM_UP = 96, 32  # images that tell how long decoding takes; the first are slow
 MOST_THREADS = 8  # each may hold an image of the largest size that is read
 FILES_A_TASK, FILES_A_WRITE = 32, 4096
 READ_BYTES = 1 << 20
@@ -38,11 +38,15 @@ class FileCheck:
     def __init__(self, paths: Iterable[str], watch: Watch = unwatched) -> None:
         self.faults: dict[str, str] = {}
         self.keys: dict[str, FileKey] = {}
+        self._fresh: list[tuple[FileKey, Checked]] = []  # not kept yet
         for path in dict.fromkeys(paths):
             self._add(path)
         known = check_cache.find(list(self.keys.values()))
         self.found = {path: checked for path, checked in zip(self.keys, known, strict=True) if checked}
-        self._check(watch)
+        try:
+            self._check(watch)
+        finally:  # also of a scan that is interrupted
+            self._keep()
 
     @property
     def not_decoded(self) -> int:
@@ -64,29 +68,31 @@ class FileCheck:
     def _check(self, watch: Watch) -> None:
         pending = [path for path in self.keys if path not in self.found or not self.found[path].decoded]
         sample = pending[:: max(1, len(pending) // SAMPLE)][:SAMPLE]
+        self._read(sample[:WARM_UP], time.monotonic() + DECODING_SECONDS)
         begun = time.monotonic()
-        self._read(sample, begun + 2 * DECODING_SECONDS)
+        self._read(sample[WARM_UP:], begun + DECODING_SECONDS)
         done = set(sample)
         rest = [path for path in pending if path not in done]
-        seconds = (time.monotonic() - begun) * len(rest) / max(len(sample), 1)
+        seconds = (time.monotonic() - begun) * len(rest) / max(len(sample) - WARM_UP, 1)
         if seconds > DECODING_SECONDS:
-            self._read([path for path in rest if path not in self.found], decode_until=0, watch=watch)
+            self._read([path for path in rest if path not in self.found], 0, watch)
         else:
             self._read(rest, begun + 2 * DECODING_SECONDS, watch)
 
     def _read(self, paths: Sequence[str], decode_until: float, watch: Watch = unwatched) -> None:
-        """Read the files in threads, and note what is found every few thousand files."""
-        fresh: list[tuple[FileKey, Checked]] = []
+        """Read the files in threads, and keep what is found every few thousand files."""
         for path, outcome in watch(_in_threads(partial(_read_file, decode_until), paths), len(paths)):
             if isinstance(outcome, str):
                 self.faults[path] = outcome
                 continue
             self.found[path] = outcome
-            fresh.append((self.keys[path], outcome))
-            if len(fresh) == FILES_A_WRITE:
-                check_cache.keep(fresh)
-                fresh = []
-        check_cache.keep(fresh)
+            self._fresh.append((self.keys[path], outcome))
+            if len(self._fresh) == FILES_A_WRITE:
+                self._keep()
+
+    def _keep(self) -> None:
+        check_cache.keep(self._fresh)
+        self._fresh.clear()
 
 
 def _in_threads(read: Callable[[str], Any], paths: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -124,7 +124,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return f"{adjective} {'folder' if is_folder else 'file'}"
     if is_folder:
         return "folder"
-    suffix = Path(entry.name).suffix.lower()
+    suffix = os.path.splitext(entry.name)[1].lower()
     leads_nowhere = not is_file and entry.is_symlink() and not os.path.exists(entry.path)
     if suffix in image_suffixes() and (is_file or leads_nowhere):
         return "image"
