@@ -11,6 +11,7 @@ from tinytl.data.splits import Splits, held_out
 from tinytl.data.tree import Folder, read_tree
 from tinytl.errors import UserError, printable
 
+MOST_NAMES = 3  # of folders in one line
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the test set is the same for every run
 
@@ -96,15 +97,20 @@ def _some(classes: ClassFolders, positions: Iterable[int]) -> Images:
 
 
 def _class_notes(parent: Folder) -> list[str]:
-    """Class folders that hold folders of the same names may be the parts of a split."""
-    inner = [tuple(folder.name for folder in part.filled()) for part in parent.filled()]
-    if len(inner[0]) < 2 or len(set(inner)) > 1:
+    """A line where classes are made of several folders: perhaps other folders were meant as the classes."""
+    classes = {folder.name: folder.filled() for folder in parent.filled() if not folder.images}
+    several = {name: [folder.name for folder in inner] for name, inner in classes.items() if len(inner) > 1}
+    if not several:
         return []
-    names = ", ".join(folder.name for folder in parent.filled()[:3])
-    return [
-        f"{parent.label}: {names} are taken as classes; they hold folders of the same names "
-        f"({', '.join(inner[0][:3])}): if they are the parts of a split, call them train and test"
-    ]
+    inner = list(dict.fromkeys(name for names in several.values() for name in names))
+    alike = len(several) > 1 and all(names == inner for names in several.values())
+    names = f"{_some_names(list(several))} ({_some_names(inner)})"
+    doubt = "; are they parts of a split? Call them train and test" if alike else ""
+    return [f"{parent.label}: each one class, with the folders in it: {names}{doubt}"]
+
+
+def _some_names(names: list[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 def _beside(root: Folder) -> str | None:

@@ -18,7 +18,7 @@ PLURALS = {
     NO_CLASS: "images outside the class folders",
 }
 NAMED = (BROKEN_LINK, LINK_BACK)  # kinds of which examples are named
-MOST_EXAMPLES, MOST_KINDS = 3, 8
+MOST_EXAMPLES, MOST_KINDS = 3, 12
 
 
 def left_out_line(root: Folder, folders: Iterable[Folder], no_class: Iterable[Path] = ()) -> str | None:

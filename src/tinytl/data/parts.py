@@ -9,16 +9,17 @@ from tinytl.errors import UserError
 Part = Literal["train", "test", "val"]
 SPELLINGS: dict[Part, str] = {
     "train": "train|training|trn|trainval",
-    "test": "test|testing|tst|eval|evaluation|holdout|hold_out",
+    "test": "test|tests|testing|tst|eval|evaluation|holdout|hold_out",
     "val": "val|valid|validation|validate|validating|dev|devel",
 }
+BEFORE = r"(\d+[ _.-]*)?"  # 1_train, 2_test
 AFTER = "([ _-]?(set|split|data|dataset|images|imgs|folder))?"  # train_set, training-data, TestImages
 
 
 def part_of(name: str) -> Part | None:
     """Which part of a split a folder's name says it is."""
     for part, spellings in SPELLINGS.items():
-        if re.fullmatch(f"({spellings}){AFTER}", name.strip().lower()):
+        if re.fullmatch(f"{BEFORE}({spellings}){AFTER}", name.strip().lower()):
             return part
     return None
 
