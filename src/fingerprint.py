@@ -23,6 +23,7 @@ from tinytl.results import OF_NO_CONSEQUENCE
 log = logging.getLogger("tinytl")
 SRC = Path(__file__).parent
 LIBRARY = SRC / "tinytl"
+FOLDER_LOADER = "tinytl.data.folder.load"
 KEPT_DATA_SETS = 4  # in memory; a sweep over many seeds or data sets reads them again
 SHORT_SCAN = 2000  # files
 
@@ -35,6 +36,8 @@ def fingerprint(cfg: Any) -> str:
         reduce(dict.__getitem__, groups, settings).pop(last, None)
     data = load_data(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken)
     parts = [json.dumps(settings, sort_keys=True), _code(), data.digest, _file(cfg.checkpoint)]
+    if probe := OmegaConf.select(cfg, "probe"):
+        parts.append(load_data(FOLDER_LOADER, probe, cfg.seed, cfg.data.skip_broken).digest)
     return _sha("\n".join(parts).encode())
 
 

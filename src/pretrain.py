@@ -22,7 +22,7 @@ from pytorch_lightning import Trainer, seed_everything
 
 import config
 from command_line import guarded, one_line_errors
-from fingerprint import load_splits
+from fingerprint import FOLDER_LOADER, load_splits
 from jobs import job
 from progress import Curves
 from tinytl.adaptation import NormAdaptation
@@ -30,7 +30,6 @@ from tinytl.backbones.blocks import silence_residual_branches
 from tinytl.backbones.build import build_network, head_classes
 from tinytl.backbones.checkpoints import save
 from tinytl.data.datamodule import ImageDataModule
-from tinytl.data.folder import load as load_folder
 from tinytl.data.transforms import test_transform
 from tinytl.errors import UserError
 from tinytl.probe import linear_probe
@@ -150,7 +149,7 @@ def adapt(cfg: Any, job: Adaptation, folder: Path, logger: Any) -> dict[str, Any
 
 def _probes(cfg: Any, module: NormAdaptation) -> dict[str, float]:
     """Linear probes of teacher and student on the labelled images of `probe=`."""
-    splits = load_folder(Path(cfg.probe), cfg.seed)
+    splits = load_splits(FOLDER_LOADER, cfg.probe, cfg.seed, cfg.data.skip_broken)
     settings = module.teacher.pretrained_cfg
     transform = test_transform(cfg.resolution, settings["mean"], settings["std"])
     score = partial(linear_probe, splits=splits, transform=transform, seed=cfg.seed)

@@ -148,13 +148,33 @@ def test_sixteen_bits_in_files(tmp_path, name):
     assert dark.max() == 1
 
 
+def tiff(path, bits, photometric, pixels, width):
+    """An uncompressed grey TIFF file of one row, which Pillow does not write."""
+    fields = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 200, 277: 1, 278: 1}
+    fields[279] = len(pixels)
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(fields)) + directory + bytes(4)
+    path.write_bytes(content.ljust(200, b"\0") + pixels)
+    return path
+
+
 def test_twelve_bits(tmp_path):
-    """Two pixels of 12 bits in 3 bytes, in an uncompressed TIFF file: 4095 is white."""
-    fields = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 3)]
-    directory = struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in fields)
-    content = struct.pack("<2sHI", b"II", 42, 8) + directory + bytes(4)
-    (tmp_path / "x.tif").write_bytes(content.ljust(200, b"\0") + bytes([0xFF, 0xF8, 0x00]))
-    assert (numpy.asarray(open_rgb(tmp_path / "x.tif")) == grey([[255, round(0x800 / 4095 * 255)]])).all()
+    """Two pixels in 3 bytes: 4095 is white."""
+    path = tiff(tmp_path / "x.tif", 12, 1, bytes([0xFF, 0xF8, 0x00]), 2)
+    assert (numpy.asarray(open_rgb(path)) == grey([[255, round(0x800 / 4095 * 255)]])).all()
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(8, "u1"), (16, "<u2")])
+def test_tiff_images_in_which_zero_is_white(tmp_path, bits, dtype):
+    values = numpy.array([[0, 51, 255]]) * (257 if bits == 16 else 1)
+    path = tiff(tmp_path / "x.tif", bits, 0, values.astype(dtype).tobytes(), 3)
+    assert (numpy.asarray(open_rgb(path)) == grey([[255, 204, 0]])).all()
+
+
+def test_unsigned_integers_of_32_bits(tmp_path):
+    pixels = numpy.array([0, 2**31, 2**32 - 1], dtype="<u4").tobytes()
+    path = tiff(tmp_path / "x.tif", 32, 1, pixels, 3)
+    assert (numpy.asarray(open_rgb(path)) == grey([[0, 128, 255]])).all()
 
 
 def sixteen_bit_png(path, values, colour_type, chunks=b""):

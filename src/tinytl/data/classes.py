@@ -84,7 +84,11 @@ def _plain(name: str) -> str:
 def _check(parent: Folder) -> None:
     classes = parent.filled()
     if not parent.folders:
-        hint = f"; data.root={printable(parent.path.parent)} was perhaps meant" if _is_class(parent) else ""
+        hint = (
+            f"; data.root={printable(parent.path.resolve().parent)} was perhaps meant"
+            if _is_class(parent)
+            else ""
+        )
         raise UserError(f"{parent.label}: {_content(parent)} and no class folders (one per class){hint}")
     meant = _first_with_classes(classes[0]) if len(classes) == 1 else None
     if meant:

@@ -85,6 +85,7 @@ class FileCheck:
         for path, outcome in watch(_in_threads(partial(_read_file, decode_until), paths), len(paths)):
             if isinstance(outcome, str):
                 self.faults[path] = outcome
+                self.found.pop(path, None)  # it had been opened before, but not decoded
                 continue
             self.found[path] = outcome
             self._fresh.append((self.keys[path], outcome))

@@ -4,7 +4,8 @@ import numpy
 from PIL import Image
 
 # RGB pixels of the largest image that is read, a square of 9,459 pixels a side: above it Pillow warns that
-# a small file was made to fill the memory. Such an image takes 270 MB, once for every loading process.
+# a small file was made to fill the memory. Such an image takes 270 MB in every process that loads it, and
+# up to 1 GB while it is scaled from floats.
 MOST_PIXELS = 89_478_485
 # Resizing makes the shorter side as long as the network needs. The longer side grows with it: a line of
 # 1 x 60,000 pixels would become an image of 6 GB.
@@ -19,7 +20,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TIFF_BITS_PER_SAMPLE = 258
+TIFF_BITS_PER_SAMPLE, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
+TIFF_WHITE_IS_ZERO = 0
 FULL_16_BITS = 65535
 ALWAYS_16_BITS = ("PNG", "PPM")  # Pillow scales their integers to 0 ... 65535
 
@@ -76,25 +78,39 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Integers of more than 8 bits, or floats, as 8-bit grey."""
-    values = numpy.asarray(image if image.mode in ("I", "F") else image.convert("I"), dtype=numpy.float64)
+    """Integers of more than 8 bits, or floats, as 8-bit grey. Works in place: the image may be large."""
+    values = _values(image)
     if not numpy.isfinite(values).all():
         raise ValueError("NaN or infinite pixels")
-    low, high = _range(image, values)
-    span = (high - low) or 1.0  # all pixels alike: black
-    grey = numpy.rint((values - low) / span * 255)
-    if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey.astype(numpy.uint8))
+    transparent = values == image.info["transparency"] if "transparency" in image.info else None
+    low, high = _range(image, float(values.min()), float(values.max()))
+    values -= low
+    values *= 255
+    values /= (high - low) or 1.0  # all pixels alike: black
+    grey = numpy.rint(values, out=values).astype(numpy.uint8)
+    if _tiff_tag(image, TIFF_PHOTOMETRIC, 1) == TIFF_WHITE_IS_ZERO:
+        grey = 255 - grey
+    if transparent is not None:
+        grey[transparent] = 255
+    return Image.fromarray(grey)
 
 
-def _range(image: Image.Image, values: numpy.ndarray) -> tuple[float, float]:
-    """(black, white): the values that become 0 and 255."""
-    low, high = float(values.min()), float(values.max())
+def _values(image: Image.Image) -> numpy.ndarray:
+    """The pixels as floats, (H, W): 32 bits hold integers of 16 bits exactly."""
+    if image.mode not in ("I", "F"):
+        return numpy.array(image.convert("I"), dtype=numpy.float32)
+    pixels = numpy.asarray(image)
+    if _tiff_tag(image, TIFF_BITS_PER_SAMPLE, 0) == 32 and _tiff_tag(image, TIFF_SAMPLE_FORMAT, 1) == 1:
+        pixels = pixels.view(numpy.uint32)  # Pillow reads unsigned integers as signed ones
+    return pixels.astype(numpy.float64)
+
+
+def _range(image: Image.Image, low: float, high: float) -> tuple[float, float]:
+    """(black, white): the values that become 0 and 255, of an image with values from `low` to `high`."""
     if image.mode == "F":
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     if image.mode.startswith("I;16"):
-        return 0.0, 2.0 ** _bits(image) - 1
+        return 0.0, 2.0 ** _tiff_tag(image, TIFF_BITS_PER_SAMPLE, 16) - 1  # TIFF also has 12 bits
     if image.format in ALWAYS_16_BITS:
         return 0.0, FULL_16_BITS
     if low < 0 or high > FULL_16_BITS:
@@ -102,6 +118,7 @@ def _range(image: Image.Image, values: numpy.ndarray) -> tuple[float, float]:
     return 0.0, 255 if high <= 255 else FULL_16_BITS
 
 
-def _bits(image: Image.Image) -> int:
-    """Bits per pixel of a 16-bit image: TIFF also has 12."""
-    return getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE, (16,))[0]
+def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
+    """The first value of a TIFF image's tag; the default for images of other formats."""
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
