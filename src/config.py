@@ -51,7 +51,10 @@ class DataConfig:
     crop_scale_min: float = 0.22  # smallest area of a random crop, as a fraction of the image
     flip: bool = True
     color_jitter: list[float] | None = None  # brightness, contrast, saturation, hue
-    val_fraction: float = 0.0  # of the training set, held out
+    val_fraction: float = 0.0  # of the training set, held out where the data have no validation set
+    mean: list[float] | None = None  # of the pixels (0 to 1), red, green, blue; None: the starting weights'
+    std: list[float] | None = None  # their standard deviations; None: the starting weights'
+    skip_broken: bool = False  # leave out images that cannot be read; results.json says how many
     stream: bool = False  # each image once, batch 1, predicted before it is trained on
     drift: bool = False  # in a stream: classes come and go
     workers: int = 2

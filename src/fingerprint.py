@@ -3,60 +3,37 @@
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
+from omegaconf import OmegaConf
 
-from loader import load
+from loader import FOLDER_LOADER, load_data
 from run_settings import settings
-from tinytl.data.images import Images
-from tinytl.data.splits import Splits
 
 SRC = Path(__file__).parent
 LIBRARY = SRC / "tinytl"
 DECIDING = ("py", "cpp", "safetensors", "csv")  # suffixes; the tables of the paper choose methods
 SHOWING = (
-    *("bench", "boards", "command_line", "dashboard", "report", "run_record", "summary", "sweep_progress"),
-    "tracking",
+    *("bench", "boards", "command_line", "dashboard", "error_lines", "folder_names", "overrides", "report"),
+    *("run_record", "suggestions", "summary", "sweep_progress", "tracking"),
 )
 
 
 def fingerprint(cfg: Any) -> str:
     """A run with the same fingerprint has the same results. Raises UserError where the data is missing."""
     asked = settings(cfg).asked
-    data = _data(cfg.data.loader, cfg.data.root, cfg.seed)
-    parts = [json.dumps(asked, sort_keys=True), _code(), data, _file(cfg.checkpoint)]
+    parts = [json.dumps(asked, sort_keys=True), _code(), data_digest(cfg), _file(cfg.checkpoint)]
     return _sha("\n".join(parts).encode())
 
 
-@cache
-def load_splits(loader: str, root: str, seed: int) -> Splits:
-    """The data, read once. Raises UserError where it is missing."""
-    return load(loader, Path(root), seed)
-
-
-@cache
-def _data(loader: str, root: str, seed: int) -> str:
-    splits = load_splits(loader, root, seed)
-    digest = hashlib.sha256(repr((splits.class_names, splits.train_labels)).encode())
-    for part in (splits.train, splits.test):
-        for content in _contents(part, Path(root)):
-            digest.update(content)
-    return digest.hexdigest()
-
-
-def _contents(images: Images, root: Path) -> Iterator[bytes]:
-    """Pixels of images in memory, names and sizes of files, what is to be drawn."""
-    for image in images.images:
-        if isinstance(image, Image):
-            yield image.tobytes()
-        elif isinstance(image, str | Path):
-            yield f"{Path(image).name} {Path(image).stat().st_size}\n".encode()
-        else:
-            yield repr(image).encode()
+def data_digest(cfg: Any) -> str:
+    """A hash of everything about the data that decides a result, those of a linear probe included."""
+    digests = [load_data(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken).digest]
+    if probe := OmegaConf.select(cfg, "probe"):
+        digests.append(load_data(FOLDER_LOADER, probe, cfg.seed, cfg.data.skip_broken).digest)
+    return _sha("\n".join(digests).encode())
 
 
 @cache

@@ -1,15 +1,25 @@
-"""The function that a data source is loaded by, found by its name (`data.loader`)."""
+"""The data: loaded by the function that `data.loader` names, and checked, once."""
 
-import inspect
-from collections.abc import Callable
-from functools import cache
+import logging
+from collections.abc import Callable, Iterable
+from functools import cache, lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import hydra
+from rich.console import Console
+from rich.progress import track
 
+from tinytl.data.inspection import Inspected, inspect
 from tinytl.data.splits import Splits
 from tinytl.errors import UserError
+from tinytl.training.processes import is_first_process
+
+log = logging.getLogger("tinytl")
+FOLDER_LOADER = "tinytl.data.folder.load"
+KEPT_DATA_SETS = 4  # in memory; a sweep over many seeds or data sets reads them again
+SHORT_SCAN = 2000  # files
 
 
 @cache
@@ -29,7 +39,7 @@ def load(name: str, root: Path, seed: int) -> Splits:
     """The data. Raises UserError where it is missing, or the function takes or returns something else."""
     function = find_loader(name)
     try:
-        inspect.signature(function).bind(root, seed=seed)
+        signature(function).bind(root, seed=seed)
     except TypeError as error:
         raise UserError(f"data.loader={name}: must take (root, seed); {error}") from error
     splits = function(root, seed=seed)
@@ -37,3 +47,23 @@ def load(name: str, root: Path, seed: int) -> Splits:
         kind = type(splits).__name__
         raise UserError(f"data.loader={name}: returned {kind}, not tinytl.data.splits.Splits")
     return splits
+
+
+@lru_cache(maxsize=KEPT_DATA_SETS)
+def load_data(name: str, root: str, seed: int, skip_broken: bool) -> Inspected:
+    """The data, their digest, and how many images were left out as unreadable; warnings are logged.
+
+    They are read and checked once. Raises UserError where they are missing or cannot be read.
+    """
+    inspected = inspect(load(name, Path(root).expanduser(), seed), skip_broken, _progress)
+    if is_first_process():
+        for line in inspected.warnings:
+            log.warning(line)
+    return inspected
+
+
+def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """A bar on a terminal for scans that take more than a moment."""
+    console = Console(stderr=True)
+    short = total < SHORT_SCAN or not console.is_terminal
+    return items if short else track(items, "checking images", total, console=console, transient=True)

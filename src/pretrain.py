@@ -22,15 +22,14 @@ from pytorch_lightning import Trainer, seed_everything
 
 import config
 from command_line import guarded, one_line_errors
-from fingerprint import load_splits
 from jobs import job
+from loader import FOLDER_LOADER, load_data
 from progress import Curves
 from tinytl.adaptation import NormAdaptation
 from tinytl.backbones.blocks import silence_residual_branches
 from tinytl.backbones.build import build_network, head_classes
 from tinytl.backbones.checkpoints import save
 from tinytl.data.datamodule import ImageDataModule
-from tinytl.data.folder import load as load_folder
 from tinytl.data.transforms import test_transform
 from tinytl.errors import UserError
 from tinytl.probe import linear_probe
@@ -101,9 +100,10 @@ def train(cfg: Any, job: run.Job, folder: Path, logger: Any) -> dict[str, Any]:
 
 def _export(cfg: Any, folder: Path) -> None:
     """From the checkpoint of a trained network to a file of its own."""
-    classes = config.num_classes(cfg, len(load_splits(cfg.data.loader, cfg.data.root, cfg.seed).class_names))
+    splits = load_data(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken).splits
+    weights = folder / "checkpoints" / "weights.safetensors"
     spec = replace(
-        config.network_spec(cfg, classes), checkpoint=str(folder / "checkpoints" / "weights.safetensors")
+        config.network_spec(cfg, config.num_classes(cfg, len(splits.class_names))), checkpoint=str(weights)
     )
     save(build_network(spec), folder / "weights.safetensors")
     log.info("weights: %s", folder / "weights.safetensors")
@@ -133,8 +133,9 @@ def build_adaptation(cfg: Any, place: run.Place) -> Adaptation:
     teacher = build_network(replace(spec, norm="bn_frozen", lite_residual=None))
     student = build_network(spec)
     data = ImageDataModule(
-        splits=load_splits(cfg.data.loader, cfg.data.root, cfg.seed), resolution=cfg.resolution,
-        batch_size=cfg.batch_size, mean=teacher.pretrained_cfg["mean"], std=teacher.pretrained_cfg["std"],
+        splits=load_data(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken).splits,
+        resolution=cfg.resolution, batch_size=cfg.batch_size,
+        mean=teacher.pretrained_cfg["mean"], std=teacher.pretrained_cfg["std"],
         crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip, color_jitter=cfg.data.color_jitter,
         workers=cfg.data.workers, seed=cfg.seed,
     )  # fmt: skip
@@ -167,7 +168,7 @@ def adapt(cfg: Any, job: Adaptation, folder: Path, logger: Any) -> dict[str, Any
 
 def _probes(cfg: Any, module: NormAdaptation) -> dict[str, float]:
     """Linear probes of teacher and student on the labelled images of `probe=`."""
-    splits = load_folder(Path(cfg.probe), cfg.seed)
+    splits = load_data(FOLDER_LOADER, cfg.probe, cfg.seed, cfg.data.skip_broken).splits
     settings = module.teacher.pretrained_cfg
     transform = test_transform(cfg.resolution, settings["mean"], settings["std"])
     score = partial(linear_probe, splits=splits, transform=transform, seed=cfg.seed)

@@ -30,8 +30,9 @@ import plan
 import tracking
 from checks import check, check_data
 from command_line import guarded, one_line_errors
-from fingerprint import fingerprint, load_splits
+from fingerprint import data_digest, fingerprint
 from jobs import job
+from loader import load_data
 from progress import Curves
 from run_folder import Beginning, beginning, clear, locked
 from run_record import keep, outcome_of, write_record
@@ -42,7 +43,9 @@ from tinytl.backbones.own_checkpoints import own_record, save_trained, trainable
 from tinytl.backbones.quantize import quantize_frozen
 from tinytl.class_means import ClassMeans
 from tinytl.data.datamodule import ImageDataModule
+from tinytl.data.splits import Splits
 from tinytl.engine import make_lean
+from tinytl.engine.kernels import operators_in_use
 from tinytl.engine.optimizer import adam
 from tinytl.errors import UserError
 from tinytl.memory import process
@@ -107,9 +110,11 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
     begun = False
     with StopRequests() as stop:
         try:
-            record |= {"fingerprint": fingerprint(cfg), "provenance": provenance()}
+            start.check_data(data_digest(cfg))
+            record |= {"fingerprint": fingerprint(cfg), "provenance": provenance(), "data": described(cfg)}
             job = (make or build)(cfg, Place(folder, start, asked, stop))
             record |= {"config": resolved(cfg), "asked": decided(asked, cfg).replaced}
+            record["provenance"]["operators"] = operators(cfg, job.trainer)
             begun = True
             if is_first_process() and not start.keeps_results:
                 clear(folder, start)
@@ -130,6 +135,19 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
                     write_record(folder, record)
             raise
     log.info("results: %s", folder / "results.json")
+
+
+def described(cfg: Any) -> dict[str, Any]:
+    """The data of a run, for results.json: a hash of them, images by part, and how many were left out."""
+    data = load_data(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken)
+    images = {name: len(part) for name, part in data.splits.parts.items()}
+    return {"sha256": data_digest(cfg), "images": images, "left_out": data.left_out}
+
+
+def operators(cfg: Any, trainer: Trainer) -> str:
+    """Whether the lean engine's operators are compiled or plain; their results differ in rounding."""
+    lean = cfg.engine.name == "lean"
+    return operators_in_use(cfg.engine.compile, trainer.strategy.root_device) if lean else "stock"
 
 
 def how_to_go_on(stopped: Stopped, folder: Path) -> str:
@@ -174,13 +192,13 @@ class Job:
 def build(cfg: Any, place: Place) -> Job:
     """Turn the configuration into objects; nothing behind this reads it for its network or data."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    splits = load_splits(cfg.data.loader, cfg.data.root, cfg.seed)
+    splits = load_data(cfg.data.loader, cfg.data.root, cfg.seed, cfg.data.skip_broken).splits
     check_data(cfg, splits)
     num_classes = config.num_classes(cfg, len(splits.class_names))
     count = plan.make(cfg, num_classes)
     spec = config.network_spec(cfg, num_classes)
     warn(cfg)
-    meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(cfg, place)
+    meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(cfg, place, splits)
     begin = [ClassMeans()] if cfg.classifier == "class_means" and place.start.resumes is None else []
     callbacks = [meter, curves, ExactResume(), checkpoints, *begin]
     trainer = make_trainer(cfg, place.folder, callbacks)  # after the plan: micro-batches
@@ -190,9 +208,9 @@ def build(cfg: Any, place: Place) -> Job:
     quantize_frozen(network, cfg.quantize)
     parameters, pretrained = parameter_table(network), is_pretrained(network)
     plan.show_parameters(parameters, cfg)
+    mean, std = (cfg.data[key] or network.pretrained_cfg[key] for key in ("mean", "std"))
     data = ImageDataModule(
-        splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size,
-        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
+        splits=splits, resolution=cfg.resolution, batch_size=cfg.batch_size, mean=mean, std=std,
         micro_batch=cfg.engine.micro_batch, crop_scale_min=cfg.data.crop_scale_min, flip=cfg.data.flip,
         color_jitter=cfg.data.color_jitter, val_fraction=cfg.data.val_fraction, stream=cfg.data.stream,
         drift=cfg.data.drift, workers=cfg.data.workers, seed=cfg.seed,
@@ -201,8 +219,7 @@ def build(cfg: Any, place: Place) -> Job:
         fit_statistics(network, data.example_images(STATISTICS_IMAGES))
     record = own_record(
         spec, cfg.method.name, cfg.quantize, cfg.blocks, network=network, resolution=cfg.resolution,
-        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"],
-        class_names=splits.class_names,
+        mean=mean, std=std, class_names=splits.class_names,
     )  # fmt: skip
     optimizer: Any = torch.optim.Adam
     if cfg.engine.name == "lean":
@@ -292,14 +309,16 @@ def make_trainer(cfg: Any, folder: Path, callbacks: list[Callback]) -> Trainer:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def checkpointing(cfg: Any, place: Place) -> Checkpoints:
-    """Saves the last state and, where there is a validation set, the best weights."""
+def checkpointing(cfg: Any, place: Place, splits: Splits | None = None) -> Checkpoints:
+    """Saves the last state and, where `splits` leave a validation set, the best weights."""
+    validated = splits is not None and (splits.val is not None or cfg.data.val_fraction > 0)
     metric = "val/mean_accuracy" if cfg.data.task == "multilabel" else "val/top1"
     now = decided(place.asked, cfg)
     place.start.check_decisions(now)
     return Checkpoints(
-        place.folder / "checkpoints", metric if cfg.data.val_fraction > 0 else None,
-        {"asked": now.asked, "decided": now.decided}, cfg.checkpoint_every_minutes, place.stop,
+        place.folder / "checkpoints", metric if validated else None,
+        {"asked": now.asked, "decided": now.decided, "data": data_digest(cfg)},
+        cfg.checkpoint_every_minutes, place.stop,
     )  # fmt: skip
 
 

@@ -27,14 +27,23 @@ EPOCHS = ("epochs", "data.epochs")
 class Beginning:
     """How a run begins: from the checkpoint `resumes` (None: at the beginning), or not at all if it is done.
 
-    `before` are the settings of that checkpoint. `keeps_results`: a finished results.json stays until the
-    new one can replace it.
+    `before` are the settings of that checkpoint, and `data` is a hash of its data. `keeps_results`: a
+    finished results.json stays until the new one can replace it.
     """
 
     resumes: Path | None = None
     before: Settings | None = None
+    data: str | None = None
     is_done: bool = False
     keeps_results: bool = False
+
+    def check_data(self, digest: str) -> None:
+        """Raise UserError where the data have changed since the checkpoint was written."""
+        if self.data not in (None, digest):
+            raise UserError(
+                f"resume=true: the data are not those that {self.resumes} was trained on; "
+                f"overwrite=true begins anew"
+            )
 
     def check_decisions(self, now: Settings) -> None:
         """Raise UserError where a memory budget decides otherwise than it did for the checkpoint."""
@@ -143,7 +152,8 @@ def _resumed(folder: Path, asked: Settings, finished: dict[str, Any] | None) -> 
     is_done = finished is not None and epochs == finished["config"]["epochs"]
     if found is None and not is_done:
         raise UserError(f"resume=true: {folder} has no checkpoint to go on from; overwrite=true begins anew")
-    return Beginning(found[0] if found else None, before, is_done, keeps_results=finished is not None)
+    data = found[1][SETTINGS]["data"] if found else None
+    return Beginning(found[0] if found else None, before, data, is_done, keeps_results=finished is not None)
 
 
 def _check_unchanged(folder: Path, asked: Settings, before: Settings) -> None:

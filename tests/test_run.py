@@ -358,7 +358,7 @@ def test_the_command(program, tmp_path):
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["command"]
 
 
-def test_a_corrupt_image_ends_the_run_with_its_name(program, tmp_path):
+def test_corrupt_images_end_the_run_with_their_names(program, tmp_path):
     for name in ("ants", "bees"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for index in range(10):
@@ -367,6 +367,7 @@ def test_a_corrupt_image_ends_the_run_with_its_name(program, tmp_path):
         "data=folder", f"data.root={tmp_path}/images", "debug=fast", "name=corrupt", "resolution=32"
     )
     assert done.returncode == 1
-    assert re.match(r"error: .*/(ants|bees)/\d.png: not a readable image", done.stderr.splitlines()[-1])
+    line = done.stderr.splitlines()[-1]
+    assert re.match(r"error: 20 of 20 images cannot be read: .*/(ants|bees)/\d\.png \(its content", line)
     results = json.loads((tmp_path / "outputs" / "corrupt" / "results.json").read_text())
-    assert results["status"] == "failed" and "not a readable image" in results["reason"]
+    assert results["status"] == "failed" and "cannot be read" in results["reason"]

@@ -192,7 +192,7 @@ def test_fingerprint(tmp_path, monkeypatch):
     base = [*FAKE, "resolution=32", f"checkpoint={checkpoint}"]
 
     def mark(*overrides):
-        fingerprint._data.cache_clear()
+        fingerprint.load_data.cache_clear()
         fingerprint._file.cache_clear()
         return fingerprint.fingerprint(composed(*base, *overrides))
 

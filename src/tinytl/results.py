@@ -6,7 +6,8 @@ import math
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ OF_NO_CONSEQUENCE = (
 )
 PACKAGES = (
     *("tinytl", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb"),
+    *("numpy", "pillow", "safetensors", "scikit-learn", "bitsandbytes"),
 )
 
 
@@ -69,7 +71,7 @@ def provenance() -> dict[str, Any]:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
-        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "packages": {"python": platform.python_version(), **_versions()},
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
@@ -78,6 +80,15 @@ def provenance() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _git(*arguments: str) -> str | None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torchvision.datasets import FGVCAircraft
 
+from tinytl.data.download import fetch
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, fetch
+from tinytl.data.splits import Splits
 
 FILES = "fgvc-aircraft-2013b/data/images/*.jpg, fgvc-aircraft-2013b/data/*.txt"
 
@@ -14,7 +15,10 @@ def load(root: Path, seed: int) -> Splits:
     """Trainval and test, by variant."""
     train, test = (
         fetch(
-            "aircraft", root, FILES, lambda download, part=part: FGVCAircraft(root, part, download=download)
+            "aircraft",
+            root,
+            FILES,
+            lambda at, download, part=part: FGVCAircraft(at, part, download=download),
         )
         for part in ("trainval", "test")
     )

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torchvision.datasets import StanfordCars
 
+from tinytl.data.download import fetch
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, fetch
+from tinytl.data.splits import Splits
 
 FILES = (
     "stanford_cars/cars_train/*.jpg, stanford_cars/cars_test/*.jpg, stanford_cars/devkit/cars_meta.mat, "
@@ -16,7 +17,7 @@ FILES = (
 def load(root: Path, seed: int) -> Splits:
     """The official split. The authors' address is dead: the files must be put there by hand."""
     train, test = (
-        fetch("cars", root, FILES, lambda download, part=part: StanfordCars(root, part, download=download))
+        fetch("cars", root, FILES, lambda at, download, part=part: StanfordCars(at, part, download=download))
         for part in ("train", "test")
     )
     train_paths, train_labels = map(list, zip(*train._samples, strict=True))

@@ -5,8 +5,9 @@ from typing import Any
 
 from torchvision.datasets import CelebA
 
+from tinytl.data.download import fetch
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, fetch
+from tinytl.data.splits import Splits
 
 FILES = (
     "celeba/img_align_celeba/*.jpg, celeba/list_attr_celeba.txt, celeba/list_eval_partition.txt, "
@@ -17,7 +18,7 @@ FILES = (
 def load(root: Path, seed: int) -> Splits:
     """Training and test set; every target is a float tensor of 40 zeros and ones."""
     train, test = (
-        fetch("celeba", root, FILES, lambda download, part=part: CelebA(root, part, download=download))
+        fetch("celeba", root, FILES, lambda at, download, part=part: CelebA(at, part, download=download))
         for part in ("train", "test")
     )
     names = tuple(name for name in train.attr_names if name)

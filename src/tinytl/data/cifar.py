@@ -5,8 +5,9 @@ from pathlib import Path
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from tinytl.data.download import fetch
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, fetch
+from tinytl.data.splits import Splits
 
 
 def load_cifar10(root: Path, seed: int) -> Splits:
@@ -21,7 +22,7 @@ def load_cifar100(root: Path, seed: int) -> Splits:
 
 def _load(name: str, make: type[CIFAR10], root: Path, files: str) -> Splits:
     train, test = (
-        fetch(name, root, files, lambda download, part=part: make(root, train=part, download=download))
+        fetch(name, root, files, lambda at, download, part=part: make(at, train=part, download=download))
         for part in (True, False)
     )
     return Splits(

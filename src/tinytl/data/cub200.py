@@ -20,7 +20,10 @@ def load(root: Path, seed: int) -> Splits:
             f"(from the Caltech data repository, data.caltech.edu) into {root}"
         )
     paths, labels, is_train, names = (_column(folder / name) for name in LISTS)
-    rows = [(folder / "images" / paths[i], int(labels[i]) - 1, is_train[i] == "1") for i in paths]
+    try:
+        rows = [(folder / "images" / paths[i], int(labels[i]) - 1, is_train[i] == "1") for i in paths]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"data=cub200: the lists in {folder} do not fit together ({error})") from error
     train_labels = [label for _, label, train in rows if train]
     return Splits(
         Images([path for path, _, train in rows if train], train_labels),

@@ -102,10 +102,10 @@ def _label(splits: Splits, position: int) -> int:
 class ImageDataModule(LightningDataModule):
     """Training, validation (where `val_fraction` > 0) and test batches of (B, 3, R, R) and targets.
 
-    The validation set is held out of the training set, every class alike, by `seed`; it sees the test
-    transforms. The last, smaller training batch is dropped unless it is the only one. Batches are
-    streamed in micro-batches of `micro_batch` images; so is evaluation, which then needs no more memory
-    than training.
+    The validation set is the data's own or, for `val_fraction` above 0, held out of the training set, every
+    class alike, by `seed`; it sees the test transforms. The last, smaller training batch is dropped unless
+    it is the only one. Batches are streamed in micro-batches of `micro_batch` images; so is evaluation, which
+    then needs no more memory than training.
 
     As a `stream` the training set comes without random transforms, in random order, or with `drift` a
     class after another; drift raises UserError where the data has no class numbers.
@@ -133,8 +133,8 @@ class ImageDataModule(LightningDataModule):
         self.workers, self.seed = workers, seed
         train: Sequence[int] = range(len(splits.train))
         val: Sequence[int] = ()
-        if val_fraction > 0:
-            train, val = held_out(len(train), val_fraction, splits.train_labels, seed)
+        if val_fraction > 0 and splits.val is None:
+            train, val = held_out(len(train), val_fraction, splits.train_labels, seed, splits.class_names)
         augment = train_transform(resolution, mean, std, crop_scale_min, flip, color_jitter)
         # images a training step sees; what is loaded at a time
         self.batch_size = min(batch_size, len(train))
@@ -144,6 +144,8 @@ class ImageDataModule(LightningDataModule):
         self.drifting = [_label(splits, i) for i in train] if drift else None
         self.plain_train_set = Transformed(splits.train, train, plain)
         self.val_set = Transformed(splits.train, val, plain)
+        if splits.val is not None:
+            self.val_set = Transformed(splits.val, range(len(splits.val)), plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
         self._place = {"epoch": 0, "batches": 0}  # where training begins: the epoch, and its batches seen
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torchvision.datasets import Flowers102
 
+from tinytl.data.download import fetch
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, fetch
+from tinytl.data.splits import Splits
 
 FILES = "flowers-102/jpg/*.jpg, flowers-102/imagelabels.mat, flowers-102/setid.mat"
 
@@ -14,7 +15,10 @@ def load(root: Path, seed: int) -> Splits:
     """Train and val together, as in the paper; the official test set."""
     parts = [
         fetch(
-            "flowers102", root, FILES, lambda download, part=part: Flowers102(root, part, download=download)
+            "flowers102",
+            root,
+            FILES,
+            lambda at, download, part=part: Flowers102(at, part, download=download),
         )
         for part in ("train", "val", "test")
     ]

@@ -1,61 +1,129 @@
 """Your own images: one folder per class."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
-
+from tinytl.data.classes import ClassFolders, class_folders, match
 from tinytl.data.images import Images
+from tinytl.data.left_out import left_out_line
+from tinytl.data.parts import Part, find_parts, part_of
 from tinytl.data.splits import Splits, held_out
-from tinytl.errors import UserError
+from tinytl.data.tree import Folder, read_tree
+from tinytl.errors import UserError, printable
 
+MOST_NAMES = 3  # of folders in one line
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the test set is the same for every run
-TEST_FOLDERS = ("test", "val", "valid")
 
 
 def load(root: Path, seed: int) -> Splits:
-    """`root/train` and `root/test` (or `val`) with a folder per class in each, or the classes in `root`.
+    """Training, test and perhaps validation set from folders of images.
 
-    Without a test folder a fixed fifth of every class is held out. Raises UserError where there are no
-    class folders, a class is empty, or the two sides have different classes.
+    `root` holds a folder for each part (train, test, val, in their usual spellings and cases) with a folder
+    per class in each; or the class folders. Without a test folder val is the test set; without both a fixed
+    fifth of every class is held out. Raises UserError, naming the folder that was probably meant, where the
+    folders cannot be read so.
     """
-    if not root.is_dir():
-        raise UserError(f"data.root={root}: no such folder")
-    test_root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if test_root is None or not (root / "train").is_dir():
-        return _split(root)
-    names, paths, labels = _read(root / "train")
-    test_names, test_paths, test_labels = _read(test_root)
-    if names != test_names:
-        odd = sorted(set(names) ^ set(test_names))[0]
-        raise UserError(f"data.root={root}: class {odd} is in only one of train and {test_root.name}")
-    return Splits(Images(paths, labels), Images(test_paths, test_labels), names, train_labels=labels)
+    tree = read_tree(root)
+    parts = find_parts(tree)
+    if not parts or _is_class_called_train(tree, parts):
+        return _hold_out(tree, tree)
+    if "train" not in parts:
+        names = ", ".join(folder.name for folder in parts.values())
+        raise UserError(f"{tree.label}: {names} but no train folder; classes to train on go into train/CLASS")
+    others = [folder for folder in tree.filled() if folder not in parts.values()]
+    if len(parts) > 1:
+        return _parts(tree, parts, others)
+    if others:
+        names = f"{others[0].name} beside {parts['train'].name}"
+        raise UserError(
+            f"{tree.label}: {names} is neither a test nor a val folder; rename it or move it away"
+        )
+    return _hold_out(tree, parts["train"])
 
 
-def _split(root: Path) -> Splits:
-    names, paths, labels = _read(root)
-    train, test = held_out(len(paths), TEST_FRACTION, labels, SPLIT_SEED)
-    train_labels = [labels[i] for i in train]
+def _is_class_called_train(root: Folder, parts: dict[Part, Folder]) -> bool:
+    """As among bus, car and train: the folder holds images itself, and stands among others that do."""
+    others = [folder for folder in root.filled() if folder is not parts.get("train")]
+    return set(parts) == {"train"} and bool(parts["train"].images) and any(folder.images for folder in others)
+
+
+def _parts(root: Folder, parts: dict[Part, Folder], others: list[Folder]) -> Splits:
+    """The sets as the folders give them; the `others` belong to none."""
+    train = class_folders(parts["train"])
+    notes = _class_notes(parts["train"])
+    val = None
+    if "test" in parts and "val" in parts:
+        val, val_notes = match(parts["val"], train)
+        notes += val_notes
+    elif "val" in parts:
+        notes.append(f"{root.label}: no test folder: {parts['val'].name} is the test set")
+    test, test_notes = match(parts.get("test") or parts["val"], train)
+    no_class = [path for folder in (root, *parts.values()) for path in folder.images]
+    no_class += [path for folder in others for path in folder.all_images()]
     return Splits(
-        Images([paths[i] for i in train], train_labels),
-        Images([paths[i] for i in test], [labels[i] for i in test]),
-        names,
-        train_labels=train_labels,
+        train.images,
+        test,
+        train.names,
+        train_labels=train.images.targets,
+        val=val,
+        notes=_lines(left_out_line(root, root.all_folders(), no_class), *notes, *test_notes),
     )
 
 
-def _read(root: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """(class names, paths, labels), sorted by name."""
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if not folders:
-        raise UserError(f"data.root={root}: no class folders in it (one folder of images per class)")
-    suffixes = Image.registered_extensions()
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-        if not images:
-            raise UserError(f"{folder}: a class folder without images")
-        paths += images
-        labels += [label] * len(images)
-    return tuple(folder.name for folder in folders), paths, labels
+def _hold_out(root: Folder, train: Folder) -> Splits:
+    """The class folders in `train`, a fifth of each held out as the test set."""
+    classes = class_folders(train)
+    paths, labels = classes.images.images, classes.images.targets
+    kept, out = held_out(len(paths), TEST_FRACTION, labels, SPLIT_SEED, classes.names)
+    no_class = {*root.images, *train.images}
+    return Splits(
+        _some(classes, kept),
+        _some(classes, out),
+        classes.names,
+        train_labels=[labels[i] for i in kept],
+        notes=_lines(
+            left_out_line(root, root.all_folders(), sorted(no_class)),
+            f"{root.label}: no test folder: a fixed fifth of every class is held out as the test set",
+            _beside(root),
+            *_class_notes(train),
+        ),
+    )
+
+
+def _some(classes: ClassFolders, positions: Iterable[int]) -> Images:
+    images = classes.images
+    return Images([images.images[i] for i in positions], [images.targets[i] for i in positions])
+
+
+def _class_notes(parent: Folder) -> list[str]:
+    """A line where classes are made of several folders: perhaps other folders were meant as the classes."""
+    classes = {folder.name: folder.filled() for folder in parent.filled() if not folder.images}
+    several = {name: [folder.name for folder in inner] for name, inner in classes.items() if len(inner) > 1}
+    if not several:
+        return []
+    inner = list(dict.fromkeys(name for names in several.values() for name in names))
+    alike = len(several) > 1 and all(names == inner for names in several.values())
+    names = f"{_some_names(list(several))} ({_some_names(inner)})"
+    doubt = "; are they parts of a split? Call them train and test" if alike else ""
+    return [f"{parent.label}: each one class, with the folders in it: {names}{doubt}"]
+
+
+def _some_names(names: list[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+
+
+def _beside(root: Folder) -> str | None:
+    """A line where `root` is the train folder of a split whose other folders lie beside it."""
+    path = root.path.resolve()
+    if part_of(path.name) is None:
+        return None
+    siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir() and p != path and part_of(p.name))
+    if not siblings:
+        return None
+    names = ", ".join(map(printable, siblings))
+    return f"{root.label}: {names} beside it not used; data.root={printable(path.parent)} uses all"
+
+
+def _lines(*lines: str | None) -> tuple[str, ...]:
+    return tuple(line for line in lines if line)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torchvision.datasets import Food101
 
+from tinytl.data.download import fetch
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, fetch
+from tinytl.data.splits import Splits
 
 FILES = "food-101/images/CLASS/*.jpg, food-101/meta/train.json, food-101/meta/test.json, food-101/meta/*.txt"
 
@@ -13,7 +14,7 @@ FILES = "food-101/images/CLASS/*.jpg, food-101/meta/train.json, food-101/meta/te
 def load(root: Path, seed: int) -> Splits:
     """The official split."""
     train, test = (
-        fetch("food101", root, FILES, lambda download, part=part: Food101(root, part, download=download))
+        fetch("food101", root, FILES, lambda at, download, part=part: Food101(at, part, download=download))
         for part in ("train", "test")
     )
     return Splits(

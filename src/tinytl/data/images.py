@@ -8,25 +8,16 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from tinytl.errors import UserError
+from tinytl.data.decoding import open_rgb, readable
+from tinytl.data.pixels import to_rgb
 
-
-def open_rgb(path: str | Path) -> Image.Image:
-    """Decode an image file to RGB. Raises UserError naming the file where that fails."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for broken files
-        reason = str(error).splitlines()[0].removesuffix(f" {str(path)!r}")
-        raise UserError(f"{path}: not a readable image ({reason})") from error
+Source = Image.Image | str | Path | Callable[[], Image.Image]
 
 
 class Images(Dataset):
     """(RGB image, target) pairs; an image is one in memory, the path of a file, or drawn when called."""
 
-    def __init__(
-        self, images: Sequence[Image.Image | str | Path | Callable[[], Image.Image]], targets: Sequence[Any]
-    ) -> None:
+    def __init__(self, images: Sequence[Source], targets: Sequence[Any]) -> None:
         self.images, self.targets = images, targets
 
     def __len__(self) -> int:
@@ -37,7 +28,8 @@ class Images(Dataset):
         if isinstance(source, str | Path):
             return open_rgb(source), self.targets[index]
         image = source() if callable(source) else source
-        return image.convert("RGB"), self.targets[index]
+        with readable(f"image {index}, in memory"):
+            return to_rgb(image), self.targets[index]
 
 
 class Transformed(Dataset):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torchvision.datasets import OxfordIIITPet
 
+from tinytl.data.download import fetch
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, fetch
+from tinytl.data.splits import Splits
 
 FILES = "oxford-iiit-pet/images/*.jpg, oxford-iiit-pet/annotations/trainval.txt and test.txt"
 
@@ -13,7 +14,12 @@ FILES = "oxford-iiit-pet/images/*.jpg, oxford-iiit-pet/annotations/trainval.txt 
 def load(root: Path, seed: int) -> Splits:
     """Trainval and test."""
     train, test = (
-        fetch("pets", root, FILES, lambda download, part=part: OxfordIIITPet(root, part, download=download))
+        fetch(
+            "pets",
+            root,
+            FILES,
+            lambda at, download, part=part: OxfordIIITPet(at, part, download=download),
+        )
         for part in ("trainval", "test")
     )
     return Splits(

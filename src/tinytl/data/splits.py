@@ -1,10 +1,8 @@
 """What every data source returns, and what they share."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy
 from sklearn.model_selection import train_test_split
@@ -12,15 +10,15 @@ from sklearn.model_selection import train_test_split
 from tinytl.data.images import Images
 from tinytl.errors import UserError
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Splits:
     """Training and test set of (RGB image, target) pairs, without transforms.
 
     A target is a class number, or for a multilabel task a float tensor of 0 and 1, shape (labels,).
-    `train_labels` are the class numbers of the training set, for stratified splits.
+    `train_labels` are the class numbers of the training set, for stratified splits. `val` is the
+    validation set where the data have one of their own; None: it is held out of the training set. `notes`
+    are lines on the data that the user should read.
     """
 
     train: Images
@@ -28,38 +26,32 @@ class Splits:
     class_names: tuple[str, ...]
     task: Literal["multiclass", "multilabel"] = "multiclass"
     train_labels: Sequence[int] | None = None
+    val: Images | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, Images]:
+        """`train`, `test`, and `val` where the data have it."""
+        return {"train": self.train, "test": self.test, **({"val": self.val} if self.val is not None else {})}
 
 
 def held_out(
-    size: int, fraction: float, labels: Sequence[int] | None, seed: int
+    size: int, fraction: float, labels: Sequence[int] | None, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[Sequence[int], Sequence[int]]:
     """(kept, held out) positions: a random `fraction`, of every class alike where labels are known.
 
-    Raises UserError where there are too few images to leave one of each class on both sides.
+    Raises UserError, naming a class, where there are too few images to leave one of each on both sides.
     """
-    classes = 1 if labels is None else len(set(labels))
-    count = max(round(size * fraction), classes)
-    if size - count < classes or (
-        labels is not None and min(numpy.unique(labels, return_counts=True)[1]) < 2
-    ):
-        raise UserError(f"{size} images in {classes} classes are too few to hold out {fraction:.0%} of each")
+    numbers, sizes = numpy.unique([0] * size if labels is None else labels, return_counts=True)
+    if size == 0 or (sizes.min() < 2 and labels is not None):
+        smallest = int(numbers[sizes.argmin()]) if size else 0
+        name = class_names[smallest] if class_names else smallest
+        found = f"class {name} has one image" if size else "no images"
+        raise UserError(f"{found}: too few to hold out {fraction:.0%} of every class")
+    count = max(round(size * fraction), len(numbers))
+    if size - count < len(numbers):
+        raise UserError(
+            f"{size} images in {len(numbers)} classes are too few to hold out {fraction:.0%} of each"
+        )
     kept, out = train_test_split(numpy.arange(size), test_size=count, random_state=seed, stratify=labels)
     return sorted(map(int, kept)), sorted(map(int, out))
-
-
-def fetch(name: str, root: Path, files: str, make: Callable[[bool], Any]) -> Any:
-    """What `make(download)` returns: from the disk, else by download.
-
-    Raises UserError that says which `files` to put under `root` where it can be had neither way.
-    """
-    try:
-        return make(False)
-    except (RuntimeError, FileNotFoundError):
-        log.warning("data=%s is not in %s: downloading", name, root)
-    try:
-        return make(True)
-    except Exception as error:  # dead address, no network, changed file: every host fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"data={name} is not in {root} and cannot be downloaded ({reason}); put into {root}: {files}"
-        ) from error

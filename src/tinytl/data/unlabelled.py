@@ -1,12 +1,11 @@
 """Images without labels, wherever they lie below a folder: to adapt a network's norms on."""
 
-import os
 from pathlib import Path
 
-from PIL import Image
-
 from tinytl.data.images import Images
+from tinytl.data.left_out import left_out_line
 from tinytl.data.splits import Splits, held_out
+from tinytl.data.tree import read_tree
 from tinytl.errors import UserError
 
 TEST_IMAGES = 500  # at most, and at most a tenth
@@ -18,14 +17,15 @@ def load(root: Path, seed: int) -> Splits:
 
     Raises UserError where there are fewer than ten.
     """
-    suffixes = Image.registered_extensions()
-    files = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
-    paths = sorted(path for path in files if path.suffix.lower() in suffixes)
+    tree = read_tree(root)
+    paths = tree.all_images()
+    line = left_out_line(tree, tree.all_folders())
     if len(paths) < 10:
-        raise UserError(f"data.root={root}: {len(paths)} images below it; at least ten are needed")
+        left_out = f" ({line.removeprefix(f'{tree.label}: ')})" if line else ""
+        raise UserError(f"{tree.label}: {len(paths)} images below it; at least ten are needed{left_out}")
     fraction = min(0.1, TEST_IMAGES / len(paths))
     train, test = (
         Images([paths[i] for i in part], [0] * len(part))
         for part in held_out(len(paths), fraction, None, SPLIT_SEED)
     )
-    return Splits(train, test, ("image",))
+    return Splits(train, test, ("image",), notes=(line,) if line else ())

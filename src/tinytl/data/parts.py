@@ -1,0 +1,37 @@
+"""The folders of a split by their usual names: train, test and val, in any case and spelling."""
+
+import re
+from typing import Literal
+
+from tinytl.data.tree import Folder
+from tinytl.errors import UserError
+
+Part = Literal["train", "test", "val"]
+SPELLINGS: dict[Part, str] = {
+    "train": "train|training|trn|trainval",
+    "test": "test|tests|testing|tst|eval|evaluation|holdout|hold_out",
+    "val": "val|valid|validation|validate|validating|dev|devel",
+}
+BEFORE = r"(\d+[ _.-]*)?"  # 1_train, 2_test
+AFTER = "([ _-]?(set|split|data|dataset|images|imgs|folder))?"  # train_set, training-data, TestImages
+
+
+def part_of(name: str) -> Part | None:
+    """Which part of a split a folder's name says it is."""
+    for part, spellings in SPELLINGS.items():
+        if re.fullmatch(f"{BEFORE}({spellings}){AFTER}", name.strip().lower()):
+            return part
+    return None
+
+
+def find_parts(root: Folder) -> dict[Part, Folder]:
+    """The folders in `root` that are named like parts. Raises UserError where two claim to be the same."""
+    parts: dict[Part, Folder] = {}
+    for folder in root.folders:
+        part = part_of(folder.path.name)
+        if part in parts:
+            both = f"{parts[part].name} and {folder.name}"
+            raise UserError(f"{root.label}: {both} both look like the {part} set; only one can be")
+        if part:
+            parts[part] = folder
+    return parts

@@ -1,0 +1,71 @@
+"""Lines on data that can be trained on, but may not give what one expects."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy
+
+from tinytl.data.images import Images
+from tinytl.data.splits import Splits
+from tinytl.errors import printable
+
+FEW_IMAGES = 5  # of a class: fewer are named
+GREAT_IMBALANCE = 10  # times as many images in the largest class as in the smallest
+MOST_NAMED = 5  # classes in one line
+
+
+def remarks(splits: Splits, contents: Mapping[str, Sequence[bytes]]) -> Iterator[str]:
+    """Copies of images, small classes and imbalance, each in one line.
+
+    `contents` holds for each part what tells its images apart, in order.
+    """
+    for part, other in (("test", "train"), ("val", "train"), ("test", "val")):
+        if part in splits.parts and other in splits.parts:
+            yield from _copies(splits.parts, contents, part, other)
+    if splits.train_labels is not None:
+        yield from _two_classes(splits, contents["train"])
+        sizes = numpy.bincount(splits.train_labels, minlength=len(splits.class_names))
+        yield from _sizes(sizes.tolist(), splits.class_names)
+
+
+def _copies(
+    parts: Mapping[str, Images], contents: Mapping[str, Sequence[bytes]], part: str, other: str
+) -> Iterator[str]:
+    positions = {content: i for i, content in enumerate(contents[other])}
+    copies = [i for i, content in enumerate(contents[part]) if content in positions]
+    if copies:
+        first = _name(parts[part], copies[0])
+        original = _name(parts[other], positions[contents[part][copies[0]]])
+        count = f"1 {part} image is a copy" if len(copies) == 1 else f"{len(copies)} {part} images are copies"
+        yield f"{count} of {other} images, for example {first} of {original}"
+
+
+def _two_classes(splits: Splits, contents: Sequence[bytes]) -> Iterator[str]:
+    """Copies of one training image under different labels."""
+    labels, first = splits.train_labels or (), {}
+    pairs = [(i, first.setdefault(content, i)) for i, content in enumerate(contents)]
+    pairs = [(i, original) for i, original in pairs if labels[i] != labels[original]]
+    if pairs:
+        copy, original = (_name(splits.train, i) for i in pairs[0])
+        count = (
+            "1 training image is a copy" if len(pairs) == 1 else f"{len(pairs)} training images are copies"
+        )
+        yield f"{count} of images of another class, for example {copy} of {original}"
+
+
+def _sizes(sizes: list[int], names: Sequence[str]) -> Iterator[str]:
+    """Remarks on the numbers of training images by class."""
+    few = [f"{names[label]} ({size})" for label, size in enumerate(sizes) if size < FEW_IMAGES]
+    if few:
+        more = ", ..." if len(few) > MOST_NAMED else ""
+        classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+        yield f"{classes} fewer than {FEW_IMAGES} training images: {', '.join(few[:MOST_NAMED])}{more}"
+    least, most = min(sizes), max(sizes)
+    if most > GREAT_IMBALANCE * least:
+        small, large = names[sizes.index(least)], names[sizes.index(most)]
+        yield f"great imbalance: class {large} has {most} training images, class {small} has {least}"
+
+
+def _name(images: Images, position: int) -> str:
+    source = images.images[position]
+    return printable(source) if isinstance(source, str | Path) else f"image {position}"

@@ -1,0 +1,140 @@
+"""What lies below a folder: images, folders, and what is left out."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinytl.data.formats import image_suffixes
+from tinytl.errors import UserError, printable
+
+# Written by operating systems, archivers and notebooks; compared in lower case.
+LITTER = {
+    *("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information", "#recycle"),
+    *("__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
+NO_SUFFIX = "file without a suffix"
+BROKEN_LINK = "broken link"
+LINK_BACK = "link back to a folder that holds it"
+SPECIAL = "pipe, socket or device"
+CLASS_DEPTH = 2  # of root/train/class, the deepest place of a class's folder
+MOST_ENTRIES = 20_000_000  # more is no folder of images but a whole disk
+
+
+@dataclass(eq=False)
+class Folder:
+    """A folder as it was found. `images` lie directly in it, `folders` too; both are sorted by name.
+
+    Links to missing targets are among `images` if they are named like images: they cannot be read.
+    `left_out` are the entries that count for nothing, by kind: a suffix, or a noun.
+    """
+
+    path: Path
+    is_root: bool = False
+    images: list[Path] = field(default_factory=list)
+    folders: list["Folder"] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return printable(self.path.name)
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f"data.root={printable(self.path)}" if self.is_root else printable(self.path)
+
+    def all_folders(self) -> Iterator["Folder"]:
+        """This folder and all below it."""
+        yield self
+        for folder in self.folders:
+            yield from folder.all_folders()
+
+    def all_images(self) -> list[Path]:
+        """The images at any depth, sorted."""
+        return sorted(path for folder in self.all_folders() for path in folder.images)
+
+    def filled(self) -> list["Folder"]:
+        """The folders directly in it that hold images at some depth."""
+        return [folder for folder in self.folders if any(inner.images for inner in folder.all_folders())]
+
+
+def read_tree(root: Path) -> Folder:
+    """Everything below `root`. Raises UserError where it is no folder, or cannot be read.
+
+    Left out are hidden files and folders, the litter of operating systems and files of other kinds. Links
+    are followed, but never back into a folder that holds them.
+    """
+    if not root.is_dir():
+        reason = "a file, not a folder" if root.exists() else "no such folder"
+        raise UserError(f"data.root={printable(root)}: {reason}")
+    real = os.path.realpath(root)
+    tree = Folder(root, is_root=True)
+    _Reader().fill(tree, {real, *map(str, Path(real).parents)}, depth=0)
+    return tree
+
+
+class _Reader:
+    """Fills folders with what lies in them, all the way down, and counts the entries."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+
+    def fill(self, folder: Folder, entered: set[str], depth: int) -> None:
+        """`entered` holds the resolved paths of folders that must not be read again."""
+        try:
+            with os.scandir(folder.path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{folder.label}: cannot be read ({error.strerror})") from error
+        self.entries += len(found)
+        if self.entries > MOST_ENTRIES:
+            raise UserError(f"{folder.label}: more than {MOST_ENTRIES:,} files by here; is it a whole disk?")
+        for entry in found:
+            kind = _kind(entry)
+            if kind == "image":
+                folder.images.append(folder.path / entry.name)
+            elif kind == "folder":
+                self._enter(folder, entry.name, entered, depth + 1)
+            else:
+                folder.left_out.setdefault(kind, []).append(folder.path / entry.name)
+
+    def _enter(self, parent: Folder, name: str, entered: set[str], depth: int) -> None:
+        folder = Folder(parent.path / name)
+        real = os.path.realpath(folder.path)
+        if real in entered:
+            parent.left_out.setdefault(LINK_BACK, []).append(folder.path)
+            return
+        # Two classes, or two parts, may be links to one folder. Further in each folder is read once, or
+        # links among many folders would multiply them.
+        inner = entered if depth > CLASS_DEPTH else set(entered)
+        inner.add(real)
+        self.fill(folder, inner, depth)
+        parent.folders.append(folder)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """`image`, `folder`, or as what an entry is left out."""
+    is_folder, is_file = _is(entry.is_dir), _is(entry.is_file)
+    for adjective, found in (
+        ("system", entry.name.lower() in LITTER),
+        ("hidden", entry.name.startswith(".")),
+    ):
+        if found:
+            return f"{adjective} {'folder' if is_folder else 'file'}"
+    if is_folder:
+        return "folder"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    leads_nowhere = not is_file and entry.is_symlink() and not os.path.exists(entry.path)
+    if suffix in image_suffixes() and (is_file or leads_nowhere):
+        return "image"
+    if leads_nowhere:
+        return BROKEN_LINK
+    return (printable(suffix) or NO_SUFFIX) if is_file else SPECIAL  # opening a pipe would wait for ever
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a link that leads to itself
+        return False
