@@ -84,6 +84,8 @@ def check_data(cfg: Any, splits: Splits) -> None:
         raise UserError(
             f"{source}: the images have one class, {splits.class_names[0]}; nothing tells it apart"
         )
+    if cfg.test_weights == "best" and splits.val is None and cfg.data.val_fraction == 0:
+        raise UserError("test_weights=best needs a validation set: data.val_fraction above 0")
     if cfg.data.drift and splits.train_labels is None:
         raise UserError("data.drift=true: the images have no single class to come and go")
     if splits.train_labels and not 0 <= min(splits.train_labels) <= max(splits.train_labels) < classes:
@@ -172,8 +174,6 @@ def _combinations(cfg: Any) -> None:
         raise UserError("classifier=class_means: images must have one class each, and be no stream")
     if cfg.data.drift and not cfg.data.stream:
         raise UserError("data.drift=true is the order of a stream: data.stream=true")
-    if cfg.test_weights == "best" and cfg.data.val_fraction == 0:
-        raise UserError("test_weights=best needs a validation set: data.val_fraction above 0")
     if cfg.test_weights == "best" and cfg.trainer.limit_val_batches == 0:
         raise UserError("test_weights=best needs validation: trainer.limit_val_batches above 0")
 

@@ -46,6 +46,7 @@ def job(cfg: Any, run: Run) -> Outcome:
     begun = time.perf_counter()
     folder = Path(cfg.output_dir) / cfg.name
     try:
+        check(cfg)
         with locked(folder):
             record, skipped = _ensure(cfg, run, folder)
     except InUse:
@@ -79,7 +80,6 @@ def _ensure(cfg: Any, run: Run, folder: Path) -> tuple[dict[str, Any], bool]:
     path = folder / "results.json"
     earlier = read_record(path)
     try:
-        check(cfg)
         mark = fingerprint(cfg)
     except UserError as error:
         record = _refused(cfg, error)

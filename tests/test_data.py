@@ -328,6 +328,8 @@ def test_random_crops_depend_on_seed_epoch_and_image_alone():
     first = epoch(1)
     assert torch.equal(first, epoch(1, state=5)) and torch.equal(first, epoch(1, workers=2))
     assert not torch.equal(first, epoch(2)) and not torch.equal(first, epoch(1, seed=1))
+    crops = [ImageDataModule(**common, seed=seed).train_set[0][0] for seed in (0, 1)]
+    assert not torch.equal(*crops)  # of the same image in the same epoch
 
 
 def test_processes_share_an_epoch(monkeypatch):

@@ -215,7 +215,7 @@ def test_two_processes_at_once_share_the_cache(tmp_path, cache_folder):
     workers = [context.Process(target=_inspect_all, args=(order, digests)) for order in (roots, roots[::-1])]
     for worker in workers:
         worker.start()
-    one, two = (digests.get(timeout=200) for _ in workers)
+    one, two = (digests.get(timeout=1500) for _ in workers)
     for worker in workers:
         worker.join(200)
     assert one == two[::-1]

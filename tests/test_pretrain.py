@@ -31,7 +31,7 @@ def pretrain(tmp_path, monkeypatch):
     def run(*arguments):
         command = [sys.executable, str(ROOT / "src" / "pretrain.py"), *FAST, *arguments, "name=run"]
         command.append(f"output_dir={tmp_path}")
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+        return subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=tmp_path)
 
     return run
 

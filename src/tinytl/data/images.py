@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -51,5 +52,10 @@ class Transformed(Dataset):
         image, target = self.dataset[self.positions[key % len(self)]]
         with torch.random.fork_rng(devices=()):
             # torch.manual_seed would seed accelerators too, with a formatted stack each: slow for every image
-            torch.default_generator.manual_seed(((self.seed << 40) + key) % 2**64)  # it takes 64 bits
+            torch.default_generator.manual_seed(_mixed(self.seed, key))
             return self.transform(image), target
+
+
+def _mixed(seed: int, key: int) -> int:
+    """A number of 32 bits, which is all that torch's generator on the CPU takes, that depends on both."""
+    return int(numpy.random.SeedSequence((seed, key)).generate_state(1)[0])

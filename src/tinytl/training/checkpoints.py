@@ -126,7 +126,7 @@ class Checkpoints(Callback):
         metrics = {
             name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")
         }
-        improved = self.monitor is not None and self._is_better(metrics)
+        improved = self.monitor in metrics and self._is_better(metrics)
         if improved:
             self.best_epoch, self.best_metrics = trainer.current_epoch + 1, metrics
         self._save_last(trainer)  # first: the best weights can be written again from it
