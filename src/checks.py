@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import timm
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,8 +17,11 @@ from error_lines import one_line, unknown_key
 from loader import find_loader
 from sizes import check_sizes
 from suggestions import did_you_mean
+from tinytl.backbones import checkpoints
+from tinytl.backbones.download import is_url
 from tinytl.backbones.norms import NORM_NAMES
 from tinytl.backbones.quantize import QUANTIZERS
+from tinytl.backbones.spec import EMBEDDED
 from tinytl.data.splits import Splits
 from tinytl.errors import UserError
 from tinytl.methods import AUTO, METHODS
@@ -64,6 +68,14 @@ def check(cfg: Any) -> None:
     find_loader(cfg.data.loader)
     _combinations(cfg)
     check_sizes(cfg)
+
+
+def check_starting_weights(cfg: Any) -> None:
+    """Raise UserError where the file of starting weights is not there or cannot be read, sooner than data are."""
+    source = cfg.checkpoint
+    elsewhere = source in (None, EMBEDDED) or is_url(source) or timm.is_model_pretrained(source)
+    if not elsewhere:
+        checkpoints.read(source, cfg.model.name)
 
 
 def check_data(cfg: Any, splits: Splits) -> None:

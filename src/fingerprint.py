@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from loader import FOLDER_LOADER, load_data
 from run_settings import settings
+from tinytl.backbones.download import local_path
 
 SRC = Path(__file__).parent
 LIBRARY = SRC / "tinytl"
@@ -71,9 +73,9 @@ def _syntax(node: Any) -> Any:
 
 @cache
 def _file(source: str | None) -> str:
-    """Content of a checkpoint on the disk, otherwise its name."""
-    path = Path(source or "")
-    return _sha(path.read_bytes()) if path.is_file() else str(source)
+    """Content of a checkpoint on the disk, otherwise its name or address."""
+    path = None if source is None else local_path(source)
+    return _sha(path.read_bytes()) if path is not None and os.path.isfile(path) else str(source)
 
 
 def _sha(content: bytes) -> str:

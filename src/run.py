@@ -28,7 +28,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import config
 import plan
 import tracking
-from checks import check, check_data
+from checks import check, check_data, check_starting_weights
 from command_line import guarded, one_line_errors
 from fingerprint import data_digest, fingerprint
 from jobs import job
@@ -110,6 +110,7 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
     begun = False
     with StopRequests() as stop:
         try:
+            check_starting_weights(cfg)
             start.check_data(data_digest(cfg))
             record |= {"fingerprint": fingerprint(cfg), "provenance": provenance(), "data": described(cfg)}
             job = (make or build)(cfg, Place(folder, start, asked, stop))
