@@ -71,11 +71,11 @@ def check(cfg: Any) -> None:
 
 
 def check_starting_weights(cfg: Any) -> None:
-    """Raise UserError where the file of starting weights is not there or cannot be read, sooner than data are."""
+    """Raise UserError where a file of starting weights cannot be read; the data are read after that."""
     source = cfg.checkpoint
-    elsewhere = source in (None, EMBEDDED) or is_url(source) or timm.is_model_pretrained(source)
-    if not elsewhere:
-        checkpoints.read(source, cfg.model.name)
+    if source is None or source == EMBEDDED or is_url(source) or timm.is_model_pretrained(source):
+        return
+    checkpoints.read(source, cfg.model.name)
 
 
 def check_data(cfg: Any, splits: Splits) -> None:

@@ -35,6 +35,12 @@ def load_multiclass(root, seed):
                   train_labels=labels[:16])  # fmt: skip
 
 
+def load_validated(root, seed):
+    """16 + 6 images, and 5 to validate on."""
+    splits = load_multiclass(root, seed)
+    return replace(splits, val=Images(splits.test.images[:5], splits.test.targets[:5]))
+
+
 def load_multilabel(root, seed):
     """16 + 6 images with 40 attributes."""
     images, targets = _noise(22), list((torch.arange(22 * 40).reshape(22, 40) % 3 == 0).float())

@@ -87,6 +87,8 @@ def main() -> int:
         tempfile.TemporaryDirectory() as here,
         tempfile.TemporaryDirectory(dir=options.elsewhere) as elsewhere,
     ):
+        for settings in cases.values():
+            predict_memory(settings)
         whole = {
             name: uninterrupted(Path(here) / "whole" / name, settings) for name, settings in cases.items()
         }
@@ -98,6 +100,14 @@ def main() -> int:
             print(f"\r{kills} of {options.n} kills, {faults} faults", end="", file=sys.stderr, flush=True)
             shutil.rmtree(root)
     return show(tallies)
+
+
+def predict_memory(settings: list[str]) -> None:
+    """Let the forked processes find the predicted memory, which takes seconds, in this one's cache."""
+    with initialize_config_dir(str(processes.ROOT / "conf"), version_base="1.3"):
+        for point in points({}, [{}], arguments(settings)[1:]):
+            plan.make(compose("config", point), num_classes=10)
+    GlobalHydra.instance().clear()
 
 
 @dataclass
@@ -119,8 +129,8 @@ def uninterrupted(folder: Path, settings: list[str]) -> Whole:
 
 def arguments(settings: list[str], *more: str) -> list[str]:
     """The command line of a case."""
-    how = ["-m"] if "sweep=kills" in settings else ["name=x"]
-    return [*how, *COMMON, *settings, "output_dir=outputs", *more]
+    how = "-m" if "sweep=kills" in settings else "name=x"
+    return [how, *COMMON, *settings, "output_dir=outputs", *more]
 
 
 def results(folder: Path) -> dict[str, Any]:

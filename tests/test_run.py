@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_data import FAKE
 from pytorch_lightning import Trainer
+from safetensors import safe_open
 from torch.utils.data import DataLoader
 
 import bounds
@@ -256,7 +257,7 @@ def test_records(ran, tmp_path):
     """results.json is complete, and W&B offline mirrors it."""
     results = ran("wandb.mode=offline", *FAKE, "data.val_fraction=0.2")
     keys = {"status", "sweep", "fingerprint", "config", "provenance", "metrics", "curves", "memory", "params"}
-    assert set(results) == {*keys, "time", "asked"}
+    assert set(results) == {*keys, "time", "asked", "data"}
     assert results["curves"]["epoch"] == [1]
     assert results["memory"]["activation_bits"] == {"ReLU": 1, "ReLU6": 1}  # the paper's Table 1
     assert {"val/top1", "val/loss", "test/top1", "test/top5", "test/loss"} <= set(results["metrics"])
@@ -313,6 +314,45 @@ def test_checkpoints_hold_the_trainable_part(ran, tmp_path):
         assert sum(t.numel() for t in saved["state_dict"].values()) == results["params"]["trainable"]
     again = ran("method=bias", f"checkpoint={tmp_path}/run/checkpoints/best.ckpt", "lr=1e-12", *FAKE)
     assert again["metrics"]["test/loss"] == pytest.approx(results["metrics"]["test/loss"], rel=1e-4)
+
+
+def test_top5_is_not_taken_for_top1():
+    """Where a first batch has all images right, both have counted the same; the next batches differ."""
+    module = ImageClassifier(
+        Linear(), "native", num_classes=10, task="multiclass", lr=1.0, batch_size=2, label_smoothing=0.0
+    )
+    targets = torch.arange(10)
+    right = torch.eye(10)
+    second = right + 2 * torch.eye(10).roll(1, dims=1)  # the right class comes second
+    module.val_metrics.update(right[:2], targets[:2])
+    module.val_metrics.update(second, targets)
+    figures = {name: value.item() for name, value in module.val_metrics.compute().items()}
+    assert figures == pytest.approx({"val/top1": 2 / 12, "val/top5": 1.0})
+
+
+def test_the_validation_set_of_the_data_is_used(ran, monkeypatch, tmp_path):
+    """Where there is one none is held out: all 16 images train."""
+    results = ran(*FAKE, "data.loader=fake_data.load_validated", "data.val_fraction=0.2")
+    assert results["data"]["images"] == {"train": 16, "test": 6, "val": 5}
+    assert "val/top1" in results["metrics"] and results["metrics"]["test/weights"] == "best"
+
+
+def test_mean_and_deviation_are_knobs_and_come_back_with_the_weights(ran, tmp_path):
+    pixels = ["data.mean=[0.1,0.2,0.3]", "data.std=[1,1,0.5]", "lr=1e-3"]
+    first = ran(*FAKE, *pixels)
+    weights = tmp_path / "weights.safetensors"
+    (tmp_path / "run" / "checkpoints" / "weights.safetensors").rename(weights)
+    with safe_open(weights, "pt") as file:
+        record = json.loads(file.metadata()["tinytl"])
+    assert (record["mean"], record["std"]) == ([0.1, 0.2, 0.3], [1, 1, 0.5])
+    assert record["resolution"] == 32 and record["class_names"] == ["a", "b", "c"]
+    again = ran(*FAKE, f"checkpoint={weights}", "lr=1e-12")
+    assert again["metrics"]["test/loss"] == pytest.approx(first["metrics"]["test/loss"], rel=1e-4)
+
+
+def test_a_test_on_a_part_is_marked(ran):
+    assert ran(*FAKE, "batch_size=2", "trainer.limit_test_batches=2")["metrics"]["test/part"] == 2 / 3
+    assert "test/part" not in ran(*FAKE, "trainer.limit_test_batches=1.0")["metrics"]
 
 
 def test_same_seed_same_figures(ran):

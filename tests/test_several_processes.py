@@ -1,0 +1,28 @@
+"""One run in several processes: one voice, one record, figures of all of them."""
+
+import json
+import re
+
+from conftest import ROOT
+from fake_data import FAKE
+
+
+def test_two_processes_on_the_cpu(program, tmp_path, monkeypatch):
+    """With W&B as it is by default; each epoch is told once, and the weights of both are the same."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    settings = [*FAKE, "batch_size=2", "epochs=2", "data.val_fraction=0.2", "lr=1e-3", "dropout=0"]
+    done = program(*settings, "trainer.devices=2", "trainer.accelerator=cpu", "name=two")
+    assert done.returncode == 0, done.stderr
+    assert [len(re.findall(rf"^epoch {n}/2 ", done.stderr, re.MULTILINE)) for n in (1, 2)] == [1, 1]
+    assert done.stderr.count("What trains") == 1 and done.stderr.count("results: ") == 1
+    two = json.loads((tmp_path / "outputs" / "two" / "results.json").read_text())
+    assert two["status"] == "finished" and list(
+        (tmp_path / "outputs" / "two" / "wandb").glob("offline-run-*")
+    )
+    # Two processes with batches of 2 see the same images in a step as one with batches of 4.
+    done = program(*settings, "batch_size=4", "wandb=disabled", "name=one")
+    assert done.returncode == 0, done.stderr
+    one = json.loads((tmp_path / "outputs" / "one" / "results.json").read_text())
+    for curve in ("train/loss", "val/loss"):
+        for mine, theirs in zip(one["curves"][curve], two["curves"][curve], strict=True):
+            assert abs(mine - theirs) < 1e-3 * abs(mine), curve
