@@ -24,10 +24,14 @@ from typing import Any
 import processes  # first: it makes the program importable
 
 # isort: split
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
+import plan
 import run  # noqa: F401  (what the forked processes would import otherwise, each for itself)
 from command_line import key_values
+from hydra_plugins.grids import points
 from tinytl.files import UNFINISHED
 from tinytl.training.checkpoints import DamagedCheckpoint, read_checkpoint
 
