@@ -41,6 +41,10 @@ class Curves(Callback):
         """The last epoch's metrics, of validation and of the stream."""
         return {name: values[-1] for name, values in self.curves.items() if name.startswith(EVALUATED)}
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count the time within an epoch too: a checkpoint may be saved there."""
+        self.seconds = self._before + time.perf_counter() - self._begun
+
     def state_dict(self) -> dict[str, Any]:
         return {"curves": self.curves, "seconds": self.seconds}
 

@@ -12,6 +12,7 @@ work may be lost than `checkpoint_every_minutes` allows. Prints a table, and exi
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -36,7 +37,7 @@ from tinytl.files import UNFINISHED
 from tinytl.training.checkpoints import DamagedCheckpoint, read_checkpoint
 
 EVERY_MINUTES = 0.01
-SLOW = 2.0  # seconds beyond EVERY_MINUTES that a busy machine may need for steps and a validation
+SLOW = 5.0  # seconds beyond it for a step and a validation, on a busy machine
 COMMON = [
     *("resolution=32", "data.workers=0", f"checkpoint_every_minutes={EVERY_MINUTES}", "wandb=disabled"),
     *("epochs=3", "trainer.limit_train_batches=8", "trainer.limit_val_batches=1"),
@@ -158,7 +159,7 @@ def kill_and_go_on(
         signum = chance.choice(SIGNALS)
         while_writing = signum == signal.SIGKILL and chance.random() < 0.5
         wait_for_the_moment(folder, program, chance.uniform(0, whole.seconds), while_writing)
-        lost = unsaved_seconds(folder)
+        lost = None if resume else unsaved_seconds(folder, program)
         program.signal(signum)
         code = program.wait()
         tally.kills += 1
@@ -166,6 +167,8 @@ def kill_and_go_on(
         check_end(folder, signum, code, tally, program.said)
         if signum == signal.SIGKILL and lost is not None:
             tally.most_lost_seconds = max(tally.most_lost_seconds, lost)
+            if lost > 60 * EVERY_MINUTES + SLOW:
+                tally.faults.append(f"{lost:.1f} s of training were not saved")
         resume = ["resume=true"]
     program = processes.start(folder, arguments(settings, *resume))
     if code := program.wait():
@@ -193,10 +196,11 @@ def unfinished(folder: Path) -> list[Path]:
     return list((folder / "outputs").glob(f"*/**/.*{UNFINISHED}"))
 
 
-def unsaved_seconds(folder: Path) -> float | None:
-    """How long ago the newest state was saved; None: none yet."""
-    saved = [path.stat().st_mtime for path in (folder / "outputs").glob("*/checkpoints/last.ckpt")]
-    return time.time() - max(saved) if saved else None
+def unsaved_seconds(folder: Path, program: processes.Program) -> float | None:
+    """How long ago a single run in training saved its state; None: it has not begun, or has trained all."""
+    saved = [path.stat().st_mtime for path in (folder / "outputs" / "x").glob("checkpoints/last.ckpt")]
+    trained = re.search(r"^epoch (\d+)/\1 ", program.said, re.MULTILINE)
+    return time.time() - max(saved) if saved and not trained else None
 
 
 def check_end(folder: Path, signum: int, code: int, tally: Tally, said: str) -> None:
