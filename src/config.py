@@ -119,6 +119,7 @@ class TrainerConfig:
     devices: int = 1
     precision: str = "32-true"
     gradient_clip_val: float | None = None
+    deterministic: bool = False
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0
     limit_test_batches: int | float = 1.0
