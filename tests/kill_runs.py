@@ -9,6 +9,7 @@ the uninterrupted run, bit for bit; no file may be torn; exit codes must be thos
 work may be lost than `checkpoint_every_minutes` allows. Prints a table, and exits with 1 if anything differs.
 """
 
+import itertools
 import json
 import os
 import random
@@ -97,13 +98,18 @@ def main() -> int:
         whole = {
             name: uninterrupted(Path(here) / "whole" / name, settings) for name, settings in cases.items()
         }
-        for number in range(options.n):
+        for number in itertools.count():
             name = list(cases)[number % len(cases)]
             root = Path(elsewhere if number % 5 == 4 else here) / str(number)
             kill_and_go_on(root, cases[name], whole[name], tallies[name], chance)
-            kills, faults = number + 1, sum(len(t.faults) for t in tallies.values())
-            print(f"\r{kills} of {options.n} kills, {faults} faults", end="", file=sys.stderr, flush=True)
             shutil.rmtree(root)
+            kills, faults = (
+                sum(t.kills for t in tallies.values()),
+                sum(len(t.faults) for t in tallies.values()),
+            )
+            print(f"\r{kills} of {options.n} kills, {faults} faults", end="", file=sys.stderr, flush=True)
+            if kills >= options.n:
+                break
     return show(tallies)
 
 
