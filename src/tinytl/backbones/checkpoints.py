@@ -30,8 +30,8 @@ from tinytl.errors import UserError
 STARTING_POINTS = Path(__file__).parent / "starting_points"
 # what a folder may hold that was meant instead: of our runs, and of Hugging Face
 LIKELY_FILES = (
-    *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt"),
-    *("weights.safetensors", "model.safetensors", "pytorch_model.bin"),
+    *("weights.safetensors", "checkpoints/weights.safetensors", "best.ckpt", "last.ckpt"),
+    *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors", "pytorch_model.bin"),
 )
 
 
