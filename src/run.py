@@ -128,12 +128,15 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
                 mirror.finish(record, folder)
                 if elsewhere:
                     raise UserError(elsewhere)
-        except BaseException as error:
+        except BaseException as raised:
+            error = stop.cause_of(raised)
             if record["status"] != "finished":
                 record |= outcome_of(error, kills)
                 # A mistake that ends a run before it begins, and a resumed run that fails, cost no results.
                 if not start.keeps_results and (begun or not (folder / "results.json").exists()):
                     write_record(folder, record)
+            if error is not raised:
+                raise error from raised
             raise
     log.info("results: %s", folder / "results.json")
 

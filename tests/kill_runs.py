@@ -89,6 +89,7 @@ def main() -> int:
     chance = random.Random(options.seed)
     cases = {name: settings for name, settings in CASES.items() if options.only in name}
     tallies = {name: Tally() for name in cases}
+    known = dict.fromkeys(cases, 0)  # how many of its faults have been told
     with (
         tempfile.TemporaryDirectory() as here,
         tempfile.TemporaryDirectory(dir=options.elsewhere) as elsewhere,
@@ -103,6 +104,9 @@ def main() -> int:
             root = Path(elsewhere if number % 5 == 4 else here) / str(number)
             kill_and_go_on(root, cases[name], whole[name], tallies[name], chance)
             shutil.rmtree(root)
+            for fault in tallies[name].faults[known[name] :]:
+                print(f"\n{name}: {fault}", file=sys.stderr)
+            known[name] = len(tallies[name].faults)
             kills, faults = (
                 sum(t.kills for t in tallies.values()),
                 sum(len(t.faults) for t in tallies.values()),
@@ -243,10 +247,9 @@ def show(tallies: dict[str, Tally]) -> int:
         print(
             f"{name:28}{t.kills:6}{t.ended_before:9}{t.resumed:8}{t.most_lost_seconds:13.1f}{len(t.faults):7}"
         )
-    faults = [f"{name}: {fault}" for name, tally in tallies.items() for fault in tally.faults]
-    print(*faults, sep="\n")
+    faults = sum(len(tally.faults) for tally in tallies.values())
     kills = sum(tally.kills for tally in tallies.values())
-    print(f"{kills} kills, {len(faults)} faults (seed as given, {os.cpu_count()} cores)")
+    print(f"{kills} kills, {faults} faults ({os.cpu_count()} cores)")
     return 1 if faults else 0
 
 

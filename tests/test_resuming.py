@@ -307,3 +307,19 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_work(configur
     output = {"file": tmp_path / "file", "proc": "/proc/nowhere", "long": tmp_path / ("a" * 300)}[place]
     with pytest.raises(UserError, match=r"output_dir.* (cannot be written|is too long)"):
         run(configured(*FAKE, f"output_dir={output}"))
+
+
+def test_what_a_library_raises_when_it_is_stopped_is_no_failure(configured, tmp_path, monkeypatch):
+    """Lightning's teardown raises errors of its own where a signal comes before its loops are set up."""
+
+    def stopped(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def failing(*_, **__):
+        raise RuntimeError("Please call `iter(combined_loader)` first.")
+
+    monkeypatch.setattr("pytorch_lightning.loops.evaluation_loop._EvaluationLoop.setup_data", stopped)
+    monkeypatch.setattr("pytorch_lightning.loops.evaluation_loop._EvaluationLoop.teardown", failing)
+    with pytest.raises(Stopped):
+        run(configured(*LONG, "data.val_fraction=0"))
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "interrupted"

@@ -61,6 +61,12 @@ class StopRequests:
         if self.requested is not None:
             raise Stopped(self.requested)
 
+    def cause_of(self, error: BaseException) -> BaseException:
+        """`Stopped` for whatever a library raises when it is stopped at a bad moment; else the error itself."""
+        if self.requested is None or isinstance(error, Stopped):
+            return error
+        return Stopped(self.requested)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked process that has no handlers of its own yet
             if signum != signal.SIGINT:  # Ctrl-C reaches the parent too, which will end this process
