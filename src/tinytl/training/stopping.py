@@ -62,7 +62,7 @@ class StopRequests:
             raise Stopped(self.requested)
 
     def cause_of(self, error: BaseException) -> BaseException:
-        """`Stopped` for whatever a library raises when it is stopped at a bad moment; else the error itself."""
+        """`Stopped` for whatever a library raises when it is stopped; otherwise the error itself."""
         if self.requested is None or isinstance(error, Stopped):
             return error
         return Stopped(self.requested)
