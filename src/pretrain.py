@@ -6,10 +6,14 @@ python src/pretrain.py teacher=mobilenetv2_100.ra_in1k model=mobilenetv2_100 dat
 """
 
 import logging
+import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
 
 import run  # first: it makes torchvision importable beside a CPU-only torch
 
