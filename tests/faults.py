@@ -26,7 +26,7 @@ from command_line import key_values
 def main() -> int:
     """Run the cases, one after the other; return the exit code."""
     options = key_values(sys.argv[1:], Options)
-    cases = [case for case in CASES if options.only in case.name]
+    cases = [case for case in CASES if options.only in f"{case.name} {case.run.__module__}"]
     print(f"{'rows':8}{'':6} what was done, and what happened")
     with tempfile.TemporaryDirectory() as folder:
         outcomes = [tried(case, Place(Path(folder) / str(n), options)) for n, case in enumerate(cases)]

@@ -10,13 +10,14 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # this checkout's, whatever is installed
+
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
 
 # isort: split
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 torch.set_num_threads(1)  # a process that has run several threads cannot be forked
 
 

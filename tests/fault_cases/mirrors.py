@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import processes
+
 from .registry import LONG, SMALL, Place, case, expect, line_with, one_error
 from .signals import children
 
@@ -62,18 +64,19 @@ def command(number: int) -> str:
 def two_processes(place: Place) -> str:
     """One line an epoch; stopped by SIGTERM it goes on exactly."""
     two = [*OFFLINE, "trainer.devices=2", "trainer.accelerator=cpu", "epochs=3", "batch_size=2"]
-    code, said = place.run(*two, "name=whole")
+    path = {"PYTHONPATH": str(processes.ROOT / "tests")}  # the second process is a program of its own
+    code, said = place.run(*two, "name=whole", **path)
     lines = [line for line in said.splitlines() if line.startswith("epoch ")]
     expect(code == 0 and len(lines) == 3, f"{code}: {said[-3000:]}")
     whole = place.record("whole")
-    program = place.start(*two, log="stopped")
+    program = place.start(*two, log="stopped", **path)
     program.says("epoch 1/")
     program.signal(signal.SIGTERM)
     code = program.wait()
     expect(code == 143 and "Traceback" not in program.said, f"{code}: {program.said[-3000:]}")
     expect(place.record()["status"] == "interrupted", "it is not recorded as interrupted")
     time.sleep(0.5)
-    code, said = place.run(*two, "resume=true", log="resumed")
+    code, said = place.run(*two, "resume=true", log="resumed", **path)
     expect(code == 0, f"{code}: {said[-3000:]}")
     record = place.record()
     for part in ("status", "metrics", "curves"):

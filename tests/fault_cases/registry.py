@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Skipped(Exception):
 class Options:
     """The command line of tests/faults.py."""
 
-    only: str = ""  # cases whose name contains this
+    only: str = ""  # cases whose name or module contains this
     jobs: int = 100  # of the sweep whose memory is watched
     steps: int = 2000  # of the training whose memory is watched
 
@@ -94,6 +95,7 @@ def case(rows: str, name: str, root: bool = False, linux: bool = True) -> Callab
     """Register a case; `root`: it mounts file systems, `linux`: it reads /proc."""
 
     def register(run: Run) -> Run:
+        @wraps(run)
         def where_possible(place: Place) -> str:
             if (linux or root) and sys.platform != "linux":
                 raise Skipped("needs Linux")
