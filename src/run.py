@@ -3,9 +3,13 @@
 python src/run.py method=tinytl norm=gn
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
+
 import logging
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,9 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
 
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
 

@@ -10,6 +10,9 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import tinytl.openmp  # noqa: F401  (before torch)
+
+# isort: split
 import torch
 
 from tinytl.files import cache_folder

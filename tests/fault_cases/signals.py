@@ -38,7 +38,7 @@ def in_the_first_seconds(place: Place) -> str:
     command = [sys.executable, str(processes.ROOT / "src" / "run.py"), *LONG, "name=x"]
     (place.folder / "work").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(processes.ROOT / "tests")}
-    for signum, seconds in ((signal.SIGINT, 1.0), (signal.SIGTERM, 2.0), (signal.SIGINT, 4.0)):
+    for signum, seconds in ((signal.SIGINT, 2.0), (signal.SIGTERM, 3.0), (signal.SIGINT, 5.0)):
         with subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, cwd=place.folder / "work", env=environment
         ) as started:
