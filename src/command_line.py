@@ -34,6 +34,8 @@ def guarded(main: Callable[[], None]) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     quiet_libraries()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as it was while libraries were imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with one_line_errors():
             _refuse_unknown_flags()

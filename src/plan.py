@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -127,13 +128,14 @@ def _seconds(cfg: Any) -> float | None:
 
 @cache
 def _earlier_runs(output_dir: str) -> list[tuple[dict[str, Any], float]]:
-    """(configuration, seconds per epoch) of the finished runs."""
-    records = [read_record(path) for path in sorted(Path(output_dir).glob("*/results.json"))]
-    return [
-        (record["config"], record["time"]["seconds"] / record["config"]["epochs"])
-        for record in records
-        if record.get("status") == "finished"
-    ]
+    """(configuration, seconds per epoch) of the finished runs; those of other versions may lack them."""
+    found = []
+    for path in sorted(Path(output_dir).glob("*/results.json")):
+        record = read_record(path)
+        with suppress(KeyError, TypeError, ZeroDivisionError):
+            if record.get("status") == "finished":
+                found.append((record["config"], record["time"]["seconds"] / record["config"]["epochs"]))
+    return found
 
 
 def show_parameters(groups: list[ParameterGroup], cfg: Any) -> None:

@@ -5,6 +5,11 @@ python src/pretrain.py data=folder data.root=IMAGENET
 python src/pretrain.py teacher=mobilenetv2_100.ra_in1k model=mobilenetv2_100 data=unlabelled data.root=IMAGES
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
+
 import logging
 from dataclasses import dataclass, replace
 from functools import partial

@@ -3,6 +3,11 @@
 python src/run.py method=tinytl norm=gn
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
+
 import logging
 import shlex
 import sys

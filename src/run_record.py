@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def keep(path: Path, write: Callable[[Path], Any]) -> str | None:
         write(path)
         return None
     except OSError:
-        for previous in path.parent.glob(f"**/{PREVIOUS}"):
-            previous.unlink()
+        with suppress(OSError):  # the folder is read-only, or gone
+            for previous in path.parent.glob(f"**/{PREVIOUS}"):
+                previous.unlink()
     try:
         write(path)
         return None

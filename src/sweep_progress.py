@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tinytl.errors import UserError
+
 THIS_SWEEP = "TINYTL_SWEEP"  # environment variable: which of several sweeps of one name a job belongs to
 
 
@@ -21,11 +23,18 @@ class SweepProgress:
 
     @classmethod
     def begin(cls, cfg: Any, jobs: int) -> "SweepProgress":
-        """Start a sweep: its jobs find the file through the environment."""
+        """Start a sweep: its jobs find the file through the environment.
+
+        Raises UserError where the output folder cannot be written.
+        """
         os.environ[THIS_SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         progress = cls(cfg)
-        progress.path.parent.mkdir(parents=True, exist_ok=True)
-        progress.path.write_text(json.dumps({"jobs": jobs, "begun": time.time()}) + "\n")
+        try:
+            progress.path.parent.mkdir(parents=True, exist_ok=True)
+            progress.path.write_text(json.dumps({"jobs": jobs, "begun": time.time()}) + "\n")
+        except OSError as error:
+            folder = str(progress.path.parent)[:200]
+            raise UserError(f"output_dir: {folder} cannot be written ({error.strerror or error})") from error
         return progress
 
     def end(self) -> None:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy
 import torch
@@ -80,3 +83,47 @@ def load_interrupted_adaptation(root, seed):
 
 def load_nothing(root, seed):
     """No data at all: what a loader of the user's may return by mistake."""
+
+
+class Slow(Images):
+    """Images of which the fifth takes a minute to read."""
+
+    def __getitem__(self, index):
+        if index == 5:
+            print("reads slowly", file=sys.stderr, flush=True)
+            time.sleep(60)
+        return super().__getitem__(index)
+
+
+def load_slowly(root, seed):
+    """16 + 6 images; the training stands still for a minute in every epoch."""
+    splits = load_multiclass(root, seed)
+    return replace(splits, train=Slow(splits.train.images, splits.train.targets))
+
+
+class Weighed(Images):
+    """Images that say, from time to time, how much memory the process that reads them has."""
+
+    def __init__(self, images, targets):
+        super().__init__(images, targets)
+        self.reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads % 40 == 0:
+            status = Path("/proc/self/status").read_text()
+            kb = int(status.partition("VmRSS:")[2].split()[0])
+            print(f"{self.reads} images read, {kb} kB", file=sys.stderr, flush=True)
+        return super().__getitem__(index)
+
+
+def load_weighed(root, seed, times=1):
+    """16 + 6 images; the training images are there so many times."""
+    splits = load_multiclass(root, seed)
+    images, labels = list(splits.train.images) * times, list(splits.train.targets) * times
+    return replace(splits, train=Weighed(images, labels), train_labels=labels)
+
+
+def load_many_weighed(root, seed):
+    """16,000 + 6 images."""
+    return load_weighed(root, seed, times=1000)

@@ -4,10 +4,13 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # this checkout's, whatever is installed
 
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
 
@@ -15,7 +18,6 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 torch.set_num_threads(1)  # a process that has run several threads cannot be forked
 
 
@@ -39,6 +41,20 @@ class Program:
         os.waitpid(self.number, 0)
         raise TimeoutError(f"{self.log} did not end")
 
+    def says(self, text: str, seconds: float = 120.0) -> None:
+        """Wait until it has said this. Raises TimeoutError where it does not, or has ended."""
+        end = time.monotonic() + seconds
+        while text not in self.said:
+            if time.monotonic() > end or self.has_ended:
+                raise TimeoutError(f"{self.log} does not say {text!r}: {self.said[-2000:]}")
+            time.sleep(0.01)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended; its exit code can still be asked for."""
+        state = os.waitid(os.P_PID, self.number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return state is not None
+
     def signal(self, signum: int) -> None:
         """Send a signal to it alone."""
         os.kill(self.number, signum)
@@ -49,12 +65,21 @@ class Program:
         return self.log.read_text(errors="replace")
 
 
-def start(folder: Path, arguments: list[str], script: str = "run.py", log: str = "log") -> Program:
-    """Start the program in a folder."""
+def start(
+    folder: Path,
+    arguments: list[str],
+    script: str = "run.py",
+    log: str = "log",
+    environment: dict[str, str] | None = None,
+) -> Program:
+    """Start the program in a folder, with environment variables of its own beside those of this process."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.{log}"
+    path.touch()
     number = os.fork()
     if number == 0:
+        os.environ |= environment or {}
+        tempfile.tempdir = None  # as TMPDIR says now
         _become(folder, path, script, arguments)
     return Program(number, path)
 

@@ -524,8 +524,9 @@ def test_the_programs_end_with_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_but_locks_needs_posix():
-    """Every module of the library can be imported where Python has none of POSIX's."""
+def test_nothing_but_locks_needs_posix(tmp_path):
+    """Every module can be imported where Python has none of POSIX's, and leaves no temporary files."""
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
     script = """
 import importlib, pathlib, sys
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
@@ -540,10 +541,15 @@ for path in sorted([*root.glob("*.py"), *(root / "tinytl").rglob("*.py")]):
         print(name)
 from tinytl.memory import process
 assert process.peak_process_bytes() > 0
+assert sys.modules.get("wandb") is None, "W&B makes temporary folders when it is imported"
 """
     script = script.replace("WITH_EXTRAS", repr(WITH_EXTRAS))
-    done = subprocess.run([sys.executable, "-c", script, str(ROOT / "src")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT / "src")], capture_output=True, text=True,
+        env={**environment, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
     assert {"run", "checks", "tinytl.memory.process"} - WITH_EXTRAS <= set(done.stdout.split())
 
 

@@ -21,6 +21,7 @@ from tinytl.engine.optimizer import adam
 from tinytl.errors import UserError
 from tinytl.memory.training_step import TrainingStep, build, lower_bound, metered
 from tinytl.methods import METHODS, freeze, set_train_mode
+from tinytl.openmp import is_busy
 
 NORMS = ["gn", "bn_frozen", "bn"]
 SPINE = [
@@ -319,3 +320,17 @@ def test_under_a_limit_of_the_operating_system():
     script = Path(__file__).with_name("memory_limit.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "busy"),
+    [
+        ("some avg10=34.59 avg60=1.0 avg300=1.0 total=1\n", True),
+        ("some avg10=0.00 avg60=90.0\n", False),
+        ("", False),
+    ],
+)
+def test_a_machine_is_busy_where_processes_wait_for_a_core(tmp_path, text, busy):
+    (tmp_path / "cpu").write_text(text)
+    assert is_busy(tmp_path / "cpu") == busy
+    assert not is_busy(tmp_path / "nowhere")

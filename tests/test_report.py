@@ -215,10 +215,10 @@ def test_broken_files_are_named_and_left_out(outputs, folder, reported, caplog):
     for name, text in (("torn", "{"), ("foreign", "[1]"), ("empty", '{"status": "finished"}')):
         (folder / name).mkdir()
         (folder / name / "results.json").write_text(text)
+    (folder / "folder" / "results.json").mkdir(parents=True)
     assert cell(reported()).seeds == 1
-    assert all(
-        f"{name}/results.json: not a run's results" in caplog.text for name in ("torn", "foreign", "empty")
-    )
+    for name in ("torn", "foreign", "empty", "folder"):
+        assert f"{name}/results.json: not a run's results" in caplog.text
 
 
 def test_no_runs_at_all(reported, caplog):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from run import run
 from tinytl.errors import UserError
 from tinytl.module import ImageClassifier
-from tinytl.training.checkpoints import read_checkpoint
+from tinytl.training.checkpoints import PREVIOUS, read_checkpoint
 from tinytl.training.stopping import Stopped
 
 # 12 images in batches of 2: six steps an epoch, each image with its random crops
@@ -299,6 +300,37 @@ def test_results_that_their_folder_does_not_take_are_kept_elsewhere(configured, 
     with pytest.raises(UserError, match=r"results.json could not be written \(No space left.*it is kept as"):
         run(configured(*FAKE))
     assert json.loads(writes[-1].read_text())["status"] == "finished"
+
+
+def test_a_folder_that_becomes_read_only_costs_neither_training_nor_results(
+    configured, tmp_path, caplog, monkeypatch
+):
+    """Not even the checkpoint before the last can be removed to make room."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "refuge"))
+    original = Path.unlink, Path.replace
+    saved = []
+
+    def writable(path):
+        if (tmp_path / "run") in path.parents and saved:
+            raise OSError(30, "Read-only file system")
+
+    def unlink(path, missing_ok=False):
+        writable(path)
+        original[0](path, missing_ok=missing_ok)
+
+    def replace(path, target):
+        writable(path)
+        original[1](path, target)
+        if Path(target).name == PREVIOUS:
+            saved.append(target)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(UserError, match=r"results.json could not be written \(Read-only file system\)"):
+        run(configured(*LONG))
+    assert saved and "last.ckpt could not be written" in caplog.text
+    (kept,) = (tmp_path / "refuge" / "tinytl-results").glob("*results.json")
+    assert json.loads(kept.read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("place", ["file", "proc", "long"])

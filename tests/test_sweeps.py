@@ -17,8 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 
 import fingerprint
+import jobs
+import plan
 from checks import check
 from hydra_plugins.grids import points
+from sweep_progress import SweepProgress
+from tinytl.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -174,6 +178,63 @@ def test_plans(sweep):
     assert all(plan["predicted_mb"] > plan["params_mb"] for plan in plans)
     seconds = [plan["predicted_seconds"] for plan in plans]
     assert seconds[0] > 0 and seconds[:2] == [seconds[0]] * 2 and seconds[2:] == [None, None]
+
+
+FOREIGN = [b"", b"[]", b"\xff\xfe", b'{"status": "finished", "config": {}}']
+FOREIGN += [b'{"status": "finished", "config": {"epochs": 0}, "time": {"seconds": 1}}']
+
+
+def test_results_of_other_programs_do_not_stop_a_plan(tmp_path):
+    for number, content in enumerate(FOREIGN):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "results.json").write_bytes(content)
+    overrides = (*QUICK, f"output_dir={tmp_path}", "name=x")
+    HydraConfig.instance().set_config(composed(*overrides, hydra=True))
+    try:
+        planned = plan.row(composed(*overrides))
+    finally:
+        HydraConfig.instance().cfg = None
+    assert (planned["status"], planned["predicted_seconds"]) == ("planned", None)
+
+
+def test_a_sweep_into_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output_dir: .*file cannot be written \(File exists\)"):
+        SweepProgress.begin(composed(f"output_dir={tmp_path}/file"), 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "kernel_kills", "status"),
+    [(-9, 0, "interrupted"), (-9, 1, "out_of_memory"), (-15, 1, "interrupted"), (3, 1, "failed")],
+)
+def test_memory_ran_out_only_where_the_kernel_says_so(sweep_of_one, code, kernel_kills, status):
+    """A job's process that ends by a signal, while the kernel's count of its kills rises or not."""
+    assert sweep_of_one(code, kernel_kills)["status"] == status
+
+
+@pytest.fixture
+def sweep_of_one(tmp_path, monkeypatch):
+    """Runs a job whose process ends with an exit code, or is killed by a signal if that is negative."""
+
+    def end(folder, cfg):
+        (folder / "results.json").write_text('{"status": "running", "config": {}}')
+        if code_of[0] < 0:
+            os.kill(os.getpid(), -code_of[0])
+        os._exit(code_of[0])
+
+    code_of = [0]
+
+    def run_with(code, kernel_kills):
+        code_of[0] = code
+        monkeypatch.setattr(jobs.KernelKills, "happened", lambda self: kernel_kills > 0)
+        overrides = (*QUICK, f"output_dir={tmp_path}", "name=x")
+        HydraConfig.instance().set_config(composed(*overrides, hydra=True))
+        try:
+            return jobs.job(composed(*overrides), end)
+        finally:
+            HydraConfig.instance().cfg = None
+
+    return run_with
 
 
 @pytest.mark.slow

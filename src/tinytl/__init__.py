@@ -4,10 +4,30 @@ Cai, Gan, Zhu, Han: "TinyTL: Reduce Memory, Not Parameters for Efficient On-Devi
 Learning", NeurIPS 2020 (arXiv 2007.11622).
 """
 
+import os
+import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import tinytl.openmp  # noqa: F401  (before torch)
+
+# isort: split
 import torch
+
+from tinytl.files import cache_folder
+
+
+def _keep_torchs_files_in_the_cache() -> None:
+    """Let torch keep what it compiles in the user's cache folder.
+
+    Otherwise it makes a folder among the temporary files, which nobody removes, whenever torchvision is
+    imported.
+    """
+    if (folder := cache_folder()) is not None and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        with suppress(OSError):  # torch would fail where it cannot make the folder
+            (folder / "torchinductor").mkdir(parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "torchinductor")
 
 
 def _declare_torchvision_operators() -> None:
@@ -31,4 +51,20 @@ def _declare_torchvision_operators() -> None:
                 )
 
 
+def _import_timm_alone() -> None:
+    """Import timm without Weights & Biases, which it imports, for a class of its own, where it is installed.
+
+    That takes seconds, and makes temporary folders which stay if the process is killed.
+    """
+    if "wandb" in sys.modules:
+        return
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        import timm  # noqa: F401
+    finally:
+        del sys.modules["wandb"]
+
+
+_keep_torchs_files_in_the_cache()
 _declare_torchvision_operators()
+_import_timm_alone()

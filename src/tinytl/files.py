@@ -26,7 +26,8 @@ def write_whole(path: Path, writer: Callable[[Path], object], keep: Path | None 
             path.replace(keep)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the file system is read-only by now
+            temporary.unlink(missing_ok=True)
         raise
     with suppress(OSError):  # some systems cannot open a folder; the rename itself is done
         _flush(path.parent)
@@ -45,3 +46,15 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what processes that were killed while they wrote have left in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path | None:
+    """Where files that can be made again are kept: below XDG_CACHE_HOME or ~/.cache.
+
+    None where there is no home folder.
+    """
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache") / "tinytl"
+    except RuntimeError:  # neither HOME nor an entry for the user
+        return None

@@ -1,11 +1,12 @@
 """What is known of files that were checked before, in a file of the user's cache folder."""
 
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+from tinytl.files import cache_folder
 
 FORMAT = 1  # of the table; to be raised, too, when images are checked by other rules
 WAIT_SECONDS = 10  # for another process that is writing
@@ -80,8 +81,5 @@ def _with_table(work: Callable[[sqlite3.Connection], Result]) -> Result | None:
 
 
 def _path() -> Path | None:
-    try:
-        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # a user without a home
-        return None
-    return Path(folder) / "tinytl" / "checked_images.sqlite"
+    folder = cache_folder()
+    return folder and folder / "checked_images.sqlite"

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from tinytl.files import write_whole
+from tinytl.files import cache_folder, write_whole
 
 log = logging.getLogger("tinytl")
 
@@ -57,15 +57,6 @@ def load_library(signatures: Mapping[str, str], limit_s: float = COMPILER_SECOND
             return _load(compiled, signatures)
     except (OSError, AttributeError) as error:
         raise CompileError(f"the compiled library cannot be loaded ({error})") from error
-
-
-def cache_folder() -> Path | None:
-    """Where libraries are kept: below XDG_CACHE_HOME or ~/.cache; None where there is no home folder."""
-    chosen = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache") / "tinytl"
-    except RuntimeError:  # neither HOME nor an entry for the user
-        return None
 
 
 def _kept(folder: Path | None, stem: str) -> list[Path]:

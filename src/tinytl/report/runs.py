@@ -42,7 +42,7 @@ def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
                 finished.append(_row(path, record))
             else:
                 others.append({"name": path.parent.name, "status": status, "reason": record.get("reason")})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning("%s: not a run's results (%s: %s)", path, type(error).__name__, error)
     columns = ["name", "accuracy", "prequential", *COLUMNS, *LITE_RESIDUAL]
     columns += ["as_paper", "lite_residual_pretrained", "record"]

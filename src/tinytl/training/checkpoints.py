@@ -50,11 +50,19 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, keep: Path | None =
             write_whole(path, lambda temporary: torch.save(checkpoint, temporary), keep)
             return True
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
-            if attempt == "first" and keep is not None and keep.is_file() and path.is_file():
-                keep.unlink()
+            if attempt == "first" and keep is not None and path.is_file() and _removed(keep):
                 continue
             log.warning("%s could not be written (%s); training goes on", path, str(error).splitlines()[0])
     return False
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file; return whether that was possible."""
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 class Checkpoints(Callback):
