@@ -21,6 +21,9 @@ from typing import Any
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
 
 # isort: split
+import timm_alone  # noqa: F401  (before timm)
+
+# isort: split
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig

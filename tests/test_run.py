@@ -398,18 +398,6 @@ def test_the_command(program, tmp_path):
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["command"]
 
 
-def test_two_processes(program, tmp_path):
-    """Each epoch once, with W&B as it is by default, and figures that both processes know alike."""
-    done = program("debug=fast", "wandb=offline", "trainer.accelerator=cpu", "trainer.devices=2", "name=two")
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("epoch 1/1")]
-    results = json.loads((tmp_path / "outputs" / "two" / "results.json").read_text())
-    assert len(lines) == 1 and results["status"] == "finished"
-    for name, values in results["curves"].items():
-        assert name == "epoch" or f"{name} {values[0]:.4f}" in lines[0]
-    assert len(list((tmp_path / "outputs" / "two" / "wandb").glob("offline-run-*"))) == 1
-
-
 def test_corrupt_images_end_the_run_with_their_names(program, tmp_path):
     for name in ("ants", "bees"):
         (tmp_path / "images" / name).mkdir(parents=True)

@@ -5,7 +5,6 @@ Learning", NeurIPS 2020 (arXiv 2007.11622).
 """
 
 import os
-import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,20 +50,5 @@ def _declare_torchvision_operators() -> None:
                 )
 
 
-def _import_timm_alone() -> None:
-    """Import timm without Weights & Biases, which it imports, for a class of its own, where it is installed.
-
-    That takes seconds, and makes temporary folders which stay if the process is killed.
-    """
-    if "wandb" in sys.modules:
-        return
-    sys.modules["wandb"] = None  # type: ignore[assignment]  # as if it were not installed
-    try:
-        import timm  # noqa: F401
-    finally:
-        del sys.modules["wandb"]
-
-
 _keep_torchs_files_in_the_cache()
 _declare_torchvision_operators()
-_import_timm_alone()
