@@ -59,17 +59,19 @@ def outcome(folder):
     return kept | {"weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()}}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+STREAM = ["data.stream=true", "epochs=1", "batch_size=1", "data.val_fraction=0"]
+
+
 @pytest.mark.parametrize(
     ("step", "settings"),
     [
-        (3, []),
-        (6, ["engine=stock", "norm=bn", "warmup=0.3"]),  # the last step of an epoch
+        (3, ["data.workers=0"]),
+        (9, ["engine.step_in_backward=true", "data.workers=2"]),
+        (6, ["engine=stock", "norm=bn", "warmup=0.3", "data.workers=2"]),  # the last step of an epoch
         (17, ["engine.micro_batch=1", "classifier=class_means"]),  # within a step of two micro-batches
-        (5, ["data.stream=true", "epochs=1", "batch_size=1", "data.val_fraction=0"]),
-        (7, ["data.stream=true", "data.drift=true", "epochs=1", "batch_size=1", "data.val_fraction=0"]),
+        (5, [*STREAM, "data.workers=2"]),
+        (7, [*STREAM, "data.drift=true"]),
         (11, ["engine.optimizer_bits=8", "norm=bn_frozen", "method=full"]),
-        (9, ["engine.step_in_backward=true"]),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
@@ -77,7 +79,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 ):
     if "engine.optimizer_bits=8" in settings:
         pytest.importorskip("bitsandbytes")
-    settings = [*LONG, *settings, f"data.workers={workers}"]
+    settings = [*LONG, *settings]
     run(configured(*settings, "name=whole"))
     stopped_at(step, *settings, "name=other")
     assert json.loads((tmp_path / "other" / "results.json").read_text())["status"] == "interrupted"
