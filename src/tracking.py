@@ -90,9 +90,17 @@ def mirror(cfg: Any, resolved: dict[str, Any], folder: Path) -> Iterator[Mirror]
     try:
         yield Mirror(logger, cfg.wandb.artifact)
     except BaseException:
-        logger.attempt("end", lambda: run.finish(exit_code=1))  # not `with run:`, which prints a traceback
+        logger.attempt("end", lambda: _end(run, 1))  # not `with run:`, which prints a traceback
         raise
-    logger.attempt("end", run.finish)
+    logger.attempt("end", lambda: _end(run, 0))
+
+
+def _end(run: Any, exit_code: int) -> None:
+    """End a run and W&B's service, whose socket would stay among the temporary files of a sweep's job."""
+    import wandb
+
+    run.finish(exit_code=exit_code)
+    wandb.teardown(exit_code)
 
 
 @contextmanager
