@@ -74,9 +74,7 @@ STREAM = ["data.stream=true", "epochs=1", "batch_size=1", "data.val_fraction=0"]
         (11, ["engine.optimizer_bits=8", "norm=bn_frozen", "method=full"]),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    configured, stopped_at, tmp_path, workers, step, settings
-):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(configured, stopped_at, tmp_path, step, settings):
     if "engine.optimizer_bits=8" in settings:
         pytest.importorskip("bitsandbytes")
     settings = [*LONG, *settings]
