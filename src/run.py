@@ -42,7 +42,7 @@ from fingerprint import data_digest, fingerprint
 from jobs import job
 from loader import load_data
 from progress import Curves
-from run_folder import Beginning, beginning, clear, locked
+from run_folder import Beginning, beginning, clear, locked, remove_leftovers
 from run_record import keep, outcome_of, write_record
 from run_settings import Settings, decided, settings
 from tinytl.backbones.build import build_network
@@ -113,6 +113,8 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
     if start.is_done:
         log.info("finished before: %s", folder / "results.json")
         return
+    if is_first_process():
+        remove_leftovers(folder)
     kills = KernelKills()
     record: dict[str, Any] = {"status": "running", "sweep": cfg.sweep, "config": resolved(cfg)}
     begun = False
@@ -124,12 +126,12 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
             job = (make or build)(cfg, Place(folder, start, asked, stop))
             record |= {"config": resolved(cfg), "asked": decided(asked, cfg).replaced}
             record["provenance"]["operators"] = operators(cfg, job.trainer)
-            begun = True
-            if is_first_process() and not start.keeps_results:
-                clear(folder, start)
-                if elsewhere := write_record(folder, record):
-                    raise UserError(elsewhere)
             with tracking.mirror(cfg, record["config"], folder) as mirror:
+                begun = True
+                if is_first_process() and not start.keeps_results:
+                    clear(folder, start)
+                    if elsewhere := write_record(folder, record):
+                        raise UserError(elsewhere)
                 record |= (work or fit_and_test)(cfg, job, folder, mirror.logger)
                 record["status"] = "finished"
                 elsewhere = write_record(folder, record)

@@ -88,11 +88,15 @@ class InUse(UserError):
     """Another process holds the folder."""
 
 
-def clear(folder: Path, start: Beginning) -> None:
-    """Remove what killed processes left unfinished and, unless it is gone on with, the run before."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left unfinished."""
     for place in (folder, folder / "checkpoints"):
         remove_unfinished(place)
     shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
+
+
+def clear(folder: Path, start: Beginning) -> None:
+    """Remove the run before, unless it is gone on with; results of others are set aside."""
     results = folder / "results.json"
     if results.is_file() and not read_record(results):  # somebody else's, or damaged
         results.replace(folder / "results.json.unreadable")

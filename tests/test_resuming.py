@@ -355,3 +355,17 @@ def test_what_a_library_raises_when_it_is_stopped_is_no_failure(configured, tmp_
     with pytest.raises(Stopped):
         run(configured(*LONG, "data.val_fraction=0"))
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "interrupted"
+
+
+def test_wandb_that_refuses_costs_no_finished_run(configured, tmp_path, monkeypatch):
+    import wandb
+
+    def no_key(**_):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nMore.")
+
+    run(configured(*FAKE))
+    finished = (tmp_path / "run" / "results.json").read_bytes()
+    monkeypatch.setattr(wandb, "init", no_key)
+    with pytest.raises(UserError, match=r"wandb\.mode=online: No API key configured"):
+        run(configured(*FAKE, "wandb.mode=online", "overwrite=true"))
+    assert (tmp_path / "run" / "results.json").read_bytes() == finished
