@@ -120,8 +120,11 @@ def _in_a_process_of_its_own(cfg: Any, run: Run, folder: Path) -> dict[str, Any]
 def handed_on_to(process: Any) -> Iterator[None]:
     """Hand stopping signals on to a process; when it has ended, Stopped is raised here too."""
     received: list[int] = []
+    parent = os.getpid()
 
     def hand_on(signum: int, frame: Any) -> None:
+        if os.getpid() != parent:  # in the job's process, before it has handlers of its own
+            os._exit(128 + signum)
         received.append(signum)
         if process.is_alive():
             os.kill(process.pid, signum)
@@ -156,6 +159,8 @@ def _child(cfg: Any, run: Run, folder: Path, parent: int) -> None:
 
 
 def _killed(code: int, kills: KernelKills) -> dict[str, str]:
+    if code - 128 in STOPPING:
+        return {"status": "interrupted", "reason": f"stopped by {signal.Signals(code - 128).name}"}
     if code < 0:
         name = signal.Signals(-code).name
         if -code == signal.SIGKILL and kills.happened():

@@ -48,7 +48,7 @@ class SweepProgress:
             what += f": {outcome['reason']}"
         try:
             ended = self._note({key: outcome[key] for key in ("name", "status", "skipped", "seconds")})
-        except (OSError, ValueError):  # the folder is full, or gone: that is no reason to stop
+        except (OSError, ValueError, KeyError):  # the folder is full, or gone, or was: no reason to stop
             return what
         return f"{self.sweep}: {ended}  ({what})"
 
