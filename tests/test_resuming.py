@@ -359,6 +359,7 @@ def test_what_a_library_raises_when_it_is_stopped_is_no_failure(configured, tmp_
 
 def test_wandb_that_refuses_costs_no_finished_run(configured, tmp_path, monkeypatch):
     import wandb
+    import wandb.errors
 
     def no_key(**_):
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nMore.")
