@@ -28,7 +28,7 @@ class Program:
     number: int
     log: Path
 
-    def wait(self, seconds: float = 300.0) -> int:
+    def wait(self, seconds: float = 1800.0) -> int:
         """Its exit code as a shell reports it. Raises TimeoutError where it does not end."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
