@@ -14,7 +14,7 @@ from bounds import check_numbers
 from config import engine_plan
 from devices import HALF, check_devices
 from error_lines import one_line, unknown_key
-from loader import find_loader
+from loader import FOLDER_LOADER, find_loader
 from sizes import check_sizes
 from suggestions import did_you_mean
 from tinytl.backbones import checkpoints
@@ -26,6 +26,7 @@ from tinytl.data.splits import Splits
 from tinytl.errors import UserError
 from tinytl.methods import AUTO, METHODS
 
+NO_VALIDATION = "test_weights=best needs a validation set: data.val_fraction above 0"
 ONE_OF = {
     "quantize": (*QUANTIZERS, "off"),
     "test_weights": ("auto", "best", "last"),
@@ -97,7 +98,7 @@ def check_data(cfg: Any, splits: Splits) -> None:
             f"{source}: the images have one class, {splits.class_names[0]}; nothing tells it apart"
         )
     if cfg.test_weights == "best" and splits.val is None and cfg.data.val_fraction == 0:
-        raise UserError("test_weights=best needs a validation set: data.val_fraction above 0")
+        raise UserError(NO_VALIDATION)
     if cfg.data.drift and splits.train_labels is None:
         raise UserError("data.drift=true: the images have no single class to come and go")
     if splits.train_labels and not 0 <= min(splits.train_labels) <= max(splits.train_labels) < classes:
@@ -186,6 +187,9 @@ def _combinations(cfg: Any) -> None:
         raise UserError("classifier=class_means: images must have one class each, and be no stream")
     if cfg.data.drift and not cfg.data.stream:
         raise UserError("data.drift=true is the order of a stream: data.stream=true")
+    may_have_own = cfg.data.loader == FOLDER_LOADER or not cfg.data.loader.startswith("tinytl.")
+    if cfg.test_weights == "best" and cfg.data.val_fraction == 0 and not may_have_own:
+        raise UserError(NO_VALIDATION)
     if cfg.test_weights == "best" and cfg.trainer.limit_val_batches == 0:
         raise UserError("test_weights=best needs validation: trainer.limit_val_batches above 0")
 

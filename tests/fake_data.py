@@ -70,15 +70,11 @@ class Interrupting(Images):
         return super().__getitem__(index)
 
 
-def load_interrupted(root, seed, times=1):
-    """16 + 6 images; the training is interrupted after an epoch."""
+def load_interrupted(root, seed):
+    """16 + 6 images; after they were read as often as INTERRUPT_AFTER says, the training is interrupted."""
     splits = load_multiclass(root, seed)
+    times = float(os.environ.get("INTERRUPT_AFTER", "inf"))
     return replace(splits, train=Interrupting(splits.train.images, splits.train.targets, times))
-
-
-def load_interrupted_adaptation(root, seed):
-    """Read once more than `load_interrupted`: scales and shifts are fitted on the images first."""
-    return load_interrupted(root, seed, times=2)
 
 
 def load_nothing(root, seed):

@@ -21,6 +21,7 @@ from tinytl.probe import linear_probe
 
 FAST = ["debug=fast", "data.workers=0", "resolution=32", "batch_size=4"]
 FAKE = ["data.loader=fake_data.load_multiclass", "data.num_classes=3"]
+INTERRUPTED = ["data.loader=fake_data.load_interrupted", "data.num_classes=3"]
 
 
 @pytest.fixture
@@ -63,13 +64,15 @@ def test_pretraining_ends_in_a_file_that_a_run_starts_from(pretrain, program, tm
     assert "start at random" not in used.stderr
 
 
-def test_pretraining_goes_on_where_it_was(pretrain, tmp_path):
+def test_pretraining_goes_on_where_it_was(pretrain, tmp_path, monkeypatch):
     """Two epochs at once, or one and then another, end in the same weights."""
-    two = [*FAKE, "trainer.limit_train_batches=1.0", "dropout=0.0"]
+    two = [*INTERRUPTED, "trainer.limit_train_batches=1.0", "dropout=0.0"]
     assert pretrain(*two, "epochs=2").returncode == 0
     at_once = load_file(tmp_path / "run" / "weights.safetensors")
     (tmp_path / "run").rename(tmp_path / "whole")
-    stopped = pretrain(*two, "epochs=2", "data.loader=fake_data.load_interrupted")
+    monkeypatch.setenv("INTERRUPT_AFTER", "1")
+    stopped = pretrain(*two, "epochs=2")
+    monkeypatch.delenv("INTERRUPT_AFTER")
     assert results(tmp_path)["status"] == "interrupted", stopped.stderr
     done = pretrain(*two, "epochs=2", "resume=true")
     assert done.returncode == 0, done.stderr
@@ -78,14 +81,16 @@ def test_pretraining_goes_on_where_it_was(pretrain, tmp_path):
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_an_adaptation_goes_on_where_it_was(pretrain, tmp_path):
+def test_an_adaptation_goes_on_where_it_was(pretrain, tmp_path, monkeypatch):
     """Also in the middle of the conversion, where layers of both kinds are there."""
     torch.save(build_network(NetworkSpec("proxylessnas_w03", "bn", 9)).state_dict(), tmp_path / "teacher.pth")
-    two = [f"teacher={tmp_path}/teacher.pth", *FAKE, "trainer.limit_train_batches=1.0"]
+    two = [f"teacher={tmp_path}/teacher.pth", *INTERRUPTED, "trainer.limit_train_batches=1.0"]
     assert pretrain(*two, "epochs=2").returncode == 0
     at_once = load_file(tmp_path / "run" / "weights.safetensors")
     (tmp_path / "run").rename(tmp_path / "whole")
-    stopped = pretrain(*two, "epochs=2", "data.loader=fake_data.load_interrupted_adaptation")
+    monkeypatch.setenv("INTERRUPT_AFTER", "2")  # scales and shifts are fitted on the images first
+    stopped = pretrain(*two, "epochs=2")
+    monkeypatch.delenv("INTERRUPT_AFTER")
     assert results(tmp_path)["status"] == "interrupted", stopped.stderr
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert 0 < saved["converted"] < 50 and saved["epoch"] == 0
