@@ -59,7 +59,7 @@ def _noise(count):
 class Interrupting(Images):
     """Images whose reader is interrupted when all have been read `times` times, as by Ctrl-C."""
 
-    def __init__(self, images, targets, times=1):
+    def __init__(self, images, targets, times: float = 1):
         super().__init__(images, targets)
         self.times, self.reads = times, 0
 
