@@ -21,7 +21,7 @@ class Range:
     open_above: bool = False
 
     def refusal(self, value: float) -> str | None:
-        """What the value must be, where it is not."""
+        """Say what the value must be; None where it lies within the range."""
         if not math.isfinite(value):
             return "must be a finite number"
         if value < self.least or (self.open_below and value == self.least):

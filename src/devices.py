@@ -14,7 +14,7 @@ PRECISIONS = (  # Lightning's names
     *("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
     *("32", "bf16", "16", "64"),
 )
-HALF = ("16-mixed", "16")  # of which a CPU has no kernels: Lightning would compute in bf16
+HALF = ("16-mixed", "16")  # a CPU has no kernels for these: Lightning would compute in bf16 instead
 
 
 def check_devices(cfg: Any) -> None:

@@ -94,9 +94,8 @@ def _ensure(cfg: Any, run: Run, folder: Path) -> tuple[dict[str, Any], bool]:
     if earlier and not same and not (cfg.overwrite or cfg.resume):
         refuse_other_settings(folder, settings(cfg), earlier)
     cfg.resume = (cfg.resume or bool(same)) and has_state(folder)
-    cfg.overwrite = (
-        not cfg.resume
-    )  # what is there is of other code or data, or there is nothing to go on from
+    # Otherwise what is there is of other code or data, or there is nothing to go on from.
+    cfg.overwrite = not cfg.resume
     return _in_a_process_of_its_own(cfg, run, folder), False
 
 

@@ -42,7 +42,7 @@ from fingerprint import data_digest, fingerprint
 from jobs import job
 from loader import load_data
 from progress import Curves
-from run_folder import Beginning, beginning, clear, locked, remove_leftovers
+from run_folder import Beginning, beginning, clear, has_state, locked, remove_leftovers
 from run_record import keep, outcome_of, write_record
 from run_settings import Settings, decided, settings
 from tinytl.backbones.build import build_network
@@ -63,7 +63,7 @@ from tinytl.memory.out_of_memory import KernelKills
 from tinytl.methods import ParameterGroup, freeze, parameter_table, set_train_mode
 from tinytl.module import ImageClassifier
 from tinytl.results import provenance
-from tinytl.training.checkpoints import Checkpoints, WholeCheckpointIO, checkpoint_to_resume
+from tinytl.training.checkpoints import Checkpoints, WholeCheckpointIO
 from tinytl.training.exact_resume import ExactResume
 from tinytl.training.processes import is_first_process
 from tinytl.training.stopping import Stopped, StopRequests
@@ -166,7 +166,7 @@ def operators(cfg: Any, trainer: Trainer) -> str:
 
 def how_to_go_on(stopped: Stopped, folder: Path) -> str:
     """The line that a run which was asked to stop ends with."""
-    if checkpoint_to_resume(folder / "checkpoints") is None:
+    if not has_state(folder):
         return f"stopped by {stopped} before there was anything to save; the same command begins again"
     arguments = [a for a in sys.argv if not a.startswith(("resume=", "overwrite="))]
     return f"stopped by {stopped}; go on with: {shlex.join(['python', *arguments, 'resume=true'])}"
