@@ -22,7 +22,7 @@ import plan
 from checks import check
 from command_line import job_settings, one_line, one_line_errors, quiet_libraries
 from fingerprint import fingerprint
-from run_folder import TEMPORARY, InUse, has_state, locked, refuse_other_settings
+from run_folder import TEMPORARY, InUse, has_state, has_state_of, locked, refuse_other_settings
 from run_settings import settings
 from sweep_progress import SweepProgress
 from tinytl.child_process import end_with_parent
@@ -93,7 +93,8 @@ def _ensure(cfg: Any, run: Run, folder: Path) -> tuple[dict[str, Any], bool]:
         return same, True
     if earlier and not same and not (cfg.overwrite or cfg.resume):
         refuse_other_settings(folder, settings(cfg), earlier)
-    cfg.resume = (cfg.resume or bool(same)) and has_state(folder)
+    interrupted = bool(same) or (not earlier and has_state_of(folder, mark))
+    cfg.resume = (cfg.resume or interrupted) and has_state(folder)
     # Otherwise what is there is of other code or data, or there is nothing to go on from.
     cfg.overwrite = not cfg.resume
     return _in_a_process_of_its_own(cfg, run, folder), False

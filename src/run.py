@@ -123,7 +123,7 @@ def run_in(folder: Path, cfg: Any, make: Make | None = None, work: Work | None =
             check_starting_weights(cfg)
             start.check_data(data_digest(cfg))
             record |= {"fingerprint": fingerprint(cfg), "provenance": provenance(), "data": described(cfg)}
-            job = (make or build)(cfg, Place(folder, start, asked, stop))
+            job = (make or build)(cfg, Place(folder, start, asked, stop, record["fingerprint"]))
             record |= {"config": resolved(cfg), "asked": decided(asked, cfg).replaced}
             record["provenance"]["operators"] = operators(cfg, job.trainer)
             with tracking.mirror(cfg, record["config"], folder) as mirror:
@@ -185,6 +185,7 @@ class Place:
     start: Beginning
     asked: Settings
     stop: StopRequests
+    fingerprint: str
 
 
 @dataclass
@@ -217,7 +218,7 @@ def build(cfg: Any, place: Place) -> Job:
     callbacks = [meter, curves, ExactResume(), checkpoints, *begin]
     trainer = make_trainer(cfg, place.folder, callbacks)  # after the plan: micro-batches
 
-    network = build_network(spec)
+    network = build_network(spec, splits.class_names)
     freeze(network, cfg.method.name, cfg.blocks)
     quantize_frozen(network, cfg.quantize)
     parameters, pretrained = parameter_table(network), is_pretrained(network)
@@ -331,7 +332,10 @@ def checkpointing(cfg: Any, place: Place, splits: Splits | None = None) -> Check
     place.start.check_decisions(now)
     return Checkpoints(
         place.folder / "checkpoints", metric if validated else None,
-        {"asked": now.asked, "decided": now.decided, "data": data_digest(cfg)},
+        {
+            "asked": now.asked, "decided": now.decided, "data": data_digest(cfg),
+            "fingerprint": place.fingerprint,
+        },
         cfg.checkpoint_every_minutes, place.stop,
     )  # fmt: skip
 

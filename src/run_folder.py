@@ -142,6 +142,15 @@ def has_state(folder: Path) -> bool:
     return any((folder / "checkpoints" / name).is_file() for name in STATES)
 
 
+def has_state_of(folder: Path, fingerprint: str) -> bool:
+    """Whether there is a whole checkpoint of a run with this fingerprint."""
+    try:
+        found = checkpoint_to_resume(folder / "checkpoints")
+    except UserError:  # all are damaged
+        return False
+    return found is not None and found[1].get(SETTINGS, {}).get("fingerprint") == fingerprint
+
+
 def _resumed(folder: Path, asked: Settings, finished: dict[str, Any] | None) -> Beginning:
     found = checkpoint_to_resume(folder / "checkpoints")
     if found is not None:

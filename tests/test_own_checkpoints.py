@@ -102,6 +102,17 @@ def test_the_trained_network_comes_back(tmp_path, name, method, quantize):
     assert checkpoints.holds_lite_residuals(str(tmp_path / name), MODEL)
 
 
+def test_as_many_classes_of_other_names_get_a_new_classifier(tmp_path, caplog):
+    trained = train(tmp_path / "own.ckpt", base_file(tmp_path / "base.safetensors")).get_classifier().weight
+
+    def classifier(*names):
+        return build_network(spec(tmp_path / "own.ckpt"), names).get_classifier().weight
+
+    assert torch.equal(classifier("ant", "bee", "cat"), trained) and "other classes" not in caplog.text
+    assert classifier("ant", "bee", "dog").abs().max() < trained.abs().max() / 2
+    assert "trained for other classes: the classifier begins anew" in caplog.text
+
+
 def test_other_classes_get_a_new_classifier_and_the_same_mean(tmp_path):
     network = train(tmp_path / "own.ckpt", base_file(tmp_path / "base.safetensors"))
     again = build_network(spec(tmp_path / "own.ckpt", classes=7))

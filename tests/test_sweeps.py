@@ -103,7 +103,7 @@ def test_the_order_of_settings_names_no_other_folder():
 
 
 def test_killed_and_started_again(sweep, tmp_path):
-    """kill -9 in the middle; then the same results as without."""
+    """kill -9 in the middle, and a damaged results.json; then the same results as without."""
     arguments = [*QUICK, "method=bias,tinytl", "batch_size=2"]
     _, uninterrupted = sweep(*arguments, folder="uninterrupted")
     command = [sys.executable, str(ROOT / "src" / "run.py"), "-m", *arguments, "output_dir=outputs"]
@@ -122,6 +122,8 @@ def test_killed_and_started_again(sweep, tmp_path):
         for record in results(tmp_path / "outputs").values()
     }
     assert statuses == {"bias": "finished", "tinytl": "running"}
+    (interrupted,) = (tmp_path / "outputs").glob("*tinytl*/results.json")
+    interrupted.write_text(interrupted.read_text()[:100])
     done, again = sweep(*arguments)
     assert done.returncode == 0 and "goes on" in done.stderr and "skipped" in done.stderr
     for name, record in uninterrupted.items():

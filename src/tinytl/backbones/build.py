@@ -1,6 +1,7 @@
 """From a description to a network: constructor, lite residuals, weights, head."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,23 @@ log = logging.getLogger(__name__)
 Chain = tuple[Path, ...]
 
 
-def build_network(spec: NetworkSpec) -> Any:
+def build_network(spec: NetworkSpec, class_names: Sequence[str] | None = None) -> Any:
     """Build the network on the default device and load its weights.
 
     The classifier is new, uniform in +-1/sqrt(fan-in), unless the checkpoint has one for as many
-    classes. Raises UserError where the model is unknown, or the norm, the lite residual or the
-    checkpoint does not fit it.
+    classes. Where both `class_names` and the checkpoint name the classes, they must be the same.
+    Raises UserError where the model is unknown, or the norm, the lite residual or the checkpoint does
+    not fit it.
     """
-    return _build(spec, ())
+    return _build(spec, (), class_names)
 
 
-def _build(spec: NetworkSpec, chain: Chain) -> Any:
+def _build(spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None = None) -> Any:
     """`chain` holds our own checkpoints whose base is being built."""
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         network = _construct(spec)
-        if spec.checkpoint is None or not _load(network, spec.checkpoint, spec, chain):
+        if spec.checkpoint is None or not _load(network, spec, chain, class_names):
             _new_head(network)
     return network
 
@@ -81,8 +83,9 @@ def _create(spec: NetworkSpec, eps: float | None) -> Any:
     return network
 
 
-def _load(network: Any, source: str, spec: NetworkSpec, chain: Chain) -> bool:
+def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None) -> bool:
     """Fit the starting weights into the network; return whether a classifier came along."""
+    source, head = spec.checkpoint or "", head_name(network)
     if source == EMBEDDED:
         checkpoint = checkpoints.embedded(spec.model, spec.norm)
     else:
@@ -94,9 +97,17 @@ def _load(network: Any, source: str, spec: NetworkSpec, chain: Chain) -> bool:
     tensors = checkpoint.tensors
     if spec.lite_residual and not spec.lite_residual.pretrained:
         tensors = {key: value for key, value in tensors.items() if ".lite_residual." not in key}
+    if checkpoint.own and _other_classes(checkpoint.own, class_names):
+        log.warning("%s was trained for other classes: the classifier begins anew", source)
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{head}.")}
     if checkpoint.pretrained_cfg is not None:
         network.pretrained_cfg = {**network.pretrained_cfg, **checkpoint.pretrained_cfg}
-    return fit(network, tensors, head_name(network), source)
+    return fit(network, tensors, head, source)
+
+
+def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool:
+    """Whether the classes of a checkpoint and those asked for are both known, and differ."""
+    return None not in (record.class_names, class_names) and record.class_names != list(class_names or ())
 
 
 def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
