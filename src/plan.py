@@ -36,9 +36,7 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
     `paper_bare_mb` and the `bare_` parameters are those of the network that is really trained.
     """
     classes = num_classes or config.num_classes(cfg)
-    if cfg.resolution != "auto":
-        check_image_size(config.training_step(cfg, classes))
-    predicted_mb = budget.fit(cfg, classes)  # may choose the resolution
+    predicted_mb = _predicted_mb(cfg, classes)  # under a budget it may choose the resolution
     spec = replace(config.network_spec(cfg, classes), checkpoint=None, seed=0)  # of shapes alone
     paper = _count_as_paper(spec, cfg.method.name, cfg.resolution, cfg.blocks)
     bare = (
@@ -66,6 +64,18 @@ def make(cfg: Any, num_classes: int | None = None) -> dict[str, Any]:
         "predicted_mb": predicted_mb,
         "engine": dict(cfg.engine),
     }
+
+
+def _predicted_mb(cfg: Any, classes: int) -> float:
+    """The peak of a step. Raises UserError where the network takes no images of this size."""
+    try:
+        return budget.fit(cfg, classes)
+    except UserError:
+        raise
+    except Exception:  # of any kind: it comes from the network's layers
+        if cfg.resolution != "auto":
+            check_image_size(config.training_step(cfg, classes))
+        raise
 
 
 def show(cfg: Any) -> None:

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
 import numpy
+import processes
 import pytest
 
 import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
@@ -34,8 +33,6 @@ PUBLISHED_METHODS = {
     "full": "full",
 }
 
-
-LIMIT = 1500  # seconds: against programs that hang, not slow ones
 
 # pytest -n: each of the processes takes its share of the cores, and so do the programs that it starts.
 threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -99,13 +96,15 @@ def published_names():
 
 @pytest.fixture
 def program(tmp_path):
-    """Runs `python src/run.py ARGUMENTS`, outputs in a temporary folder."""
+    """Runs `python src/run.py ARGUMENTS` to its end, outputs in a temporary folder."""
 
-    def start(*arguments, timeout=LIMIT):
-        command = [sys.executable, str(ROOT / "src" / "run.py"), *arguments, f"output_dir={tmp_path}/outputs"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
+    def to_its_end(*arguments, script="run.py", folder="outputs", **environment):
+        place = [*arguments, f"output_dir={tmp_path}/{folder}"]
+        number = len(list(tmp_path.parent.glob(f"{tmp_path.name}.*")))
+        begun = processes.start(tmp_path, place, script, str(number), environment)
+        return processes.ended(begun)
 
-    return start
+    return to_its_end
 
 
 @pytest.fixture

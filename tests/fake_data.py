@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy
 import torch
 from PIL import Image
+from tiny_network import TINY
 
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
 
-FAKE = ["data.loader=fake_data.load_multiclass", "data.num_classes=3", "data.workers=0", "resolution=32"]
+IMAGES = ["data.loader=fake_data.load_multiclass", "data.num_classes=3", "data.workers=0", "resolution=32"]
+FAKE = [*IMAGES, *TINY]
 
 
 class Deadly(Images):

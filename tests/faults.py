@@ -13,13 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import processes  # noqa: F401  (first: it makes the program importable)
+import processes  # noqa: F401  (first: it makes the programs importable)
 
 # isort: split
 from fault_cases import disks, folders, memory, mirrors, signals, surroundings  # noqa: F401  (they register)
 from fault_cases.registry import CASES, Case, Fault, Options, Place, Skipped
 
-import run  # noqa: F401  (what the forked processes would import otherwise, each for itself)
 from command_line import key_values
 
 

@@ -23,28 +23,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import processes  # first: it makes the program importable
+import processes  # first: it makes the programs importable
 
 # isort: split
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
+from tiny_network import TINY
 
-import plan
-import run  # noqa: F401  (what the forked processes would import otherwise, each for itself)
 from command_line import key_values
-from hydra_plugins.grids import points
 from tinytl.files import UNFINISHED
 from tinytl.training.checkpoints import DamagedCheckpoint, read_checkpoint
 
 EVERY_MINUTES = 0.01
 SLOW = 5.0  # seconds beyond it for a step and a validation, on a busy machine
 COMMON = [
+    *TINY,
     *("resolution=32", "data.workers=0", f"checkpoint_every_minutes={EVERY_MINUTES}", "wandb=disabled"),
-    *("epochs=3", "trainer.limit_train_batches=8", "trainer.limit_val_batches=1"),
+    *("epochs=3", "trainer.limit_train_batches=60", "trainer.limit_val_batches=1"),
     *("trainer.limit_test_batches=1", "trainer.enable_progress_bar=false"),
 ]
-STREAM = ["data.stream=true", "data.val_fraction=0", "epochs=1", "trainer.limit_train_batches=30"]
+STREAM = ["data.stream=true", "data.val_fraction=0", "epochs=1", "trainer.limit_train_batches=300"]
 CASES = {
     "lean": [],
     "lean, 2 workers": ["data.workers=2"],
@@ -94,8 +91,6 @@ def main() -> int:
         tempfile.TemporaryDirectory() as here,
         tempfile.TemporaryDirectory(dir=options.elsewhere) as elsewhere,
     ):
-        for settings in cases.values():
-            predict_memory(settings)
         whole = {
             name: uninterrupted(Path(here) / "whole" / name, settings) for name, settings in cases.items()
         }
@@ -115,14 +110,6 @@ def main() -> int:
             if kills >= options.n:
                 break
     return show(tallies)
-
-
-def predict_memory(settings: list[str]) -> None:
-    """Let the forked processes find the predicted memory, which takes seconds, in this one's cache."""
-    with initialize_config_dir(str(processes.ROOT / "conf"), version_base="1.3"):
-        for point in points({}, [{}], arguments(settings)[1:]):
-            plan.make(compose("config", point), num_classes=10)
-    GlobalHydra.instance().clear()
 
 
 @dataclass

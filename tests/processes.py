@@ -1,45 +1,45 @@
-"""The program in processes of its own, forked from one that has its libraries loaded: they begin at once."""
+"""The programs in processes of their own, which begin at once: a server has loaded their libraries.
 
+The server is Python's own (the start method `forkserver`). What must be seen in a fresh interpreter is
+started as one (`fresh`).
+"""
+
+import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # this checkout's, whatever is installed
-
-import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
-
-# isort: split
-import torch
-
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(1)  # a process that has run several threads cannot be forked
+sys.path.insert(0, str(ROOT / "src"))  # this checkout's programs, whatever is installed
+HANGS = 1800.0  # seconds: against programs that hang, not slow ones
 
 
 @dataclass
 class Program:
-    """`python src/NAME.py ARGUMENTS` in a folder; what it says is in a file beside the folder."""
+    """`python src/NAME.py ARGUMENTS` in a folder; what it says is in files beside the folder."""
 
-    number: int
+    process: ForkServerProcess
     log: Path
 
-    def wait(self, seconds: float = 1800.0) -> int:
+    def wait(self, seconds: float = HANGS) -> int:
         """Its exit code as a shell reports it. Raises TimeoutError where it does not end."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found, status = os.waitpid(self.number, os.WNOHANG)
-            if found:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
-            time.sleep(0.005)
-        self.signal(signal.SIGKILL)
-        os.waitpid(self.number, 0)
-        raise TimeoutError(f"{self.log} did not end")
+        self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f"{self.log} did not end")
+        return code if code >= 0 else 128 - code
 
     def says(self, text: str, seconds: float = 120.0) -> None:
         """Wait until it has said this. Raises TimeoutError where it does not, or has ended."""
@@ -50,18 +50,28 @@ class Program:
             time.sleep(0.01)
 
     @property
+    def number(self) -> int:
+        """Its process's."""
+        return self.process.pid or 0
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has ended; its exit code can still be asked for."""
-        state = os.waitid(os.P_PID, self.number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return state is not None
+        return not self.process.is_alive()
 
     def signal(self, signum: int) -> None:
-        """Send a signal to it alone."""
-        os.kill(self.number, signum)
+        """Send a signal to it alone; it may have ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.number, signum)
+
+    @property
+    def stdout(self) -> str:
+        """Its standard output so far."""
+        return _output(self.log).read_text(errors="replace")
 
     @property
     def said(self) -> str:
-        """Its output so far."""
+        """Its standard error so far."""
         return self.log.read_text(errors="replace")
 
 
@@ -72,27 +82,64 @@ def start(
     log: str = "log",
     environment: dict[str, str] | None = None,
 ) -> Program:
-    """Start the program in a folder, with environment variables of its own beside those of this process."""
+    """Start a program in a folder, with environment variables of its own beside those of this process."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.{log}"
     path.touch()
-    number = os.fork()
-    if number == 0:
-        os.environ |= environment or {}
-        tempfile.tempdir = None  # as TMPDIR says now
-        _become(folder, path, script, arguments)
-    return Program(number, path)
+    _output(path).touch()
+    variables = {**os.environ, **(environment or {})}
+    server = multiprocessing.get_context("forkserver")
+    with _modules_of_this_checkout():
+        server.set_forkserver_preload(["loaded_programs"])
+        process = server.Process(target=_become, args=(folder, path, script, arguments, variables))
+        process.start()
+    return Program(process, path)
 
 
-def _become(folder: Path, log: Path, script: str, arguments: list[str]) -> None:
+def ended(program: Program) -> subprocess.CompletedProcess[str]:
+    """How a program has ended, when it has."""
+    code = program.wait()
+    return subprocess.CompletedProcess(program.log, code, program.stdout, program.said)
+
+
+def fresh(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """How `python COMMAND` ends in an interpreter that has loaded nothing."""
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=HANGS, cwd=folder,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@contextmanager
+def _modules_of_this_checkout() -> Iterator[None]:
+    """The server finds the modules that it loads by PYTHONPATH alone."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT / "tests")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _output(log: Path) -> Path:
+    return log.with_name(f"{log.name}.out")
+
+
+def _become(folder: Path, log: Path, script: str, arguments: list[str], variables: dict[str, str]) -> None:
     """End as the program would end."""
     code = 1
     try:
         os.setsid()
         os.chdir(folder)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        os.environ.clear()
+        os.environ.update(variables)
+        tempfile.tempdir = None  # as TMPDIR says now
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+        for number, path in ((1, _output(log)), (2, log)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
         sys.argv = [str(ROOT / "src" / script), *arguments]
         runpy.run_path(sys.argv[0], run_name="__main__")

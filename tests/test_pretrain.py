@@ -1,15 +1,15 @@
 """Starting points: pre-training, norm adaptation, the one that comes with the package."""
 
 import json
-import subprocess
-import sys
 
 import numpy
 import pytest
 import torch
 from conftest import ROOT
+from fake_data import FAKE
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_network import TINY
 
 from tinytl.backbones.build import NetworkSpec, build_network
 from tinytl.backbones.lite_residual import LiteResidualConfig
@@ -20,25 +20,21 @@ from tinytl.data.transforms import test_transform as evaluation_transform
 from tinytl.probe import linear_probe
 
 FAST = ["debug=fast", "data.workers=0", "resolution=32", "batch_size=4"]
-FAKE = ["data.loader=fake_data.load_multiclass", "data.num_classes=3"]
-INTERRUPTED = ["data.loader=fake_data.load_interrupted", "data.num_classes=3"]
+INTERRUPTED = [*FAKE, "data.loader=fake_data.load_interrupted"]
 
 
 @pytest.fixture
-def pretrain(tmp_path, monkeypatch):
-    """Runs `python src/pretrain.py ARGUMENTS`; returns the process."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+def pretrain(program):
+    """Runs `python src/pretrain.py ARGUMENTS`; returns how it ended."""
 
     def run(*arguments):
-        command = [sys.executable, str(ROOT / "src" / "pretrain.py"), *FAST, *arguments, "name=run"]
-        command.append(f"output_dir={tmp_path}")
-        return subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=tmp_path)
+        return program(*FAST, *arguments, "name=run", script="pretrain.py")
 
     return run
 
 
 def results(tmp_path):
-    return json.loads((tmp_path / "run" / "results.json").read_text())
+    return json.loads((tmp_path / "outputs" / "run" / "results.json").read_text())
 
 
 def images(folder, count=12):
@@ -53,13 +49,15 @@ def test_pretraining_ends_in_a_file_that_a_run_starts_from(pretrain, program, tm
     done = pretrain(f"norm={norm}", *FAKE)
     assert done.returncode == 0, done.stderr
     assert results(tmp_path)["params"]["trainable"] == results(tmp_path)["params"]["total"]
-    path = tmp_path / "run" / "weights.safetensors"
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    path = tmp_path / "outputs" / "run" / "weights.safetensors"
+    saved = torch.load(tmp_path / "outputs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     weights = load_file(path)
     assert any(".lite_residual." in name for name in weights)
     assert torch.equal(weights["conv_stem.weight"], saved["network.conv_stem.weight"])
     # a method without lite residuals of its own keeps those of the file
-    used = program("debug=fast", "method=last", f"norm={norm}", f"checkpoint={path}", "resolution=32")
+    used = program("debug=fast", "method=last", f"norm={norm}", f"checkpoint={path}", *FAKE)
     assert used.returncode == 0, used.stderr
     assert "start at random" not in used.stderr
 
@@ -68,35 +66,35 @@ def test_pretraining_goes_on_where_it_was(pretrain, tmp_path, monkeypatch):
     """Two epochs at once, or one and then another, end in the same weights."""
     two = [*INTERRUPTED, "trainer.limit_train_batches=1.0", "dropout=0.0"]
     assert pretrain(*two, "epochs=2").returncode == 0
-    at_once = load_file(tmp_path / "run" / "weights.safetensors")
-    (tmp_path / "run").rename(tmp_path / "whole")
+    at_once = load_file(tmp_path / "outputs" / "run" / "weights.safetensors")
+    (tmp_path / "outputs" / "run").rename(tmp_path / "whole")
     monkeypatch.setenv("INTERRUPT_AFTER", "1")
     stopped = pretrain(*two, "epochs=2")
     monkeypatch.delenv("INTERRUPT_AFTER")
     assert results(tmp_path)["status"] == "interrupted", stopped.stderr
     done = pretrain(*two, "epochs=2", "resume=true")
     assert done.returncode == 0, done.stderr
-    resumed = load_file(tmp_path / "run" / "weights.safetensors")
+    resumed = load_file(tmp_path / "outputs" / "run" / "weights.safetensors")
     for name, tensor in at_once.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_an_adaptation_goes_on_where_it_was(pretrain, tmp_path, monkeypatch):
     """Also in the middle of the conversion, where layers of both kinds are there."""
-    torch.save(build_network(NetworkSpec("proxylessnas_w03", "bn", 9)).state_dict(), tmp_path / "teacher.pth")
+    torch.save(build_network(NetworkSpec("tinytl_tiny", "bn", 9)).state_dict(), tmp_path / "teacher.pth")
     two = [f"teacher={tmp_path}/teacher.pth", *INTERRUPTED, "trainer.limit_train_batches=1.0"]
     assert pretrain(*two, "epochs=2").returncode == 0
-    at_once = load_file(tmp_path / "run" / "weights.safetensors")
-    (tmp_path / "run").rename(tmp_path / "whole")
+    at_once = load_file(tmp_path / "outputs" / "run" / "weights.safetensors")
+    (tmp_path / "outputs" / "run").rename(tmp_path / "whole")
     monkeypatch.setenv("INTERRUPT_AFTER", "2")  # scales and shifts are fitted on the images first
     stopped = pretrain(*two, "epochs=2")
     monkeypatch.delenv("INTERRUPT_AFTER")
     assert results(tmp_path)["status"] == "interrupted", stopped.stderr
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert 0 < saved["converted"] < 50 and saved["epoch"] == 0
+    saved = torch.load(tmp_path / "outputs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < saved["converted"] < 20 and saved["epoch"] == 0
     done = pretrain(*two, "epochs=2", "resume=true")
     assert done.returncode == 0, done.stderr
-    resumed = load_file(tmp_path / "run" / "weights.safetensors")
+    resumed = load_file(tmp_path / "outputs" / "run" / "weights.safetensors")
     for name, tensor in at_once.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -107,19 +105,19 @@ def test_norm_adaptation(pretrain, program, tmp_path):
     for part in ("train", "test"):
         for name in ("a", "b"):
             images(tmp_path / "probe" / part / name, count=6)
-    teacher = build_network(NetworkSpec("proxylessnas_w03", "bn", 9))
+    teacher = build_network(NetworkSpec("tinytl_tiny", "bn", 9))
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
     done = pretrain(
         f"teacher={tmp_path}/teacher.pth", "data=unlabelled", f"data.root={tmp_path}/images",
-        f"probe={tmp_path}/probe",
+        f"probe={tmp_path}/probe", *TINY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = results(tmp_path)["metrics"]
     assert 0 <= metrics["test/agreement"] <= 1
     assert metrics["probe/kept"] == pytest.approx(metrics["probe/top1"] / metrics["probe/teacher_top1"])
-    path = tmp_path / "run" / "weights.safetensors"
+    path = tmp_path / "outputs" / "run" / "weights.safetensors"
     assert not any("running_mean" in name for name in load_file(path))
-    used = program("debug=fast", "norm=gn", f"checkpoint={path}", "resolution=32")
+    used = program("debug=fast", "norm=gn", f"checkpoint={path}", *FAKE)
     assert used.returncode == 0, used.stderr
 
 
@@ -141,7 +139,7 @@ def test_errors_in_one_line(pretrain, override, message):
 
 def probe_of(splits):
     torch.manual_seed(0)
-    network = build_network(NetworkSpec("proxylessnas_w03", "bn", 2))
+    network = build_network(NetworkSpec("tinytl_tiny", "bn", 2))
     return linear_probe(network, splits, evaluation_transform(32, [0.5] * 3, [0.5] * 3))
 
 

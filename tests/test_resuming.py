@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
         (["data.val_fraction=0.4"], "data.val_fraction=0.4, before 0.2"),
         (["epochs=2"], "epochs=2, before 3"),
         (["data.num_classes=4"], "data.num_classes=4, before 3"),
-        (["model=mobilenetv2_100", "checkpoint=null"], "model.name=mobilenetv2_100"),
+        (["model.name=mobilenetv2_100"], "model.name=mobilenetv2_100"),
     ],
 )
 def test_other_settings_are_not_resumed(configured, stopped_at, tmp_path, now, named):

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_data import FAKE
+from fake_data import FAKE, IMAGES
 from pytorch_lightning import Trainer
 from safetensors import safe_open
+from tiny_network import TINY
 from torch.utils.data import DataLoader
 
 import bounds
@@ -97,7 +98,7 @@ def test_every_method_with_every_norm(ran, method, norm):
     [("gn", 256), *((norm, batch) for norm in ("bn", "gn", "bn_frozen") for batch in (1, 8))],
 )
 def test_every_batch_size_with_every_norm(ran, caplog, norm, batch_size):
-    results = ran(f"norm={norm}", f"batch_size={batch_size}", "resolution=48", *ONE_BATCH)
+    results = ran(f"norm={norm}", f"batch_size={batch_size}", "resolution=48", *TINY, *ONE_BATCH)
     assert results["status"] == "finished" and math.isfinite(results["metrics"]["test/loss"])
     assert ("by the statistics of one image" in caplog.text) == (norm == "bn" and batch_size == 1)
 
@@ -107,19 +108,21 @@ def test_every_model(ran, model):
     method = "bias" if model in ("inception_v3", "resnet50") else "tinytl"  # resnet18 stands for resnet50
     resolution = 96 if model == "inception_v3" else 64
     small = ["batch_size=2", f"resolution={resolution}", *ONE_BATCH]
-    results = ran(f"model={model}", f"method={method}", *FAKE, *small)
+    results = ran(f"model={model}", f"method={method}", *IMAGES, *small)
     assert results["status"] == "finished"
 
 
 def test_backbones_with_norms_of_their_own(ran):
-    assert ran("model=convnext_atto", "norm=native", "method=bias", *FAKE)["status"] == "finished"
+    assert ran("model=convnext_atto", "norm=native", "method=bias", *IMAGES)["status"] == "finished"
+    vit = ["model=vit_tiny_patch16_224", "norm=native", "method=bias", *IMAGES, "resolution=224"]
+    assert ran(*vit, *ONE_BATCH, "batch_size=1")["status"] == "finished"
 
 
 @pytest.mark.parametrize("data", options("data"))
 def test_every_data_set_with_its_recipe(ran, data):
     """On noise, in the shape of the set: the recipe, not the files."""
     kind = "multilabel" if data == "celeba" else "multiclass"
-    fake = [f"data.loader=fake_data.load_{kind}", "data.workers=0", "resolution=32"]
+    fake = [f"data.loader=fake_data.load_{kind}", "data.workers=0", "resolution=32", *TINY]
     root = ["data.root=anywhere"] if data in ("folder", "unlabelled") else []
     results = ran(f"data={data}", *fake, *root)
     accuracy = "test/mean_accuracy" if data == "celeba" else "test/top1"
@@ -207,20 +210,21 @@ def test_full_fine_tuning_has_its_own_learning_rate(ran):
 
 def test_small_images_are_not_enlarged_for_nothing(configured, capsys):
     """Everything fits, but 3.5 times CIFAR's 32 px is 112, and the next of the resolutions 128."""
-    run(configured("method=auto", "resolution=auto", "memory_budget_mb=200", "data=cifar10", "dry_run=true"))
+    budget = ["method=auto", "resolution=auto", "memory_budget_mb=200"]
+    run(configured(*budget, "data=cifar10", "dry_run=true", *TINY))
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (plan["method"], plan["blocks"], plan["resolution"]) == ("full", None, 128)
 
 
 def test_random_weights_are_said_to_be_random(ran, caplog):
-    results = ran(*FAKE, "checkpoint=null")
-    assert "proxylessnas_w03 starts from random weights" in caplog.text
+    results = ran(*FAKE)
+    assert "tinytl_tiny starts from random weights" in caplog.text
     assert results["params"]["lite_residual_pretrained"] is False
 
 
 def test_random_lite_residuals_take_statistics_from_the_training_images(ran, tmp_path):
     """Under bn_frozen nothing else would give them any; those of the checkpoint stay."""
-    ran(*FAKE, "norm=bn_frozen", "method=bias", "lr=1e-12", "lite_residual.pretrained=false")
+    ran(*IMAGES, "norm=bn_frozen", "method=bias", "lr=1e-12", "lite_residual.pretrained=false")
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     variances = {name: v for name, v in saved.items() if name.endswith("running_var") and ".lite_" in name}
     assert variances and not any(torch.equal(v, torch.ones_like(v)) for v in variances.values())
@@ -239,7 +243,7 @@ def test_learning_rate_of_batch_size_1(ran):
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def test_the_classifier_has_its_own_learning_rate(ran, tmp_path, engine):
     def trained(*overrides):
-        ran(f"engine={engine}", *overrides, *FAKE)
+        ran(f"engine={engine}", *overrides, *IMAGES)
         saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
         return saved["state_dict"]
 
@@ -249,7 +253,9 @@ def test_the_classifier_has_its_own_learning_rate(ran, tmp_path, engine):
 
 
 def test_overfit_learns_two_batches(ran):
-    results = ran("debug=overfit", "epochs=15", "model=resnet18", "method=full", "norm=bn", "lr=1e-3", *FAKE)
+    results = ran(
+        "debug=overfit", "epochs=15", "model=resnet18", "method=full", "norm=bn", "lr=1e-3", *IMAGES
+    )
     assert results["status"] == "finished"
 
 

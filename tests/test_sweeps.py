@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
+import processes
 import pytest
-from conftest import LIMIT
 from fake_data import FAKE
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -36,18 +35,13 @@ def composed(*overrides, hydra=False):
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(program, tmp_path):
     """Runs `python src/run.py -m ARGUMENTS`; returns how it ended, and the results by name of the run."""
 
     def run(*arguments, folder="outputs"):
-        command = [sys.executable, str(ROOT / "src" / "run.py"), "-m", *arguments, f"output_dir={folder}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=tmp_path, env=ENV)
-        return done, results(tmp_path / folder)
+        return program("-m", *arguments, folder=folder), results(tmp_path / folder)
 
     return run
-
-
-ENV = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}  # for fake_data
 
 
 def results(folder):
@@ -106,23 +100,19 @@ def test_killed_and_started_again(sweep, tmp_path):
     """kill -9 in the middle, and a damaged results.json; then the same results as without."""
     arguments = [*QUICK, "method=bias,tinytl", "batch_size=2"]
     _, uninterrupted = sweep(*arguments, folder="uninterrupted")
-    command = [sys.executable, str(ROOT / "src" / "run.py"), "-m", *arguments, "output_dir=outputs"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENV) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "tinytl" in line and "begins" in line:
-                break
-        for line in process.stderr:
-            if line.startswith("epoch 2/"):
-                process.kill()
-                break
+    begun = processes.start(tmp_path, ["-m", *arguments, f"output_dir={tmp_path}/outputs"])
+    while begun.said.count("epoch 2/") < 2:  # of the second job
+        assert not begun.has_ended, begun.said
+        time.sleep(0.01)
+    begun.signal(signal.SIGKILL)
+    begun.wait()
     time.sleep(0.5)  # its jobs end with it
     statuses = {
         record["config"]["method"]["name"]: record["status"]
         for record in results(tmp_path / "outputs").values()
     }
     assert statuses == {"bias": "finished", "tinytl": "running"}
-    (interrupted,) = (tmp_path / "outputs").glob("*tinytl*/results.json")
+    (interrupted,) = (tmp_path / "outputs").glob("*-tinytl-gn-*/results.json")
     interrupted.write_text(interrupted.read_text()[:100])
     done, again = sweep(*arguments)
     assert done.returncode == 0 and "goes on" in done.stderr and "skipped" in done.stderr

@@ -59,7 +59,8 @@ def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> None:
     The widest maps of the network lie between them and are then never whole.
     """
     conv, norm = getattr(network, "conv_stem", None), getattr(network, "bn1", nn.Identity())
-    first = network.blocks[0][0] if isinstance(getattr(network, "blocks", None), nn.Sequential) else None
+    stages = getattr(network, "blocks", [])
+    first = stages[0][0] if len(stages) and isinstance(stages[0], nn.Sequential) else None
     if not isinstance(first, DepthwiseSeparableConv) or first.has_skip or not _sliceable(first):
         return
     if not (_is_frozen_plain(conv) and _is_square(conv) and _is_clamped_norm(norm)):
