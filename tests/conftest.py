@@ -13,13 +13,13 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 
 # isort: split
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from configuration import composed
 
-from run import run
-from tinytl.backbones.build import NetworkSpec, build_network
-from tinytl.backbones.lite_residual import LiteResidualConfig
-from tinytl.backbones.tensor_names import to_published
+from tinytl.experiment.run import run
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights.build import build_network
+from tinytl.weights.tensor_names import to_published
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -109,14 +109,8 @@ def program(tmp_path):
 
 @pytest.fixture
 def configured(tmp_path):
-    """Composes the real configuration, outputs in a temporary folder."""
-
-    def compose_with(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("config", [f"output_dir={tmp_path}", "debug=fast", "name=run", *overrides])
-
-    return compose_with
+    """Composes the real configuration of a fast run, outputs in a temporary folder."""
+    return lambda *overrides: composed(f"output_dir={tmp_path}", "debug=fast", "name=run", *overrides)
 
 
 @pytest.fixture

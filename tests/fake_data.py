@@ -26,13 +26,13 @@ class Deadly(Images):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def load_deadly(root, seed):
+def load_deadly(root):
     """16 + 6 images that nobody can read and live."""
-    splits = load_multiclass(root, seed)
+    splits = load_multiclass(root)
     return replace(splits, train=Deadly(splits.train.images, splits.train.targets))
 
 
-def load_multiclass(root, seed):
+def load_multiclass(root):
     """16 + 6 images of 3 classes."""
     labels = [i % 3 for i in range(22)]
     images = _noise(22)
@@ -40,17 +40,17 @@ def load_multiclass(root, seed):
                   train_labels=labels[:16])  # fmt: skip
 
 
-def load_validated(root, seed):
+def load_validated(root):
     """16 + 6 images, and 5 to validate on."""
-    splits = load_multiclass(root, seed)
+    splits = load_multiclass(root)
     return replace(splits, val=Images(splits.test.images[:5], splits.test.targets[:5]))
 
 
-def load_multilabel(root, seed):
+def load_multilabel(root):
     """16 + 6 images with 40 attributes."""
     images, targets = _noise(22), list((torch.arange(22 * 40).reshape(22, 40) % 3 == 0).float())
     names = tuple(f"attribute {i}" for i in range(40))
-    return Splits(Images(images[:16], targets[:16]), Images(images[16:], targets[16:]), names, "multilabel")
+    return Splits(Images(images[:16], targets[:16]), Images(images[16:], targets[16:]), names)
 
 
 def _noise(count):
@@ -72,14 +72,14 @@ class Interrupting(Images):
         return super().__getitem__(index)
 
 
-def load_interrupted(root, seed):
+def load_interrupted(root):
     """16 + 6 images; after they were read as often as INTERRUPT_AFTER says, the training is interrupted."""
-    splits = load_multiclass(root, seed)
+    splits = load_multiclass(root)
     times = float(os.environ.get("INTERRUPT_AFTER", "inf"))
     return replace(splits, train=Interrupting(splits.train.images, splits.train.targets, times))
 
 
-def load_nothing(root, seed):
+def load_nothing(root):
     """No data at all: what a loader of the user's may return by mistake."""
 
 
@@ -93,9 +93,9 @@ class Slow(Images):
         return super().__getitem__(index)
 
 
-def load_slowly(root, seed):
+def load_slowly(root):
     """16 + 6 images; the training stands still for a minute in every epoch."""
-    splits = load_multiclass(root, seed)
+    splits = load_multiclass(root)
     return replace(splits, train=Slow(splits.train.images, splits.train.targets))
 
 
@@ -115,13 +115,13 @@ class Weighed(Images):
         return super().__getitem__(index)
 
 
-def load_weighed(root, seed, times=1):
+def load_weighed(root, times=1):
     """16 + 6 images; the training images are there so many times."""
-    splits = load_multiclass(root, seed)
+    splits = load_multiclass(root)
     images, labels = list(splits.train.images) * times, list(splits.train.targets) * times
     return replace(splits, train=Weighed(images, labels), train_labels=labels)
 
 
-def load_many_weighed(root, seed):
+def load_many_weighed(root):
     """16,000 + 6 images."""
-    return load_weighed(root, seed, times=1000)
+    return load_weighed(root, times=1000)

@@ -19,7 +19,7 @@ import processes  # noqa: F401  (first: it makes the programs importable)
 from fault_cases import disks, folders, memory, mirrors, signals, surroundings  # noqa: F401  (they register)
 from fault_cases.registry import CASES, Case, Fault, Options, Place, Skipped
 
-from command_line import key_values
+from tinytl.experiment.terminal.options import key_values
 
 
 def main() -> int:

@@ -29,8 +29,8 @@ import processes  # first: it makes the programs importable
 from safetensors.torch import load_file
 from tiny_network import TINY
 
-from command_line import key_values
-from tinytl.files import UNFINISHED
+from tinytl.experiment.terminal.options import key_values
+from tinytl.system.files import UNFINISHED
 from tinytl.training.checkpoints import DamagedCheckpoint, read_checkpoint
 
 EVERY_MINUTES = 0.01

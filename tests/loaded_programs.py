@@ -8,7 +8,7 @@ import processes  # noqa: F401  (first: it makes the programs importable)
 import tiny_network  # noqa: F401  (timm knows it from here on)
 import torch
 
-import pretrain  # noqa: F401
-import report  # noqa: F401
+import tinytl.experiment.program
+import tinytl.report.write  # noqa: F401
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -9,6 +9,7 @@ ProxylessNAS-Mobile, TinyTL, batch 8, 224 px, Adam. The limit is on the process'
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -26,18 +27,20 @@ def main() -> int:
 
 def train(limit_mb: float, engine: str) -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+    from tinytl.assembly import TrainingStep
     from tinytl.engine import EnginePlan
     from tinytl.memory.measure import load_libraries
-    from tinytl.memory.training_step import TrainingStep, build, step
+    from tinytl.memory.step import build, run
 
     plan = EnginePlan(micro_batch=1, slice_kb=400.0) if engine == "lean" else EnginePlan()
     load_libraries(plan)
     allowed = private_bytes() + int(limit_mb * 1e6)
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
-    what = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
-    network, optimizer = build(what, engine, plan)  # type: ignore[arg-type]
+    step = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
+    step = replace(step, engine=engine, plan=plan)  # type: ignore[arg-type]
+    network, optimizer = build(step)
     for _ in range(3):
-        step(what, plan, network, optimizer)
+        run(step, network, optimizer)
     print(f"three steps within {limit_mb:.0f} MB above idle")
 
 

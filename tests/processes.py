@@ -137,6 +137,7 @@ def _become(folder: Path, log: Path, script: str, arguments: list[str], variable
         os.environ.clear()
         os.environ.update(variables)
         tempfile.tempdir = None  # as TMPDIR says now
+        multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]  # the system's own
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
         for number, path in ((1, _output(log)), (2, log)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)

@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinytl.backbones.build import NetworkSpec, build_network, build_on_meta
-from tinytl.backbones.lite_residual import LiteResidual, LiteResidualConfig
-from tinytl.backbones.norms import WeightStandardizedConv2d, standardize
-from tinytl.backbones.quantize import quantize_frozen, quantize_int8, quantize_kmeans
 from tinytl.errors import UserError
-from tinytl.memory.paper_count import count_bare
 from tinytl.methods import freeze
+from tinytl.networks.construct import build_on_meta
+from tinytl.networks.lite_residual import LiteResidual, LiteResidualConfig
+from tinytl.networks.norms import WeightStandardizedConv2d, standardize
+from tinytl.networks.quantize import quantize_frozen, quantize_int8, quantize_kmeans
+from tinytl.networks.spec import NetworkSpec
+from tinytl.paper.count import count_bare
+from tinytl.weights.build import build_network
 
 LITE = LiteResidualConfig()
 SPINE = [

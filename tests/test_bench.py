@@ -6,8 +6,9 @@ import sys
 import pytest
 
 import bench
+from tinytl.assembly import TrainingStep
+from tinytl.benchmark.plans import steps_under
 from tinytl.memory import measure
-from tinytl.memory.training_step import TrainingStep
 
 
 def test_rows_and_plot(monkeypatch, tmp_path, capsys):
@@ -34,14 +35,12 @@ def test_rows_and_plot(monkeypatch, tmp_path, capsys):
 
 def test_plans_that_a_step_allows():
     step = TrainingStep.of("proxylessnas_mobile", "bn", "tinytl", 8, 224, 102)
-    assert list(bench.plans_for(step, ["stock", "lean", "small"])) == ["stock", "lean"]
+    assert list(steps_under(step, ["stock", "lean", "small"])) == ["stock", "lean"]
     step = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 256, 224, 102)
-    assert list(bench.plans_for(step, ["stock", "lean", "small"])) == ["lean", "small"]
+    assert list(steps_under(step, ["stock", "lean", "small"])) == ["lean", "small"]
     step = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 1, 224, 102)
-    _, plan = bench.plans_for(step, ["smallest 8 bits"])["smallest 8 bits"]
-    assert plan.step_in_backward
-    _, plan = bench.plans_for(step, ["lean"], slice_kb=4000.0)["lean"]
-    assert plan.slice_kb == 4000.0
+    assert steps_under(step, ["smallest 8 bits"])["smallest 8 bits"].plan.step_in_backward
+    assert steps_under(step, ["lean"], slice_kb=4000.0)["lean"].plan.slice_kb == 4000.0
 
 
 @pytest.mark.parametrize("mistake", ["modle=resnet50", "plans=tiny", "batch_size=many", "slice_kb=0"])

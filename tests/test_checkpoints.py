@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinytl.backbones import checkpoints
-from tinytl.backbones.build import NetworkSpec, build_network, head_classes
-from tinytl.backbones.lite_residual import LiteResidualConfig
-from tinytl.backbones.own_checkpoints import own_record, save_trained, trainable_state
 from tinytl.errors import UserError
 from tinytl.methods import freeze
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights import checkpoints
+from tinytl.weights.build import build_network, head_classes
+from tinytl.weights.own_checkpoints import own_record, save_trained, trainable_state
 
 LITE = LiteResidualConfig()
 

@@ -9,19 +9,23 @@ import torch
 from conftest import ROOT
 from test_planner import assert_predicted
 
-from tinytl import choice
-from tinytl.backbones.blocks import block_names
-from tinytl.backbones.build import NetworkSpec, build_network, build_on_meta
-from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
-from tinytl.memory.paper_count import count_bare
-from tinytl.memory.planner import Planner, predicted_bytes
-from tinytl.memory.training_step import TrainingStep
+from tinytl.memory.predict import predicted_bytes
 from tinytl.methods import METHODS, freeze
+from tinytl.networks.blocks import block_names
+from tinytl.networks.construct import build_on_meta
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.paper.count import count_bare
+from tinytl.planner import method as choice
+from tinytl.planner.engine_plan import Planner
+from tinytl.weights.build import build_network
 
 LITE = LiteResidualConfig()
 W03 = TrainingStep(NetworkSpec("proxylessnas_w03", "gn", 10), "last", 8, 96)
+EIGHT_BITS = replace(W03, plan=EnginePlan(optimizer_bits=8))
 PX = [96, 128]
 
 
@@ -54,7 +58,7 @@ def test_fewer_blocks_take_less_and_as_predicted():
         replace(W03, method="tinytl", spec=replace(W03.spec, lite_residual=LITE), blocks=b)
         for b in (2, 10, None)
     ]
-    sizes = [predicted_bytes(what, "lean", EnginePlan()) for what in steps]
+    sizes = [predicted_bytes(step) for step in steps]
     assert sizes == sorted(sizes) and sizes[0] < 0.7 * sizes[-1]
     for what in steps[:2]:
         assert_predicted(what)
@@ -64,7 +68,7 @@ def test_fewer_blocks_take_less_and_as_predicted():
 
 
 def test_expectations_are_the_papers():
-    with (ROOT / "src/tinytl/report/paper/table2.csv").open() as file:
+    with (ROOT / "src/tinytl/paper/table2.csv").open() as file:
         rows = {(r.pop("method"), r.pop("resolution")): r for r in csv.DictReader(file)}
     row = rows["TinyTL-L+B", "224"]
     row.pop("train_memory_mb")
@@ -80,7 +84,7 @@ def test_expectations_are_the_papers():
 @pytest.mark.parametrize(("image_px", "resolution", "as_good_as"), [(8, 96, 96), (32, 128, 112)])
 def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_good_as):
     """Everything fits: the first resolution from 3.5 times their size on, worth no more than those."""
-    planner = Planner(W03, "lean", EnginePlan(optimizer_bits=8))
+    planner = Planner(EIGHT_BITS)
     found = choice.choose(planner, 1e9, [96, 128, 160, 192], None, image_px)
     assert (found.method, found.blocks, found.resolution) == ("full", None, resolution)
     assert found.expected == pytest.approx(choice.expected_top1("full", 1.0, as_good_as))
@@ -89,31 +93,31 @@ def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_goo
 @pytest.mark.parametrize("budget_mb", [1.5, 2.5])
 def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
     """By brute force over every method, share of blocks and resolution."""
-    planner = Planner(W03, "lean", EnginePlan(optimizer_bits=8), may_step_in_backward=False)
+    planner = Planner(EIGHT_BITS, may_step_in_backward=False)
     found = choice.choose(planner, budget_mb * 1e6, PX)
     count = len(block_names(build_on_meta(W03.spec)))
     best = 0.0
     for method, info in METHODS.items():
-        for share, kept in choice.GAIN_KEPT[method].items():
+        for share, kept in info.gain_kept.items():
             for px in PX:
                 spec = replace(W03.spec, lite_residual=LITE if info.needs_lite_residual else None)
                 blocks = None if share == 1 else round(share * count)
-                what = replace(W03, spec=spec, method=method, resolution=px, blocks=blocks)
-                if replace(planner, what=what).smallest()[0] <= budget_mb * 1e6:
+                step = replace(EIGHT_BITS, spec=spec, method=method, resolution=px, blocks=blocks)
+                if replace(planner, step=step).smallest_bytes() <= budget_mb * 1e6:
                     best = max(best, choice.expected_top1(method, kept, px))
     assert found.expected == pytest.approx(best)
-    step = choice.apply(W03, found)
-    assert replace(planner, what=step).choose(budget_mb * 1e6).predicted_bytes <= budget_mb * 1e6
+    step = choice.apply(EIGHT_BITS, found)
+    assert predicted_bytes(replace(planner, step=step).choose(budget_mb * 1e6)) <= budget_mb * 1e6
 
 
 def test_a_budget_too_small_for_any_method():
     with pytest.raises(UserError, match=r"memory_budget_mb=0.1: method=auto takes at least .*method=last"):
-        choice.choose(Planner(W03, "lean", EnginePlan()), 1e5, PX)
+        choice.choose(Planner(W03), 1e5, PX)
 
 
 def test_what_a_network_cannot_take_is_not_chosen():
-    inception = TrainingStep(NetworkSpec("inception_v3", "gn", 10), "last", 1, 96)
-    found = choice.choose(Planner(inception, "lean", EnginePlan(optimizer_bits=8)), 60e6, [96])
+    inception = replace(EIGHT_BITS, spec=NetworkSpec("inception_v3", "gn", 10), batch_size=1)
+    found = choice.choose(Planner(inception), 60e6, [96])
     assert not METHODS[found.method].needs_lite_residual
-    none = choice.choose(Planner(W03, "lean", EnginePlan(optimizer_bits=8)), 2.5e6, [96], None)
+    none = choice.choose(Planner(EIGHT_BITS), 2.5e6, [96], None)
     assert not METHODS[none.method].needs_lite_residual

@@ -6,8 +6,8 @@ import numpy
 import pytest
 import torch
 
-from tinytl.class_means import SHRINKAGE, fit_classifier
 from tinytl.errors import UserError
+from tinytl.training.class_means import SHRINKAGE, fit_classifier
 
 
 class Features(torch.nn.Module):

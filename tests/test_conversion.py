@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import nn
 
-from tinytl.adaptation import NormAdaptation
-from tinytl.backbones.build import NetworkSpec, build_network
-from tinytl.backbones.conversion import LARGEST_SCALE, Conversion
-from tinytl.backbones.lite_residual import LiteResidualConfig
-from tinytl.backbones.tensor_names import canonical
+from tinytl.adaptation.conversion import LARGEST_SCALE, Conversion
+from tinytl.adaptation.distill import NormAdaptation
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights.build import build_network
+from tinytl.weights.tensor_names import canonical
 
 MODELS = ["proxylessnas_w03", "mobilenetv2_100", "tf_efficientnet_lite0", "resnet18", "efficientnet_b0"]
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))

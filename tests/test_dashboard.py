@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import wandb
 import wandb.errors
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf, open_dict
+from configuration import composed, experiment
+from omegaconf import OmegaConf
+from tiny_network import TINY
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
-import boards
 import dashboard
-import tracking
-from checks import check
+import tinytl.experiment.tracking as tracking_room
+from tinytl.experiment.tracking import boards
+from tinytl.experiment.tracking import mirror as tracking
+from tinytl.experiment.validation.validate import validate
 from tinytl.memory.meter import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -43,18 +44,6 @@ class FakeRun:
 
     def finish(self, exit_code=0):
         self.exit_code = exit_code
-
-
-@pytest.fixture
-def composed():
-    """Composes the real configuration."""
-
-    def compose_with(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("config", list(overrides))
-
-    return compose_with
 
 
 @pytest.fixture
@@ -108,13 +97,13 @@ def keys(panel):
     return [key for key in (*axes, *columns, *grouped, *config.get("metrics", [])) if key]
 
 
-def test_panels_read_what_runs_log(printed, composed, monkeypatch, tmp_path):
+def test_panels_read_what_runs_log(printed, monkeypatch, tmp_path):
     spec = json.loads(printed("dry_run=true"))
     logged = set(BY_LIGHTNING)
     for name in (*boards.paper.data_sets(), "digits"):
         run = summarized(name)
         logged |= set(run.logged) | set(run.summary)
-    configured = OmegaConf.create(begun(composed(), monkeypatch, tmp_path).settings["config"])
+    configured = OmegaConf.create(begun(monkeypatch, tmp_path).settings["config"])
     for part in spec.values():
         assert len(panels(part)) > 15
         for key in (key for panel in panels(part) for key in keys(panel)):
@@ -175,7 +164,8 @@ def test_mistakes_in_one_line(printed, monkeypatch, capsys, tmp_path, mistake):
 
 
 def test_without_the_extra(printed, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "boards")
+    monkeypatch.delitem(sys.modules, "tinytl.experiment.tracking.boards")
+    monkeypatch.delattr(tracking_room, "boards")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     for name in [name for name in sys.modules if name.startswith("wandb_workspaces.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -184,28 +174,24 @@ def test_without_the_extra(printed, monkeypatch, capsys):
     assert "pip install 'tinytl[dashboards]'" in capsys.readouterr().err
 
 
-def begun(cfg, monkeypatch, folder) -> Any:
+def begun(monkeypatch, folder, *overrides) -> Any:
     """Let tracking.mirror begin and end a fake run; return that."""
     made = []
     monkeypatch.setattr(wandb, "init", lambda **settings: made.append(FakeRun(**settings)) or made[-1])
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    with tracking.mirror(cfg, resolved, folder):
+    with tracking.mirror(experiment(f"output_dir={folder}", *TINY, *overrides)):
         pass
     return made[0]
 
 
-def test_group_and_job_type(composed, monkeypatch, tmp_path):
-    cfg = composed("method=bias", "norm=bn")
-    run = begun(cfg, monkeypatch, tmp_path)
+def test_group_and_job_type(monkeypatch, tmp_path):
+    run = begun(monkeypatch, tmp_path, "method=bias", "norm=bn")
     assert run.settings["group"] is None and run.settings["job_type"] == "bias"
     assert run.settings["config"]["chosen"] == {
-        **{"data": "digits", "model": "proxylessnas_w03", "method": "bias", "norm": "bn"},
+        **{"data": "digits", "model": "tinytl_tiny", "method": "bias", "norm": "bn"},
         "engine": "lean",
     }
     assert run.exit_code == 0
-    with open_dict(cfg):
-        cfg.sweep = "table2"
-    assert begun(cfg, monkeypatch, tmp_path).settings["group"] == "table2"
+    assert begun(monkeypatch, tmp_path, "sweep=table2").settings["group"] == "table2"
 
 
 def test_the_paper_beside_a_run():
@@ -244,11 +230,11 @@ class Failing(FakeRun):
         raise OSError("no space left")
 
 
-def test_what_fails_in_wandb_is_one_line_and_nothing_else(composed, monkeypatch, tmp_path, caplog):
+def test_what_fails_in_wandb_is_one_line_and_nothing_else(monkeypatch, tmp_path, caplog):
     made = []
     monkeypatch.setattr(wandb, "init", lambda **settings: made.append(Failing(**settings)) or made[-1])
     record = {"status": "finished", "config": {"data": {"name": "digits"}}, "metrics": {"test/top1": 0.5}}
-    with tracking.mirror(composed(), record["config"], tmp_path) as mirror:
+    with tracking.mirror(experiment(f"output_dir={tmp_path}", *TINY)) as mirror:
         assert mirror.logger is not None
         mirror.logger.log_metrics({"train/loss": 1.0}, 1)
         mirror.logger.log_metrics({"train/loss": 1.0}, 2)
@@ -257,16 +243,16 @@ def test_what_fails_in_wandb_is_one_line_and_nothing_else(composed, monkeypatch,
     assert line.startswith("W&B could not") and "no space left" in line
 
 
-def test_wandb_that_cannot_begin_is_done_without(composed, monkeypatch, tmp_path, caplog):
+def test_wandb_that_cannot_begin_is_done_without(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("its service is gone")))
-    with tracking.mirror(composed(), {}, tmp_path) as mirror:
+    with tracking.mirror(experiment(f"output_dir={tmp_path}", *TINY)) as mirror:
         assert mirror.logger is None
         mirror.finish({}, tmp_path)
     assert "its service is gone" in caplog.text
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_sweeps_give_commands_that_the_program_takes(path, composed):
+def test_sweeps_give_commands_that_the_program_takes(path):
     """Every parameter with every value, as an agent writes it."""
     sweep: Any = load_sweep_config(str(path))
     assert sweep["method"] == "grid" and (ROOT / sweep["program"]).is_file() and sweep["name"] == path.stem
@@ -276,7 +262,7 @@ def test_sweeps_give_commands_that_the_program_takes(path, composed):
     for index in range(max(map(len, values.values()))):
         chosen = {key: options[index % len(options)] for key, options in values.items()}
         arguments = create_sweep_command_args({"args": {k: {"value": v} for k, v in chosen.items()}})
-        check(composed(*arguments["args_no_hyphens"], "wandb=online"))
+        validate(composed(*arguments["args_no_hyphens"], "wandb=online"))
     assert f"wandb sweep --project tinytl sweeps/wandb/{path.name}" in path.read_text()
     runs = 1
     for options in values.values():

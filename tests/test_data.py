@@ -14,19 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-from tinytl.data import (
-    aircraft,
-    cars,
-    celeba,
-    cifar,
-    cub200,
-    digits,
-    flowers102,
-    folder,
-    food101,
-    generated,
-    pets,
-)
+from tinytl.data import celeba, cifar, cub200, digits, folder, generated, torchvision_sets
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
@@ -54,20 +42,20 @@ def datamodule(splits, **overrides):
 
 
 def test_digits():
-    splits = digits.load(Path("nowhere"), seed=5)
+    splits = digits.load(Path("nowhere"))
     assert (len(splits.train), len(splits.test)) == (1438, 359)
     assert numpy.bincount(splits.test.targets).min() >= 34  # a fifth of each class
     image, label = splits.train[0]
     assert image.mode == "RGB" and image.size == (8, 8) and label in range(10)
-    same = digits.load(Path("nowhere"), seed=6)
-    assert splits.test.targets == same.test.targets  # the test set does not move with the seed
+    same = digits.load(Path("elsewhere"))
+    assert splits.test.targets == same.test.targets
 
 
 def test_generated_images_are_drawn_on_demand_and_the_same_each_time():
-    splits = generated.load(Path("nowhere"), seed=5)
+    splits = generated.load(Path("nowhere"))
     assert (len(splits.train), len(splits.test), len(splits.class_names)) == (20_000, 1_000, 100)
     assert numpy.bincount(splits.train.targets).tolist() == [200] * 100
-    again = generated.load(Path("elsewhere"), seed=6)
+    again = generated.load(Path("elsewhere"))
     for position in range(0, 20_000, 1_999):  # from every family
         (image, label), (same, _) = splits.train[position], again.train[position]
         pixels = numpy.asarray(image)
@@ -94,7 +82,7 @@ def test_a_drifting_stream_sees_each_image_once_and_few_classes_at_a_time():
 
 
 def test_a_stream_is_seen_without_random_transforms():
-    splits = digits.load(Path("nowhere"), seed=0)
+    splits = digits.load(Path("nowhere"))
     data = datamodule(splits, batch_size=1, stream=True)
     plain = evaluation_transform(32, [0.5] * 3, [0.5] * 3)
     assert torch.equal(data.train_set[7][0], plain(splits.train[7][0]))
@@ -102,7 +90,7 @@ def test_a_stream_is_seen_without_random_transforms():
 
 def test_labels_that_are_no_classes_cannot_drift():
     images = Images([Image.new("RGB", (8, 8))] * 8, [torch.ones(3)] * 8)
-    splits = Splits(images, images, ("a", "b", "c"), task="multilabel")
+    splits = Splits(images, images, ("a", "b", "c"))
     with pytest.raises(UserError, match=r"data\.drift=true: the images have no single class"):
         datamodule(splits, batch_size=1, stream=True, drift=True)
 
@@ -110,7 +98,7 @@ def test_labels_that_are_no_classes_cannot_drift():
 def test_folder_with_train_and_test(tmp_path):
     class_folders(tmp_path / "train", ["ants", "bees"])
     class_folders(tmp_path / "test", ["ants", "bees"], images=3)
-    splits = folder.load(tmp_path, seed=0)
+    splits = folder.load(tmp_path)
     assert splits.class_names == ("ants", "bees")
     assert (len(splits.train), len(splits.test)) == (20, 6)
     assert [splits.test[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
@@ -119,7 +107,7 @@ def test_folder_with_train_and_test(tmp_path):
 
 def test_folder_holds_a_fifth_of_each_class_out(tmp_path):
     class_folders(tmp_path, ["ants", "bees", "wasps"])
-    splits = folder.load(tmp_path, seed=0)
+    splits = folder.load(tmp_path)
     assert sorted(splits.test.targets) == [0, 0, 1, 1, 2, 2]
     assert not set(splits.train.images) & set(splits.test.images)
 
@@ -130,7 +118,7 @@ def test_a_corrupt_image_is_named(tmp_path, workers, content):
     class_folders(tmp_path, ["ants", "bees"])
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(content or path.read_bytes()[:-40])
-    batches = iter(datamodule(folder.load(tmp_path, seed=0), workers=workers).test_dataloader())
+    batches = iter(datamodule(folder.load(tmp_path), workers=workers).test_dataloader())
     with pytest.raises(UserError, match=r"ants/\d\.png: not a readable image"):
         next(batches)
 
@@ -151,7 +139,7 @@ def cub_layout(root):
 
 def test_cub200(tmp_path):
     cub_layout(tmp_path)
-    splits = cub200.load(tmp_path, seed=0)
+    splits = cub200.load(tmp_path)
     assert (len(splits.train), len(splits.test)) == (4, 2)
     assert splits.train_labels == [1, 0, 1, 0]
     assert splits.train[0][0].size == (20, 16)
@@ -161,7 +149,7 @@ def test_cub200_says_what_to_put_where(tmp_path):
     with pytest.raises(
         UserError, match=r"CUB_200_2011/images.txt is not there; unpack CUB_200_2011.tgz .* into"
     ):
-        cub200.load(tmp_path, seed=0)
+        cub200.load(tmp_path)
 
 
 def test_pets(tmp_path):
@@ -171,7 +159,7 @@ def test_pets(tmp_path):
     (base / "annotations").mkdir()
     (base / "annotations" / "trainval.txt").write_text("Abyssinian_1 1 1 1\nbeagle_2 2 2 1\n")
     (base / "annotations" / "test.txt").write_text("beagle_3 2 2 1\n")
-    splits = pets.load(tmp_path, seed=0)
+    splits = torchvision_sets.pets(tmp_path)
     assert splits.train_labels == [0, 1] and splits.test[0][1] == 1
     assert splits.class_names == ("Abyssinian", "Beagle")
 
@@ -183,7 +171,7 @@ def test_food101(tmp_path):
     (base / "meta").mkdir()
     (base / "meta" / "train.json").write_text(json.dumps({"pie": ["pie/1"], "soup": ["soup/3"]}))
     (base / "meta" / "test.json").write_text(json.dumps({"pie": ["pie/2"], "soup": []}))
-    splits = food101.load(tmp_path, seed=0)
+    splits = torchvision_sets.food101(tmp_path)
     assert splits.train_labels == [0, 1] and len(splits.test) == 1
 
 
@@ -194,7 +182,7 @@ def test_aircraft(tmp_path):
     (base / "variants.txt").write_text("707-320\nDR-400\n")
     (base / "images_variant_trainval.txt").write_text("1 707-320\n2 DR-400\n")
     (base / "images_variant_test.txt").write_text("3 DR-400\n")
-    splits = aircraft.load(tmp_path, seed=0)
+    splits = torchvision_sets.aircraft(tmp_path)
     assert splits.train_labels == [0, 1] and splits.test[0][1] == 1
 
 
@@ -205,16 +193,16 @@ def test_flowers102_trains_on_train_and_val(tmp_path, monkeypatch):
     savemat(base / "setid.mat", {"trnid": [1, 2], "valid": [3, 4], "tstid": [5, 6]})
     savemat(base / "imagelabels.mat", {"labels": [1, 2, 3, 4, 5, 6]})
     monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *_: True)
-    splits = flowers102.load(tmp_path, seed=0)
+    splits = torchvision_sets.flowers102(tmp_path)
     assert splits.train_labels == [0, 1, 2, 3]
     assert splits.test.targets == [4, 5]
 
 
 DOWNLOADS = [
-    (flowers102.load, "flowers-102/jpg"),
-    (food101.load, "food-101/images"),
-    (pets.load, "oxford-iiit-pet/images"),
-    (aircraft.load, "fgvc-aircraft-2013b/data/images"),
+    (torchvision_sets.flowers102, "flowers-102/jpg"),
+    (torchvision_sets.food101, "food-101/images"),
+    (torchvision_sets.pets, "oxford-iiit-pet/images"),
+    (torchvision_sets.aircraft, "fgvc-aircraft-2013b/data/images"),
     (cifar.load_cifar10, "cifar-10-batches-py"),
     (cifar.load_cifar100, "cifar-100-python"),
     (celeba.load, "celeba/img_align_celeba"),
@@ -230,12 +218,12 @@ def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch, load, f
         monkeypatch.setattr(name, dead)
     monkeypatch.setattr("torchvision.datasets.celeba.download_file_from_google_drive", dead)
     with pytest.raises(UserError, match=f"put into .*{files}"):
-        load(tmp_path, seed=0)
+        load(tmp_path)
 
 
 def test_cars_cannot_be_downloaded(tmp_path):
     with pytest.raises(UserError, match=r"data=cars .* stanford_cars/cars_train"):
-        cars.load(tmp_path, seed=0)
+        torchvision_sets.cars(tmp_path)
 
 
 def test_the_papers_recipes():
@@ -277,7 +265,7 @@ def test_training_transform_crops_at_least_its_scale():
 def test_validation_set_is_stratified_seeded_and_apart(tmp_path):
     class_folders(tmp_path / "train", ["ants", "bees"], images=20)
     class_folders(tmp_path / "test", ["ants", "bees"], images=2)
-    splits = folder.load(tmp_path, seed=0)
+    splits = folder.load(tmp_path)
     data, same, other = (datamodule(splits, val_fraction=0.2, seed=s) for s in (1, 1, 2))
     assert sorted(splits.train.targets[i] for i in data.val_set.positions) == [0] * 4 + [1] * 4
     assert sorted([*data.train_set.positions, *data.val_set.positions]) == list(range(40))
@@ -287,7 +275,7 @@ def test_validation_set_is_stratified_seeded_and_apart(tmp_path):
 
 def test_batches(tmp_path):
     class_folders(tmp_path, ["ants", "bees"], images=10)
-    splits = folder.load(tmp_path, seed=0)
+    splits = folder.load(tmp_path)
     data = datamodule(splits, batch_size=5)
     images, labels = next(iter(data.train_dataloader()))
     assert images.shape == (5, 3, 32, 32) and labels.shape == (5,)
@@ -300,7 +288,7 @@ def test_batches(tmp_path):
 def test_multilabel_targets_stay_vectors():
     images = [Image.new("RGB", (8, 8))] * 4
     targets = list(torch.eye(4))
-    splits = Splits(Images(images, targets), Images(images, targets), tuple("abcd"), task="multilabel")
+    splits = Splits(Images(images, targets), Images(images, targets), tuple("abcd"))
     _, batch = next(iter(datamodule(splits, val_fraction=0.25, batch_size=2).train_dataloader()))
     assert batch.shape == (2, 4) and batch.dtype == torch.float32
 
@@ -308,13 +296,13 @@ def test_multilabel_targets_stay_vectors():
 def test_downloading_is_announced(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(URLError("no")))
     with caplog.at_level(logging.WARNING), pytest.raises(UserError):
-        cifar.load_cifar10(tmp_path, seed=0)
+        cifar.load_cifar10(tmp_path)
     assert "data=cifar10 is not in" in caplog.text
 
 
 def test_random_crops_depend_on_seed_epoch_and_image_alone():
     """So that an interrupted run, or one with other workers, sees the images that another run sees."""
-    common = {"splits": fake_data.load_multiclass("", 0), "resolution": 32, "batch_size": 4}
+    common = {"splits": fake_data.load_multiclass(""), "resolution": 32, "batch_size": 4}
     common |= {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
     def epoch(number, seed=0, workers=0, state=0):
@@ -334,7 +322,7 @@ def test_random_crops_depend_on_seed_epoch_and_image_alone():
 
 def test_processes_share_an_epoch(monkeypatch):
     """Each of two takes its half of what one would see; batches stay whole."""
-    common = {"splits": fake_data.load_multiclass("", 0), "resolution": 32, "batch_size": 4}
+    common = {"splits": fake_data.load_multiclass(""), "resolution": 32, "batch_size": 4}
     common |= {"mean": (0, 0, 0), "std": (1, 1, 1)}
     alone = list(ImageDataModule(**common).train_dataloader().sampler)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

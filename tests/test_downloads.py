@@ -14,10 +14,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save, save_file
 
-from tinytl.backbones import checkpoints, download, timm_weights
-from tinytl.backbones.download import cached_path, fetch
-from tinytl.backbones.timm_weights import timm_network
 from tinytl.errors import UserError
+from tinytl.weights import checkpoints, download, timm_weights
+from tinytl.weights.download import cached_path, fetch
+from tinytl.weights.timm_weights import timm_network
 
 WEIGHTS = save({"a": torch.arange(5000.0)})
 HASH = hashlib.sha256(WEIGHTS).hexdigest()

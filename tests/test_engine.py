@@ -10,18 +10,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinytl.backbones.build import NetworkSpec, build_network
-from tinytl.backbones.lite_residual import LiteResidualConfig
-from tinytl.backbones.norms import WS_EPS, standardize
-from tinytl.backbones.quantize import QuantizeName, quantize_frozen
+from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan, make_lean
 from tinytl.engine.kernels import Clamp, Kernels, compiled_kernels
 from tinytl.engine.operators import pack, unpack
 from tinytl.engine.optimizer import adam
 from tinytl.errors import UserError
-from tinytl.memory.training_step import TrainingStep, build, lower_bound, metered
+from tinytl.memory.step import build, lower_bound, metered
 from tinytl.methods import METHODS, freeze, set_train_mode
-from tinytl.openmp import is_busy
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.norms import WS_EPS, standardize
+from tinytl.networks.quantize import QuantizeName, quantize_frozen
+from tinytl.networks.spec import NetworkSpec
+from tinytl.system.openmp import is_busy
+from tinytl.weights.build import build_network
 
 NORMS = ["gn", "bn_frozen", "bn"]
 SPINE = [
@@ -198,10 +200,11 @@ def test_measured_memory_with_8_bit_adam(batch_size, at_most_mb):
 
 
 def second_step(what, plan):
-    network, optimizer = build(what, "lean", plan)
-    metered(what, plan, network, optimizer)
-    report = metered(what, plan, network, optimizer)
-    assert report.peak_bytes >= lower_bound(what, plan)
+    step = replace(what, plan=plan)
+    network, optimizer = build(step)
+    metered(step, network, optimizer)
+    report = metered(step, network, optimizer)
+    assert report.peak_bytes >= lower_bound(step)
     return report
 
 

@@ -15,11 +15,11 @@ import torch
 from image_folders import write_classes, write_image, write_split
 from PIL import Image
 
-from loader import load_data
 from tinytl.data import file_check, folder, generated
 from tinytl.data.check_cache import Checked
 from tinytl.data.images import Images
 from tinytl.data.inspection import inspect
+from tinytl.data.loading import load_data
 from tinytl.data.splits import Splits
 from tinytl.errors import UserError
 
@@ -47,7 +47,7 @@ def read_files(monkeypatch):
 
 
 def inspected(root, **options):
-    return inspect(folder.load(root, seed=0), **options)
+    return inspect(folder.load(root), **options)
 
 
 def in_memory(count, labels, seed=0):
@@ -99,7 +99,7 @@ def test_skip_broken_leaves_them_out_and_counts_them(tmp_path):
 
 
 def test_skip_broken_keeps_the_class_of_the_images():
-    splits = fake_data.load_interrupted("", 0)
+    splits = fake_data.load_interrupted("")
     splits.train.images = ["nowhere.png", *splits.train.images[1:]]
     found = inspect(splits, skip_broken=True).splits
     assert isinstance(found.train, fake_data.Interrupting) and len(found.train) == 15
@@ -268,9 +268,7 @@ def test_small_classes_and_great_imbalance_are_said(tmp_path):
 
 
 BASE = Splits(in_memory(6, [0, 1] * 3), in_memory(4, [0, 1] * 2, 1), ("a", "b"), train_labels=[0, 1] * 3)
-VECTORS = Splits(
-    in_memory(2, list(torch.eye(2))), in_memory(2, list(torch.eye(2)), 1), ("a", "b"), task="multilabel"
-)
+VECTORS = Splits(in_memory(2, list(torch.eye(2))), in_memory(2, list(torch.eye(2)), 1), ("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -292,9 +290,9 @@ def test_the_digest_covers_classes_targets_order_and_contents(splits, other):
 
 
 def test_images_that_are_drawn_count_by_what_is_to_be_drawn():
-    splits = generated.load(Path(), 0)
+    splits = generated.load(Path())
     found = inspect(splits)
-    assert found.warnings == () and found.digest == inspect(generated.load(Path(), 1)).digest
+    assert found.warnings == () and found.digest == inspect(generated.load(Path())).digest
     fewer = Images(splits.train.images[:-1], splits.train.targets[:-1])
     assert inspect(replace(splits, train=fewer, train_labels=fewer.targets)).digest != found.digest
 
@@ -311,11 +309,11 @@ def test_the_program_reads_and_checks_the_data_once_and_says_what_is_odd(tmp_pat
     (root / "notes.pdf").touch()
     loader = "tinytl.data.folder.load"
     with caplog.at_level(logging.WARNING, "tinytl"):
-        data = load_data(loader, str(root), 0, False)
-        assert load_data(loader, str(root), 0, False) is data
+        data = load_data(loader, str(root), False)
+        assert load_data(loader, str(root), False) is data
     assert caplog.text.count("left out: 1 .pdf") == 1 and len(read_files) == 16
 
 
 def test_a_loader_that_returns_no_splits_is_named():
     with pytest.raises(UserError, match=r"data\.loader=fake_data\.load_nothing: returned"):
-        load_data("fake_data.load_nothing", "x", 0, False)
+        load_data("fake_data.load_nothing", "x", False)

@@ -13,11 +13,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from tinytl.backbones.build import NetworkSpec, build_network
 from tinytl.engine import EnginePlan, kernels, make_lean
 from tinytl.engine.kernel_library import CompileError, cache_folder, load_library
 from tinytl.engine.kernels import SIGNATURES, CompiledKernels, Kernels
 from tinytl.errors import UserError
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights.build import build_network
 
 FOREIGN = Path(torch.__file__).parent / "lib" / "libshm.so"
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")

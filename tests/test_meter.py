@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinytl.backbones.build import NetworkSpec, build_network
-from tinytl.backbones.lite_residual import LiteResidualConfig
 from tinytl.memory.meter import LiveMemory
 from tinytl.methods import freeze, set_train_mode
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights.build import build_network
 
 
 def step(network, optimizer, images, labels):

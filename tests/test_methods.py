@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 from conftest import PUBLISHED_METHODS
 
-from tinytl.backbones.build import NetworkSpec, build_network, build_on_meta
-from tinytl.backbones.lite_residual import LiteResidualConfig
-from tinytl.backbones.tensor_names import STATISTICS
 from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, parameter_table, set_train_mode
+from tinytl.networks.construct import build_on_meta
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights.build import build_network
+from tinytl.weights.tensor_names import STATISTICS
 
 LITE = LiteResidualConfig()
 

@@ -11,13 +11,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tinytl.backbones import checkpoints
-from tinytl.backbones.build import NetworkSpec, build_network
-from tinytl.backbones.lite_residual import LiteResidualConfig
-from tinytl.backbones.own_checkpoints import frozen_sha256, own_record, save_trained, trainable_state
-from tinytl.backbones.quantize import quantize_frozen
 from tinytl.errors import UserError
 from tinytl.methods import freeze
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.quantize import quantize_frozen
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights import checkpoints
+from tinytl.weights.build import build_network
+from tinytl.weights.own_checkpoints import frozen_sha256, own_record, save_trained, trainable_state
 
 MODEL = "proxylessnas_w03"
 OLDER = ("spec", "method", "quantize", "blocks")  # what older versions recorded

@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 from conftest import PUBLISHED_METHODS
 
-from tinytl.backbones.build import NetworkSpec
-from tinytl.backbones.lite_residual import LiteResidualConfig
-from tinytl.memory.paper_count import count_as_paper, count_bare
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.paper.count import count_as_paper, count_bare
 
 
 def test_every_golden_row(golden):

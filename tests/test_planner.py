@@ -7,26 +7,28 @@ from importlib.util import find_spec
 import pytest
 from conftest import ROOT
 
+from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
-from tinytl.memory.planner import Planner, predicted_bytes
-from tinytl.memory.training_step import TrainingStep, build, metered, step
+from tinytl.memory.predict import predicted_bytes
+from tinytl.memory.step import build, metered, run
+from tinytl.planner.engine_plan import Planner
 
 MOBILE = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
 METHODS = ["last", "bias", "tinytl_l", "tinytl", "norm_last", "full"]
 W03 = TrainingStep.of("proxylessnas_w03", "gn", "tinytl", 8, 96, 10)
 
 
-def measured(what, engine, plan):
-    network, optimizer = build(what, engine, plan)
-    step(what, plan, network, optimizer)  # Adam makes its state
-    return metered(what, plan, network, optimizer).peak_bytes
+def measured(step):
+    network, optimizer = build(step)
+    run(step, network, optimizer)  # Adam makes its state
+    return metered(step, network, optimizer).peak_bytes
 
 
-def assert_predicted(what, engine="lean", plan=None):
-    plan = plan or EnginePlan()
-    predicted, real = predicted_bytes(what, engine, plan), measured(what, engine, plan)
-    assert real <= predicted <= 1.05 * real, (what, engine, plan)
+def assert_predicted(step, engine="lean", **plan):
+    step = replace(step, engine=engine, plan=EnginePlan(**plan))
+    predicted, real = predicted_bytes(step), measured(step)
+    assert real <= predicted <= 1.05 * real, step
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,7 +43,7 @@ def test_prediction_of_every_method_and_norm(method, norm, engine):
 @pytest.mark.parametrize("resolution", [96, 320])
 def test_prediction_of_batch_sizes_and_resolutions(batch_size, resolution):
     what = replace(W03, batch_size=batch_size, resolution=resolution)
-    assert_predicted(what, "lean", EnginePlan(micro_batch=min(batch_size, 8)))
+    assert_predicted(what, micro_batch=min(batch_size, 8))
 
 
 @pytest.mark.parametrize("model", ["mobilenetv2_100", "mnasnet_100", "resnet18", "mobilenetv3_small_100"])
@@ -57,8 +59,8 @@ def test_prediction_of_other_frozen_weights(quantize):
 
 def test_prediction_of_an_optimizer_in_8_bits():
     pytest.importorskip("bitsandbytes")
-    assert_predicted(W03, "lean", EnginePlan(optimizer_bits=8))
-    assert_predicted(replace(W03, batch_size=1), "lean", EnginePlan(optimizer_bits=8, step_in_backward=True))
+    assert_predicted(W03, optimizer_bits=8)
+    assert_predicted(replace(W03, batch_size=1), optimizer_bits=8, step_in_backward=True)
 
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -79,27 +81,27 @@ def test_prediction_of_the_models(index, model, norm):
             continue  # needs the whole batch at once
         what = TrainingStep.of(model, norm, method, batch_size, resolution, 10)
         micro_batch = min(8, batch_size) if norm != "bn" else None
-        assert_predicted(what, "lean", EnginePlan(micro_batch=micro_batch))
+        assert_predicted(what, micro_batch=micro_batch)
         assert_predicted(replace(what, batch_size=min(8, batch_size)), "stock")
 
 
 @pytest.mark.parametrize("budget_mb", [20, 30, 37, 64, 128])
 def test_budgets_are_kept_or_refused(budget_mb):
     """TinyTL at batch 8 and 224 px; what is feasible is known from docs/memory.md: 28.0 MB and more."""
-    planner = Planner(MOBILE, "lean", EnginePlan())
+    planner = Planner(MOBILE)
     feasible = budget_mb > (28.1 if find_spec("bitsandbytes") else 39.6)
     if not feasible:
         with pytest.raises(UserError, match=rf"memory_budget_mb={budget_mb}: .* takes at least") as refused:
             planner.choose(budget_mb * 1e6)
         least = float(re.findall(r"at least ([\d.]+) MB", str(refused.value))[0])
-        assert planner.choose(least * 1e6).predicted_bytes <= least * 1e6
+        assert predicted_bytes(planner.choose(least * 1e6)) <= least * 1e6
         return
     choice = planner.choose(budget_mb * 1e6)
-    assert measured(MOBILE, "lean", choice.plan) <= choice.predicted_bytes <= budget_mb * 1e6
+    assert measured(choice) <= predicted_bytes(choice) <= budget_mb * 1e6
 
 
 def test_more_memory_buys_larger_micro_batches_and_less_recomputation():
-    planner = Planner(W03, "lean", EnginePlan())
+    planner = Planner(W03)
     plans = [planner.choose(mb * 1e6).plan for mb in (7, 1000)]
     sizes = [plan.micro_batch or 8 for plan in plans]
     assert sizes == sorted(sizes)
@@ -108,20 +110,20 @@ def test_more_memory_buys_larger_micro_batches_and_less_recomputation():
 
 @pytest.mark.slow
 def test_the_largest_resolution_that_fits():
-    planner = Planner(W03, "lean", EnginePlan())
+    planner = Planner(W03)
     choice = planner.choose_resolution(8e6)
-    larger = replace(planner, what=replace(W03, resolution=choice.resolution + 32))
-    assert larger.smallest()[0] > 8e6 >= choice.predicted_bytes
+    larger = Planner(replace(W03, resolution=choice.resolution + 32))
+    assert larger.smallest_bytes() > 8e6 >= predicted_bytes(choice)
 
 
 @pytest.mark.slow
 def test_batch_statistics_keep_the_batch_whole():
     what = replace(W03, spec=replace(W03.spec, norm="bn"))
     with pytest.raises(UserError, match="less with method=bias"):
-        Planner(what, "lean", EnginePlan()).choose(5e6)
-    assert Planner(what, "lean", EnginePlan()).choose(40e6).plan.micro_batch == 8
+        Planner(what).choose(5e6)
+    assert Planner(what).choose(40e6).plan.micro_batch == 8
 
 
 def test_stock_pytorch_under_a_budget():
-    choice = Planner(W03, "stock", EnginePlan()).choose(30e6)
-    assert measured(W03, "stock", choice.plan) <= 30e6 and choice.plan.micro_batch in (1, 2, 4)
+    choice = Planner(replace(W03, engine="stock")).choose(30e6)
+    assert measured(choice) <= 30e6 and choice.plan.micro_batch in (1, 2, 4)

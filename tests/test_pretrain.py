@@ -11,13 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_network import TINY
 
-from tinytl.backbones.build import NetworkSpec, build_network
-from tinytl.backbones.lite_residual import LiteResidualConfig
+from tinytl.adaptation.probe import linear_probe
 from tinytl.data import digits
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
 from tinytl.data.transforms import test_transform as evaluation_transform
-from tinytl.probe import linear_probe
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights.build import build_network
 
 FAST = ["debug=fast", "data.workers=0", "resolution=32", "batch_size=4"]
 INTERRUPTED = [*FAKE, "data.loader=fake_data.load_interrupted"]
@@ -164,7 +165,7 @@ def test_the_starting_point_in_the_package_knows_more_than_random_weights(norm):
     """By linear probes on the digits, which it never saw."""
     spec = NetworkSpec("proxylessnas_w03", norm, 10, LiteResidualConfig(), checkpoint="embedded")
     transform = evaluation_transform(64, [0.5] * 3, [0.5] * 3)
-    splits = digits.load(ROOT, seed=0)
+    splits = digits.load(ROOT)
     trained, at_random = (
         linear_probe(build_network(s), splits, transform)
         for s in (spec, NetworkSpec("proxylessnas_w03", norm, 10, LiteResidualConfig()))

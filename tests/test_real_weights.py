@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import SHARED
 
-from tinytl.backbones.build import NetworkSpec, build_network
+from tinytl.networks.spec import NetworkSpec
+from tinytl.weights.build import build_network
 
 WEIGHTS = SHARED / "weights" / "proxyless-w0.3-r176_imagenet.pth"
 

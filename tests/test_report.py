@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 
 import report
-from tinytl.report import coverage, paper, tables
+from tinytl.paper import tables as paper
+from tinytl.report import coverage, tables, write
 from tinytl.report.runs import read
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -24,7 +25,7 @@ RECORD = {
     "fingerprint": "0",
     "config": {
         "data": {
-            **{"name": "cars", "loader": "tinytl.data.cars.load", "val_fraction": 0},
+            **{"name": "cars", "loader": "tinytl.data.torchvision_sets.cars", "val_fraction": 0},
             **{"lr": 8e-4, "lr_batch1": 2e-4},
         },
         "model": {"name": "proxylessnas_mobile"},
@@ -357,7 +358,7 @@ def test_cells_of_text_are_neither_formulas_nor_columns(tmp_path):
     """What a spreadsheet would compute gets an apostrophe; what would end a cell or a row does not."""
     texts = ['=HYPERLINK("x")', "+1+1", "-a", "@sum", "\t=1", "\r=1", "\n=1", "-3.5", "a|b\nc", "plain"]
     table = pandas.DataFrame({"a|b": texts, "number": [-float(i) for i in range(len(texts))]})
-    report.write_table(tmp_path / "table", table, table)
+    write.write_table(tmp_path / "table", table, table)
     read = pandas.read_csv(tmp_path / "table.csv", dtype={"a|b": str}, keep_default_na=False)
     assert list(read["a|b"]) == [*(f"'{text}" for text in texts[:5]), "'\n=1", "'\n=1", *texts[7:]]
     assert list(read.number) == list(table.number)
@@ -373,7 +374,7 @@ def test_a_report_that_cannot_be_written(folder, tmp_path, monkeypatch, capsys, 
     (tmp_path / "file").write_text("a file")
     arguments = [f"outputs={folder}", f"output_dir={output_dir.format(tmp_path)}"]
     monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
-    monkeypatch.setattr(report, "all_tables", lambda *tables: {})
+    monkeypatch.setattr(write, "all_tables", lambda *tables: {})
     monkeypatch.setattr(tables, "count_mb", lambda cell: None)
     with pytest.raises(SystemExit) as stopped:
         report.main()

@@ -12,10 +12,10 @@ from fake_data import FAKE
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from run import run
 from tinytl.errors import UserError
-from tinytl.module import ImageClassifier
+from tinytl.experiment.run import run
 from tinytl.training.checkpoints import PREVIOUS, read_checkpoint
+from tinytl.training.classifier import ImageClassifier
 from tinytl.training.stopping import Stopped
 
 # 12 images in batches of 2: six steps an epoch, each image with its random crops
@@ -296,7 +296,7 @@ def test_results_that_their_folder_does_not_take_are_kept_elsewhere(configured, 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record))
 
-    monkeypatch.setattr("run_record.write_json", full_in_the_end)
+    monkeypatch.setattr("tinytl.experiment.record.outcome.write_json", full_in_the_end)
     with pytest.raises(UserError, match=r"results.json could not be written \(No space left.*it is kept as"):
         run(configured(*FAKE))
     assert json.loads(writes[-1].read_text())["status"] == "finished"

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from tiny_network import TINY
 from torch.utils.data import DataLoader
 
-import bounds
-from run import run
 from tinytl.errors import UserError
+from tinytl.experiment.run import run
+from tinytl.experiment.validation import numbers as bounds
 from tinytl.methods import METHODS
-from tinytl.module import ImageClassifier
+from tinytl.training.classifier import ImageClassifier
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,29 +9,24 @@ from pathlib import Path
 
 import processes
 import pytest
+from configuration import composed
 from fake_data import FAKE
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 
-import fingerprint
-import jobs
-import plan
-from checks import check
-from hydra_plugins.grids import points
-from sweep_progress import SweepProgress
+from tinytl.data.loading import load_data
 from tinytl.errors import UserError
+from tinytl.experiment.record import fingerprint
+from tinytl.experiment.resolve import data_digest, settings_as_asked
+from tinytl.experiment.sweep import job as jobs
+from tinytl.experiment.sweep.grids import points
+from tinytl.experiment.sweep.planned import planned
+from tinytl.experiment.sweep.progress import SweepProgress
+from tinytl.experiment.validation.validate import validate
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 QUICK = [*FAKE, "debug=fast", "trainer.limit_train_batches=1.0", "epochs=4", "resolution=32"]
-
-
-def composed(*overrides, hydra=False):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", list(overrides), return_hydra_config=hydra)
 
 
 @pytest.fixture
@@ -59,7 +54,7 @@ def test_file(path):
     stated = re.findall(r"(\d+) jobs", text)
     assert not stated or len(jobs) == int(stated[0])
     for job in jobs[:: max(1, len(jobs) // 4)]:
-        check(composed(*job, "data.root=x"))
+        validate(composed(*job, "data.root=x"))
 
 
 def test_the_command_line_replaces_what_a_grid_says():
@@ -183,10 +178,10 @@ def test_results_of_other_programs_do_not_stop_a_plan(tmp_path):
     overrides = (*QUICK, f"output_dir={tmp_path}", "name=x")
     HydraConfig.instance().set_config(composed(*overrides, hydra=True))
     try:
-        planned = plan.row(composed(*overrides))
+        row = planned(composed(*overrides))
     finally:
         HydraConfig.instance().cfg = None
-    assert (planned["status"], planned["predicted_seconds"]) == ("planned", None)
+    assert (row["status"], row["predicted_seconds"]) == ("planned", None)
 
 
 def test_a_sweep_into_a_folder_that_cannot_be_written(tmp_path):
@@ -208,8 +203,8 @@ def test_memory_ran_out_only_where_the_kernel_says_so(sweep_of_one, code, kernel
 def sweep_of_one(tmp_path, monkeypatch):
     """Runs a job whose process ends with an exit code, or is killed by a signal if that is negative."""
 
-    def end(folder, cfg):
-        (folder / "results.json").write_text('{"status": "running", "config": {}}')
+    def end(cfg, begin, work):
+        (tmp_path / "x" / "results.json").write_text('{"status": "running", "config": {}}')
         if code_of[0] < 0:
             os.kill(os.getpid(), -code_of[0])
         os._exit(code_of[0])
@@ -222,7 +217,7 @@ def sweep_of_one(tmp_path, monkeypatch):
         overrides = (*QUICK, f"output_dir={tmp_path}", "name=x")
         HydraConfig.instance().set_config(composed(*overrides, hydra=True))
         try:
-            return jobs.job(composed(*overrides), end)
+            return jobs.job(composed(*overrides), attempt=end)
         finally:
             HydraConfig.instance().cfg = None
 
@@ -246,9 +241,10 @@ def test_fingerprint(tmp_path, monkeypatch):
     base = [*FAKE, "resolution=32", f"checkpoint={checkpoint}"]
 
     def mark(*overrides):
-        fingerprint.load_data.cache_clear()
+        load_data.cache_clear()
         fingerprint._file.cache_clear()
-        return fingerprint.fingerprint(composed(*base, *overrides))
+        cfg = composed(*base, *overrides)
+        return fingerprint.fingerprint(settings_as_asked(cfg).asked, data_digest(cfg))
 
     first = mark()
     assert mark("output_dir=elsewhere", "wandb=disabled", "name=other", "data.workers=1") == first

@@ -9,12 +9,12 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-import tinytl.openmp  # noqa: F401  (before torch)
+import tinytl.system.openmp  # noqa: F401  (before torch)
 
 # isort: split
 import torch
 
-from tinytl.files import cache_folder
+from tinytl.system.files import cache_folder
 
 
 def _keep_torchs_files_in_the_cache() -> None:

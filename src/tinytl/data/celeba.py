@@ -15,14 +15,14 @@ FILES = (
 )
 
 
-def load(root: Path, seed: int) -> Splits:
+def load(root: Path) -> Splits:
     """Training and test set; every target is a float tensor of 40 zeros and ones."""
     train, test = (
         fetch("celeba", root, FILES, lambda at, download, part=part: CelebA(at, part, download=download))
         for part in ("train", "test")
     )
     names = tuple(name for name in train.attr_names if name)
-    return Splits(_images(train, root), _images(test, root), names, task="multilabel")
+    return Splits(_images(train, root), _images(test, root), names)
 
 
 def _images(part: Any, root: Path) -> Images:

@@ -6,7 +6,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tinytl.files import cache_folder
+from tinytl.system.files import cache_folder
 
 FORMAT = 1  # of the table; to be raised, too, when images are checked by other rules
 WAIT_SECONDS = 10  # for another process that is writing

@@ -10,12 +10,12 @@ from tinytl.data.images import Images
 from tinytl.data.splits import Splits
 
 
-def load_cifar10(root: Path, seed: int) -> Splits:
+def load_cifar10(root: Path) -> Splits:
     """CIFAR-10, the official split."""
     return _load("cifar10", CIFAR10, root, "cifar-10-batches-py/ (unpacked from cifar-10-python.tar.gz)")
 
 
-def load_cifar100(root: Path, seed: int) -> Splits:
+def load_cifar100(root: Path) -> Splits:
     """CIFAR-100, the official split."""
     return _load("cifar100", CIFAR100, root, "cifar-100-python/ (unpacked from cifar-100-python.tar.gz)")
 

@@ -10,7 +10,7 @@ FOLDER = "CUB_200_2011"
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 
 
-def load(root: Path, seed: int) -> Splits:
+def load(root: Path) -> Splits:
     """The official split. torchvision has no download for it: the archive must be unpacked by hand."""
     folder = root / FOLDER
     absent = [name for name in (*LISTS, "images") if not (folder / name).exists()]

@@ -11,11 +11,11 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from tinytl.child_process import end_with_parent
 from tinytl.data.images import Transformed
 from tinytl.data.splits import Splits, held_out
 from tinytl.data.transforms import test_transform, train_transform
 from tinytl.errors import UserError
+from tinytl.system.child_process import end_with_parent
 
 DRIFT_SPREAD = 0.25  # of the stream: how long a class is about
 

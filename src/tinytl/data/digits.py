@@ -14,7 +14,7 @@ TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the test set is the same for every run
 
 
-def load(root: Path, seed: int) -> Splits:
+def load(root: Path) -> Splits:
     """A fixed fifth of every class is the test set; nothing is read from `root`."""
     digits: Any = load_digits()
     labels = digits.target.tolist()

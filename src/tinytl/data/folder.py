@@ -16,7 +16,7 @@ TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the test set is the same for every run
 
 
-def load(root: Path, seed: int) -> Splits:
+def load(root: Path) -> Splits:
     """Training, test and perhaps validation set from folders of images.
 
     `root` holds a folder for each part (train, test, val, in their usual spellings and cases) with a folder

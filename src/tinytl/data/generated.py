@@ -46,8 +46,8 @@ def _pixels(drawing: Drawing) -> Array:
     return _colored(FAMILIES[drawing.family](of_class, of_image), of_image)
 
 
-def load(root: Path, seed: int) -> Splits:
-    """The same images for every root and seed; they are drawn when they are asked for."""
+def load(root: Path) -> Splits:
+    """The same images for every root; they are drawn when they are asked for."""
     classes = [(family, number) for family in FAMILIES for number in range(CLASSES_PER_FAMILY)]
     images_per_class = TRAIN_IMAGES_PER_CLASS + TEST_IMAGES_PER_CLASS
     train, train_labels = _drawings(classes, range(TRAIN_IMAGES_PER_CLASS))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy
+import torch
 from sklearn.model_selection import train_test_split
 
 from tinytl.data.images import Images
@@ -24,10 +25,15 @@ class Splits:
     train: Images
     test: Images
     class_names: tuple[str, ...]
-    task: Literal["multiclass", "multilabel"] = "multiclass"
     train_labels: Sequence[int] | None = None
     val: Images | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Literal["multiclass", "multilabel"]:
+        """Whether an image has one class or several labels: what its targets say."""
+        several = len(self.train) > 0 and isinstance(self.train.targets[0], torch.Tensor)
+        return "multilabel" if several else "multiclass"
 
     @property
     def parts(self) -> dict[str, Images]:

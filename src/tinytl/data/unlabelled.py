@@ -12,7 +12,7 @@ TEST_IMAGES = 500  # at most, and at most a tenth
 SPLIT_SEED = 0  # the test set is the same for every run
 
 
-def load(root: Path, seed: int) -> Splits:
+def load(root: Path) -> Splits:
     """All images below `root`, some of them held out as the test set; every target is 0. Links are followed.
 
     Raises UserError where there are fewer than ten.

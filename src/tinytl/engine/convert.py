@@ -7,15 +7,15 @@ from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedRes
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinytl.backbones.blocks import block_names
-from tinytl.backbones.lite_residual import LiteResidualBlock
-from tinytl.backbones.norms import WeightStandardizedConv2d
 from tinytl.engine.bottleneck import SlicedBottleneck, has_hooks
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels, choose_kernels
 from tinytl.engine.operators import FrozenConv2d, FrozenLinear, lean_clamp, lean_norm, lean_standardization
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
 from tinytl.errors import UserError
+from tinytl.networks.blocks import block_names
+from tinytl.networks.lite_residual import LiteResidualBlock
+from tinytl.networks.norms import WeightStandardizedConv2d
 
 CLAMPS = {nn.ReLU: Clamp(0.0, float("inf")), nn.ReLU6: Clamp(0.0, 6.0), nn.Identity: LINEAR}
 

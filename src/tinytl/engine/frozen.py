@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from tinytl.backbones.norms import WS_EPS, WeightStandardizedConv2d
-from tinytl.backbones.quantize import QuantizedTensor, codes_of
 from tinytl.engine.kernels import Kernels
+from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
+from tinytl.networks.quantize import QuantizedTensor, codes_of
 
 
 class FrozenWeight(nn.Module):

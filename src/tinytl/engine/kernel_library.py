@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from tinytl.files import cache_folder, write_whole
+from tinytl.system.files import cache_folder, write_whole
 
 log = logging.getLogger("tinytl")
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from tinytl.backbones.norms import WS_EPS, WeightStandardizedConv2d
 from tinytl.engine.autocast import without_autocast
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 from tinytl.engine.norms import Statistics
+from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
 
 class FrozenConv2d(nn.Module):

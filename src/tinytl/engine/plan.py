@@ -1,9 +1,14 @@
 """How a training step is executed: what is kept, computed again, cut into slices."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from tinytl.errors import UserError
+
+# Of the largest expanded maps, per pixel of an image: about a hundred channels in float32 at half the
+# resolution.
+EXPANDED_BYTES = 100 * 4 / 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,13 @@ class EnginePlan:
     def slice_bytes(self) -> float:
         """`slice_kb` in bytes; without one, more than any map takes."""
         return 1e3 * (self.slice_kb or 1e12)
+
+    def slices(self, batch_size: int, resolution: int) -> int:
+        """About how many slices the largest map of a micro-batch is computed in."""
+        if self.slice_kb is None:
+            return 1
+        pixels = batch_size // self.micro_batches(batch_size) * resolution**2
+        return math.ceil(pixels * EXPANDED_BYTES / self.slice_bytes)
 
     def micro_batches(self, batch_size: int) -> int:
         """Number of micro-batches in a batch of this size. Raises UserError where they do not divide it."""

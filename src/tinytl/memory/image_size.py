@@ -5,10 +5,10 @@ from functools import cache
 
 import torch
 
-from tinytl.backbones.build import build_on_meta
+from tinytl.assembly import TrainingStep
 from tinytl.errors import UserError
-from tinytl.memory.training_step import TrainingStep
 from tinytl.methods import METHODS, freeze, set_train_mode
+from tinytl.networks.construct import build_on_meta
 
 SIZES = range(32, 513, 32)  # px: tried where another does not work
 
@@ -16,7 +16,7 @@ SIZES = range(32, 513, 32)  # px: tried where another does not work
 def check_image_size(step: TrainingStep) -> None:
     """Raise UserError where the network takes no such images; it names the nearest resolution that works."""
     # The rest does not matter. Where batches give their own statistics one image may be too few.
-    spec = replace(step.spec, checkpoint=None, seed=0, num_classes=2)
+    spec = replace(step.shapes.spec, num_classes=2)
     shapes = replace(step, spec=spec, batch_size=min(step.batch_size, 2))
     reason = _refusal(shapes)
     if reason is None:

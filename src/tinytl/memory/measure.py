@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan
 from tinytl.engine.optimizer import adam
 from tinytl.memory import process
 from tinytl.memory.meter import MemoryReport
-from tinytl.memory.training_step import Engine, Plan, TrainingStep, build, lower_bound, metered, step
+from tinytl.memory.step import build, lower_bound, metered, run
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def measure_memory(what: TrainingStep, engine: Engine, plan: EnginePlan) -> StepMemory:
+def measure_memory(step: TrainingStep) -> StepMemory:
     """Peak of the process over three steps, then the meter on a fourth."""
-    load_libraries(plan)
+    load_libraries(step.plan)
     idle = process.process_bytes()
-    network, optimizer = build(what, engine, plan)
+    network, optimizer = build(step)
     release()
     process.reset_peaks()
     for _ in range(3):
-        step(what, plan, network, optimizer)
+        run(step, network, optimizer)
     peak, cuda = process.peak_process_bytes(), process.peak_cuda_bytes()
-    report = metered(what, plan, network, optimizer)
-    return StepMemory(report, peak - idle, cuda, lower_bound(what, plan))
+    report = metered(step, network, optimizer)
+    return StepMemory(report, peak - idle, cuda, lower_bound(step))
 
 
 def load_libraries(plan: EnginePlan) -> None:
@@ -62,14 +63,14 @@ def load_libraries(plan: EnginePlan) -> None:
     release()
 
 
-def time_steps(what: TrainingStep, plans: dict[str, Plan], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step under each plan, one after the other, `rounds` times."""
-    built = {name: (plan, *build(what, engine, plan)) for name, (engine, plan) in plans.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
+def time_steps(steps: dict[str, TrainingStep], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each of the training steps, one after the other, `rounds` times."""
+    built = {name: (step, *build(step)) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
-        for name, (plan, network, optimizer) in built.items():
+        for name, (step, network, optimizer) in built.items():
             begun = time.perf_counter()
-            step(what, plan, network, optimizer)
+            run(step, network, optimizer)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number:  # the first warms up

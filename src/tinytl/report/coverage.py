@@ -2,8 +2,8 @@
 
 import pandas
 
-from tinytl.report.paper import Cell
-from tinytl.report.paper import cells as paper_cells
+from tinytl.paper.tables import Cell
+from tinytl.paper.tables import cells as paper_cells
 
 
 def coverage(beside: pandas.DataFrame) -> pandas.DataFrame:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas
 
-from tinytl.report.recipe import departures, get, limited
+from tinytl.paper.recipe import departures, get, limited
 
 log = logging.getLogger(__name__)
 

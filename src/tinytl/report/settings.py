@@ -2,7 +2,7 @@
 
 import pandas
 
-from tinytl.results import OF_NO_CONSEQUENCE
+from tinytl.records.results import OF_NO_CONSEQUENCE
 
 # What tells a row's seeds apart, and what other keys have decided or copied.
 NO_OTHER_ROW = (

@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas
 
-from tinytl.backbones.build import NetworkSpec
-from tinytl.backbones.lite_residual import LiteResidualConfig
 from tinytl.memory.meter import KINDS
-from tinytl.memory.paper_count import PaperCount, count_as_paper
 from tinytl.methods import METHODS
-from tinytl.report import paper
-from tinytl.report.paper import Cell
-from tinytl.report.recipe import get
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.paper import tables as paper
+from tinytl.paper.count import PaperCount, count_as_paper
+from tinytl.paper.recipe import get
+from tinytl.paper.tables import Cell
 from tinytl.report.settings import differences
 
 COUNTED_CLASSES = 102  # the paper gives one figure for all data sets

@@ -23,7 +23,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tinytl.errors import UserError
-from tinytl.files import write_whole
+from tinytl.system.files import write_whole
 from tinytl.training.exact_resume import WITHIN_EPOCH
 from tinytl.training.stopping import StopRequests
 

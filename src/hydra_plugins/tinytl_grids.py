@@ -1,0 +1,82 @@
+"""Hydra's sweeper for `sweeps/*.yaml`: the union of several grids, counted, run, and summed up."""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+
+from tinytl.training.stopping import Stopped, StopRequests
+
+
+@dataclass
+class GridsConfig:
+    """`params` hold for all grids; each of `grids` adds its own. Values are lists as on the command line."""
+
+    _target_: str = "hydra_plugins.tinytl_grids.Grids"
+    params: dict[str, Any] = field(default_factory=dict)
+    grids: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConfig, provider="tinytl")
+
+
+class Grids(BasicSweeper):
+    """A job for every point of every grid, once; what the command line sets replaces what a grid says."""
+
+    def __init__(self, params: dict[str, Any], grids: list[dict[str, Any]]) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        self.grids = grids
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Run the jobs; return their outcomes. Exits with 1 if any failed, with 130 or 143 if stopped."""
+        # Hydra imports plugins before it is known whether there is a sweep.
+        from tinytl.experiment.sweep import table
+        from tinytl.experiment.sweep.grids import points
+        from tinytl.experiment.validation.validate import refuse_unknown_keys
+
+        assert self.config is not None and self.launcher is not None
+        jobs = points(self.params, self.grids, arguments)
+        self.validate_batch_is_legal(jobs)
+        for job in {frozenset(setting.partition("=")[0] for setting in job): job for job in jobs}.values():
+            refuse_unknown_keys(self._config_of(job))
+        progress = table.begin(self._config_of(jobs[0]), len(jobs))
+        try:
+            with StopRequests():
+                outcomes = self._outcomes(jobs)
+        except (Stopped, KeyboardInterrupt) as stop:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
+        finally:
+            if progress is not None:
+                progress.end()
+        if not table.show(outcomes):
+            sys.exit(1)
+        return outcomes
+
+    def _outcomes(self, jobs: list[list[str]]) -> list[Any]:
+        """Of every job; those that another sweep is running are waited for at the end."""
+        from tinytl.experiment.sweep.job import ELSEWHERE, wait_for
+
+        outcomes = self._launch(jobs)
+        while elsewhere := [i for i, outcome in enumerate(outcomes) if outcome["status"] == ELSEWHERE]:
+            wait_for(outcomes[elsewhere[0]])
+            for position, outcome in zip(elsewhere, self._launch([jobs[i] for i in elsewhere]), strict=True):
+                outcomes[position] = outcome
+        return outcomes
+
+    def _launch(self, jobs: list[list[str]]) -> list[Any]:
+        """The outcomes alone: what Hydra returns beside them is megabytes a job."""
+        assert self.launcher is not None
+        if not isinstance(self.launcher, BasicLauncher):
+            return [done.return_value for done in self.launcher.launch(jobs, initial_job_idx=0)]
+        return [
+            self.launcher.launch([job], initial_job_idx=number)[0].return_value  # type: ignore[index]
+            for number, job in enumerate(jobs)
+        ]
+
+    def _config_of(self, job: list[str]) -> Any:
+        assert self.hydra_context is not None and self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, job)

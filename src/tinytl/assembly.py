@@ -1,0 +1,90 @@
+"""One training step described, and a network made ready for it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tinytl.engine import EnginePlan, make_lean
+from tinytl.engine import optimizer as lean_optimizer
+from tinytl.methods import METHODS, freeze, set_train_mode
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.norms import NormName
+from tinytl.networks.quantize import QuantizeName, quantize_frozen
+from tinytl.networks.spec import NetworkSpec
+
+# "checkpoints": stock PyTorch with timm's gradient checkpointing
+Engine = Literal["stock", "checkpoints", "lean"]
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Which network is trained, how, on how much at a time, and by which engine under which plan."""
+
+    spec: NetworkSpec
+    method: str
+    batch_size: int
+    resolution: int  # pixels
+    quantize: QuantizeName = "int8"
+    multilabel: bool = False
+    blocks: int | None = None  # only the last so many are trained; None: all
+    engine: Engine = "lean"
+    plan: EnginePlan = field(
+        default_factory=EnginePlan
+    )  # stock PyTorch follows no more of it than the micro-batch
+    channels_last: bool = False  # memory layout under stock PyTorch
+
+    @staticmethod
+    def of(
+        model: str, norm: NormName, method: str, batch_size: int, resolution: int, num_classes: int
+    ) -> "TrainingStep":
+        """From random weights, with the paper's lite residual modules where the method trains them."""
+        lite = LiteResidualConfig() if METHODS[method].needs_lite_residual else None
+        return TrainingStep(NetworkSpec(model, norm, num_classes, lite), method, batch_size, resolution)
+
+    @property
+    def shapes(self) -> "TrainingStep":
+        """The same step without its weights and memory layout: what its memory depends on."""
+        return replace(self, spec=replace(self.spec, checkpoint=None, seed=0), channels_last=False)
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches in a step. Raises UserError where they do not divide the batch."""
+        return self.plan.micro_batches(self.batch_size)
+
+
+def prepare(network: Any, step: TrainingStep) -> None:
+    """Freeze what the method does not train, and round it to 8 bits."""
+    freeze(network, step.method, step.blocks)
+    quantize_frozen(network, step.quantize)
+
+
+def engage(network: Any, step: TrainingStep) -> None:
+    """Set the training mode, and hand a prepared network over to the engine."""
+    set_train_mode(network, step.spec.norm)
+    if step.engine == "lean":
+        make_lean(network, step.plan)
+        return
+    network.set_grad_checkpointing(step.engine == "checkpoints")
+    if step.channels_last:
+        network.to(memory_format=torch.channels_last)
+
+
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters to optimize."""
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def adam(parameters: Iterable[Any], step: TrainingStep, *, lr: float, weight_decay: float = 0.0) -> Any:
+    """Adam as the engine wants it, over parameters or groups of them."""
+    if step.engine == "lean":
+        return lean_optimizer.adam(parameters, lr=lr, weight_decay=weight_decay, plan=step.plan)
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def adam_of(step: TrainingStep) -> Any:
+    """`adam` for one training step, to be called with parameters, lr and weight_decay."""
+    return partial(adam, step=step)

@@ -1,1 +1,0 @@
-"""Networks, and what is done to them before they train: norms, lite residuals, checkpoints, 8 bits."""

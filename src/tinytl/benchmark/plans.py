@@ -1,0 +1,55 @@
+"""The plans that are compared, by name."""
+
+from dataclasses import replace
+from itertools import product
+
+from tinytl.assembly import Engine, TrainingStep
+from tinytl.engine import EnginePlan
+
+SMALL = EnginePlan(micro_batch=2, slice_kb=800.0, keep_projection=False)
+SMALLEST = replace(SMALL, micro_batch=1, slice_kb=400.0)
+PLANS: dict[str, tuple[Engine, EnginePlan]] = {
+    "stock": ("stock", EnginePlan()),
+    "stock micro-batch 1": ("stock", EnginePlan(micro_batch=1)),
+    "stock checkpoints": ("checkpoints", EnginePlan()),
+    "fast": ("lean", EnginePlan(recompute_above_px=28, slice_kb=2000.0)),
+    "lean": ("lean", EnginePlan()),
+    "small": ("lean", SMALL),
+    "smallest": ("lean", SMALLEST),
+    "smallest 8 bits": ("lean", replace(SMALLEST, optimizer_bits=8)),
+}
+# From the least memory to the least time: images at a time; p: projections kept; px: the largest maps
+# that are kept, a side.
+CURVE: dict[str, tuple[Engine, EnginePlan]] = {
+    **{
+        f"{m}{' p' if keep else ''}": (
+            "lean",
+            EnginePlan(micro_batch=m, slice_kb=400.0 * m, keep_projection=keep),
+        )
+        for m, keep in product((1, 2, 4, 8), (False, True))
+    },
+    **{
+        f"8 p {px or 'all'} px": ("lean", EnginePlan(slice_kb=2000.0, recompute_above_px=px))
+        for px in (7, 14, 28, 56, None)
+    },
+}
+LARGEST_STOCK_BATCH = 32  # above, stock PyTorch is neither measured nor timed: 70 MB an image
+
+
+def steps_under(
+    cell: TrainingStep, names: list[str], slice_kb: float | None = None
+) -> dict[str, TrainingStep]:
+    """A training step under those of the named plans that it allows, by name."""
+    chosen = {}
+    for name in names:
+        chosen |= {"stock": PLANS["stock"], **CURVE} if name == "curve" else {name: PLANS[name]}
+    allowed = {}
+    for name, (engine, plan) in chosen.items():
+        whole_only = cell.spec.norm == "bn" and plan.micro_batch is not None
+        too_large = engine != "lean" and cell.batch_size > LARGEST_STOCK_BATCH and plan.micro_batch is None
+        if not whole_only and not too_large:
+            # one micro-batch a step: the optimizer may step in the backward pass
+            in_backward = cell.batch_size == 1 and plan.optimizer_bits == 8
+            plan = replace(plan, step_in_backward=in_backward, slice_kb=slice_kb or plan.slice_kb)
+            allowed[name] = replace(cell, engine=engine, plan=plan)
+    return allowed

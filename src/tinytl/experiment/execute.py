@@ -1,0 +1,220 @@
+"""An Experiment executed: built, fitted, tested."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from tinytl.assembly import adam_of, engage, prepare
+from tinytl.data.datamodule import ImageDataModule
+from tinytl.data.inspection import Inspected
+from tinytl.data.splits import Splits
+from tinytl.engine.kernels import operators_in_use
+from tinytl.errors import UserError
+from tinytl.experiment.describe import describe, show_parameters
+from tinytl.experiment.experiment import Experiment
+from tinytl.experiment.record.folder import Beginning
+from tinytl.experiment.record.outcome import keep
+from tinytl.memory import process
+from tinytl.memory.activation_bits import activation_bits
+from tinytl.memory.callback import MeasureMemory
+from tinytl.methods import ParameterGroup, parameter_table
+from tinytl.networks.lite_residual import fit_statistics, is_pretrained
+from tinytl.training.checkpoints import Checkpoints, WholeCheckpointIO
+from tinytl.training.class_means import ClassMeans
+from tinytl.training.classifier import ImageClassifier
+from tinytl.training.curves import Curves
+from tinytl.training.exact_resume import ExactResume
+from tinytl.training.stopping import StopRequests
+from tinytl.weights.build import build_network
+from tinytl.weights.own_checkpoints import own_record, save_trained, trainable_state
+
+log = logging.getLogger("tinytl")
+STATISTICS_IMAGES = 64  # that random lite residuals take their stored statistics from
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run takes place: how it begins, requests to stop it, and what its checkpoints say of it."""
+
+    start: Beginning
+    stop: StopRequests
+    fingerprint: str
+    data_digest: str
+
+
+@dataclass
+class Job:
+    """What a run needs once its experiment has become objects."""
+
+    module: ImageClassifier
+    data: ImageDataModule
+    description: dict[str, Any]
+    parameters: list[ParameterGroup]
+    lite_residual_pretrained: bool | None
+    trainer: Trainer
+    meter: MeasureMemory
+    curves: Curves
+    checkpoints: Checkpoints
+    resumes: Path | None  # the checkpoint to go on from
+
+
+def build(experiment: Experiment, found: Inspected, place: Place) -> Job:
+    """Turn an experiment into objects."""
+    seed_everything(experiment.seed, workers=True, verbose=False)
+    step, recipe, splits = experiment.step, experiment.recipe, found.splits
+    _warn(experiment)
+    meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(experiment, place, splits)
+    begin = [ClassMeans()] if recipe.classifier == "class_means" and place.start.resumes is None else []
+    trainer = make_trainer(experiment, [meter, curves, ExactResume(), checkpoints, *begin])
+
+    network = build_network(step.spec, splits.class_names)
+    prepare(network, step)
+    parameters, pretrained = parameter_table(network), is_pretrained(network)
+    show_parameters(parameters, experiment)
+    mean, std = (getattr(experiment.data, key) or network.pretrained_cfg[key] for key in ("mean", "std"))
+    data = data_module(experiment, splits, mean, std)
+    if step.spec.norm == "bn_frozen" and pretrained is False:
+        fit_statistics(network, data.example_images(STATISTICS_IMAGES))
+    record = own_record(
+        step.spec, step.method, step.quantize, step.blocks, network=network, resolution=step.resolution,
+        mean=mean, std=std, class_names=splits.class_names,
+    )  # fmt: skip
+    engage(network, step)
+    module = ImageClassifier(
+        network, step.spec.norm, num_classes=step.spec.num_classes, task=experiment.data.task, lr=recipe.lr,
+        classifier_lr=recipe.classifier_lr, batch_size=data.batch_size,
+        label_smoothing=recipe.label_smoothing, weight_decay=recipe.weight_decay, seed=experiment.seed,
+        warmup=recipe.warmup, stream=experiment.data.stream, optimizer=adam_of(step), record=record,
+    )  # fmt: skip
+    return Job(
+        module, data, describe(experiment), parameters, pretrained, trainer, meter, curves, checkpoints,
+        place.start.resumes,
+    )  # fmt: skip
+
+
+def data_module(experiment: Experiment, splits: Splits, mean: Any, std: Any) -> ImageDataModule:
+    """The batches of an experiment, normalised by these means and standard deviations."""
+    source, step = experiment.data, experiment.step
+    return ImageDataModule(
+        splits=splits, resolution=step.resolution, batch_size=step.batch_size, mean=mean, std=std,
+        micro_batch=step.plan.micro_batch, crop_scale_min=source.crop_scale_min, flip=source.flip,
+        color_jitter=source.color_jitter, val_fraction=source.val_fraction, stream=source.stream,
+        drift=source.drift, workers=source.workers, seed=experiment.seed,
+    )  # fmt: skip
+
+
+def _warn(experiment: Experiment) -> None:
+    """Say what will work, but not as one might expect."""
+    spec = experiment.step.spec
+    if spec.checkpoint is None:
+        log.warning("no checkpoint: %s starts from random weights", spec.model)
+    if spec.norm == "bn" and experiment.step.batch_size == 1:
+        log.warning("norm=bn, batch_size=1: normalised by the statistics of one image; try gn or bn_frozen")
+
+
+def operators(experiment: Experiment, trainer: Trainer) -> str:
+    """Whether the lean engine's operators are compiled or plain; their results differ in rounding."""
+    step = experiment.step
+    if step.engine != "lean":
+        return "stock"
+    return operators_in_use(step.plan.compile, trainer.strategy.root_device)
+
+
+def fit_and_test(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any]:
+    """Train, test on the best or the last weights; return what goes into results.json."""
+    trainer = job.trainer
+    trainer.logger = logger
+    process.reset_peaks()
+    trainer.fit(job.module, job.data, ckpt_path=job.resumes, weights_only=True)
+    seconds = job.curves.seconds
+    figures = {
+        "curves": job.curves.curves,
+        "memory": _memory_figures(job),
+        "params": {
+            "total": sum(group.count for group in job.parameters),
+            "trainable": sum(group.count for group in job.parameters if group.trainable),
+            "lite_residual_pretrained": job.lite_residual_pretrained,
+        },
+        "time": {
+            "seconds": seconds,
+            "images_per_second": trainer.global_step * trainer.world_size * job.data.batch_size / seconds,
+        },
+    }
+    return {"metrics": _tested(experiment, job), **figures}
+
+
+def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
+    """Metrics on the test set, beside those of the same weights in validation, to the digits of float32."""
+    use_best = experiment.recipe.test_weights != "last" and job.checkpoints.load_best(job.module)
+    weights = "best" if use_best else "last"
+    state = trainable_state(job.module.network)
+    if job.trainer.is_global_zero:
+        path = experiment.folder / "checkpoints" / "weights.safetensors"
+        if elsewhere := keep(path, lambda path: save_trained(path, state, job.module.record)):
+            log.warning(elsewhere)
+    found = job.trainer.test(job.module, job.data, verbose=False)[0]
+    log.info("tested on the %s weights", weights)
+    validated = job.curves.last() | (job.checkpoints.best_metrics if use_best else {})
+    rounded = {key: round(value, 6) for key, value in {**validated, **found}.items()}
+    part = job.trainer.num_test_batches[0] / len(job.data.test_dataloader())
+    return {**rounded, "test/weights": weights, **({"test/part": part} if part < 1 else {})}
+
+
+def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
+    """Lightning's Trainer; what it refuses is the user's to mend."""
+    micro_batches = experiment.step.micro_batches
+    options = dict(experiment.trainer)
+    for part in ("train", "val", "test"):
+        if isinstance(options[f"limit_{part}_batches"], int):
+            options[f"limit_{part}_batches"] *= micro_batches  # the user means whole batches
+    # A sweep's launcher asks SLURM to start a job again; Lightning must not do so too.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    try:
+        return Trainer(
+            **options, accumulate_grad_batches=micro_batches, max_epochs=experiment.recipe.epochs,
+            logger=False, default_root_dir=experiment.folder, callbacks=callbacks, num_sanity_val_steps=0,
+            log_every_n_steps=10, enable_model_summary=False, enable_checkpointing=False,
+            use_distributed_sampler=False,  # the training set's is our own; each process tests on all images
+            plugins=[WholeCheckpointIO(), *slurm],
+        )  # fmt: skip
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def checkpointing(experiment: Experiment, place: Place, splits: Splits | None = None) -> Checkpoints:
+    """Saves the last state and, where `splits` leave a validation set, the best weights."""
+    validated = splits is not None and (splits.val is not None or experiment.data.val_fraction > 0)
+    metric = "val/mean_accuracy" if experiment.data.task == "multilabel" else "val/top1"
+    now = experiment.settings
+    place.start.check_decisions(now)
+    return Checkpoints(
+        experiment.folder / "checkpoints", metric if validated else None,
+        {
+            "asked": now.asked, "decided": now.decided, "data": place.data_digest,
+            "fingerprint": place.fingerprint,
+        },
+        experiment.checkpoint_every_minutes, place.stop,
+    )  # fmt: skip
+
+
+def _memory_figures(job: Job) -> dict[str, Any]:
+    """The three figures of memory, in MB of 1e6 bytes, and what the measured one is made of."""
+    count, report = job.description, job.meter.report
+    cuda = process.peak_cuda_bytes()
+    return {
+        **{key: count[key] for key in ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")},
+        "budget_mb": count["budget_mb"],
+        "predicted_mb": count["predicted_mb"],
+        "measured_mb": report and report.peak_bytes / 1e6,
+        "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},
+        "kept_for_backward_mb": report and report.kept_bytes / 1e6,
+        "activation_bits": activation_bits(job.module.network),
+        "kept_by_operator_mb": report and {k: v / 1e6 for k, v in report.kept_by_operator_bytes.items()},
+        "process_mb": process.peak_process_bytes() / 1e6,
+        "cuda_mb": cuda and cuda / 1e6,
+    }

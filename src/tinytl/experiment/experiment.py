@@ -1,0 +1,86 @@
+"""What a run is, once every decision has been taken."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinytl.assembly import TrainingStep
+from tinytl.experiment.record.settings import Settings
+from tinytl.training.classifier import Task
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where images come from, and how they are turned into batches."""
+
+    name: str
+    loader: str  # dotted name of a function (root, seed) -> Splits
+    root: str
+    skip_broken: bool
+    task: Task
+    val_fraction: float
+    crop_scale_min: float
+    flip: bool
+    color_jitter: tuple[float, ...] | None
+    mean: tuple[float, ...] | None  # None: that of the starting weights
+    std: tuple[float, ...] | None
+    stream: bool
+    drift: bool
+    workers: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it is trained."""
+
+    epochs: int
+    lr: float
+    classifier_lr: float | None
+    warmup: float
+    classifier: str
+    label_smoothing: float
+    weight_decay: float
+    test_weights: str
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where the mirror of the results goes."""
+
+    mode: str
+    project: str
+    entity: str | None
+    tags: tuple[str, ...]
+    artifact: bool
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs to know; nothing behind this reads the configuration.
+
+    `settings` are those that decide its results. `config` is the whole configuration as plain data, in
+    which what a recipe or a memory budget decided has replaced what was asked for.
+    """
+
+    name: str
+    output_dir: Path
+    sweep: str | None
+    seed: int
+    data: DataSource
+    step: TrainingStep
+    recipe: Recipe
+    trainer: Mapping[str, Any]
+    wandb: WandbSettings
+    checkpoint_every_minutes: float
+    budget_mb: float | None
+    predicted_mb: float | None  # None: no classifier is trained
+    settings: Settings
+    config: Mapping[str, Any]
+    teacher: str | None = None  # the network to distil from
+    probe: str | None = None  # folder of labelled images to compare features on
+
+    @property
+    def folder(self) -> Path:
+        """The run's own."""
+        return self.output_dir / self.name

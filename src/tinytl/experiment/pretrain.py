@@ -1,0 +1,133 @@
+"""Pre-training: a network trained on labelled images, or a BatchNorm network adapted to GroupNorm."""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer, seed_everything
+
+from tinytl.adaptation.distill import NormAdaptation
+from tinytl.adaptation.probe import linear_probe
+from tinytl.data.datamodule import ImageDataModule
+from tinytl.data.inspection import Inspected
+from tinytl.data.loading import FOLDER_LOADER, load_data
+from tinytl.data.transforms import test_transform
+from tinytl.errors import UserError
+from tinytl.experiment import execute
+from tinytl.experiment.execute import Job, Place
+from tinytl.experiment.experiment import Experiment
+from tinytl.experiment.run import Work, classes_of_the_data
+from tinytl.networks.blocks import silence_residual_branches
+from tinytl.training.curves import Curves
+from tinytl.training.exact_resume import ExactResume
+from tinytl.weights.build import build_network, head_classes
+from tinytl.weights.checkpoints import save
+
+log = logging.getLogger("tinytl")
+IMAGES = 128  # that scales and shifts are fitted on
+
+
+def work_of(cfg: Any) -> Work:
+    """Training from labels, or adaptation where there is a teacher. Raises UserError for what cannot be."""
+    if cfg.probe is not None and cfg.teacher is None:
+        raise UserError("probe=...: compares with a teacher; teacher=... must be given")
+    if cfg.probe is not None and not Path(cfg.probe).is_dir():
+        raise UserError(f"probe={cfg.probe}: no such folder")
+    if cfg.teacher is not None and cfg.norm.name != "gn":
+        raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
+    return SUPERVISED if cfg.teacher is None else ADAPTATION
+
+
+def _build_supervised(experiment: Experiment, found: Inspected, place: Place) -> Job:
+    """As a run does; from random weights blocks begin as their shortcuts alone."""
+    job = execute.build(experiment, found, place)
+    if experiment.step.spec.checkpoint is None:
+        silence_residual_branches(job.module.network)
+    return job
+
+
+def _train(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any]:
+    """As a run does; a run counts as finished when its weights are there."""
+    figures = execute.fit_and_test(experiment, job, logger)
+    trained = experiment.folder / "checkpoints" / "weights.safetensors"
+    network = build_network(replace(experiment.step.spec, checkpoint=str(trained)))
+    _keep(network, experiment)
+    return figures
+
+
+def _keep(network: Any, experiment: Experiment) -> None:
+    """Write the whole network into a file of its own."""
+    path = experiment.folder / "weights.safetensors"
+    save(network, path)
+    log.info("weights: %s", path)
+
+
+@dataclass
+class Adaptation:
+    """What norm adaptation needs once its experiment has become objects."""
+
+    module: NormAdaptation
+    data: ImageDataModule
+    trainer: Trainer
+    curves: Curves
+    resumes: Path | None  # the checkpoint to go on from
+
+
+def _build_adaptation(experiment: Experiment, found: Inspected, place: Place) -> Adaptation:
+    """Turn an experiment into objects."""
+    step = experiment.step
+    seed_everything(experiment.seed, workers=True, verbose=False)
+    spec = replace(step.spec, checkpoint=experiment.teacher, dropout=0.0)
+    teacher = build_network(replace(spec, norm="bn_frozen", lite_residual=None))
+    student = build_network(spec)
+    images = teacher.pretrained_cfg
+    data = execute.data_module(experiment, found.splits, images["mean"], images["std"])
+    module = NormAdaptation(
+        teacher, student, data.example_images(IMAGES), lr=experiment.recipe.lr, seed=experiment.seed
+    )
+    curves = Curves()
+    trainer = execute.make_trainer(
+        experiment, [curves, ExactResume(), execute.checkpointing(experiment, place)]
+    )
+    return Adaptation(module, data, trainer, curves, place.start.resumes)
+
+
+def _adapt(experiment: Experiment, job: Adaptation, logger: Any) -> dict[str, Any]:
+    """Adapt, keep the weights, and say how much of the teacher survives."""
+    trainer, module = job.trainer, job.module
+    trainer.logger = logger
+    trainer.fit(module, job.data, ckpt_path=job.resumes, weights_only=True)
+    _keep(module.student, experiment)
+    found = dict(trainer.test(module, job.data, verbose=False)[0])
+    log.info("same top-1 as the teacher on %.1f %% of the held-out images", 100 * found["test/agreement"])
+    if experiment.probe:
+        found |= _probes(experiment, experiment.probe, module)
+    return {
+        "metrics": {key: round(value, 6) for key, value in found.items()},
+        "curves": job.curves.curves,
+        "time": {"seconds": job.curves.seconds},
+    }
+
+
+def _probes(experiment: Experiment, folder: str, module: NormAdaptation) -> dict[str, float]:
+    """Linear probes of teacher and student on a folder of labelled images."""
+    splits = load_data(FOLDER_LOADER, folder, experiment.data.skip_broken).splits
+    images = module.teacher.pretrained_cfg
+    transform = test_transform(experiment.step.resolution, images["mean"], images["std"])
+    score = partial(linear_probe, splits=splits, transform=transform, seed=experiment.seed)
+    teacher, student = score(module.teacher), score(module.student)
+    log.info(
+        "linear probe on %s: teacher %.3f, adapted %.3f (%.1f %%)",
+        Path(folder).name, teacher, student, 100 * student / teacher,
+    )  # fmt: skip
+    return {"probe/teacher_top1": teacher, "probe/top1": student, "probe/kept": student / teacher}
+
+
+def _classes_of_the_teacher(cfg: Any, found: Inspected) -> int:
+    return head_classes(cfg.teacher, cfg.model.name)
+
+
+SUPERVISED = Work(_build_supervised, _train, classes_of_the_data)
+ADAPTATION = Work(_build_adaptation, _adapt, _classes_of_the_teacher, needs_labels=False)

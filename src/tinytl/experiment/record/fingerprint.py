@@ -1,0 +1,75 @@
+"""What a run's results depend on: its configuration, the code that computes them, and the data."""
+
+import ast
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tinytl.weights.download import local_path
+
+SRC = Path(__file__).parents[3]
+DECIDING = ("py", "cpp", "safetensors", "csv")  # suffixes; the tables of the paper choose methods
+# What shows or keeps results that others have computed, by path below SRC.
+SHOWING = (
+    *("bench.py", "dashboard.py", "report.py", "tinytl/benchmark", "tinytl/report"),
+    *("tinytl/experiment/terminal", "tinytl/experiment/tracking", "tinytl/experiment/record/outcome.py"),
+    *("tinytl/experiment/sweep/progress.py", "tinytl/experiment/sweep/table.py"),
+    *("tinytl/experiment/validation/folder_names.py", "tinytl/experiment/sweep/planned.py"),
+)
+
+
+def fingerprint(asked: Mapping[str, Any], data_digest: str) -> str:
+    """A run with the same fingerprint has the same results.
+
+    `asked` are the settings of consequence as they were asked for, and `data_digest` is the hash of its data.
+    """
+    parts = [json.dumps(asked, sort_keys=True), _code(), data_digest, _file(asked["checkpoint"])]
+    return _sha("\n".join(parts).encode())
+
+
+@cache
+def _code() -> str:
+    """Everything that computes or decides, without comments and docstrings."""
+    files = [path for kind in DECIDING for path in sorted(SRC.rglob(f"*.{kind}"))]
+    return _sha("".join(_meaning(path) for path in files if not _only_shows(path)).encode())
+
+
+def _only_shows(path: Path) -> bool:
+    """Whether a file shows or keeps results that others have computed."""
+    inside = path.relative_to(SRC).as_posix()
+    return any(inside == shown or inside.startswith(f"{shown}/") for shown in SHOWING)
+
+
+def _meaning(path: Path) -> str:
+    if path.suffix != ".py":
+        return _sha(path.read_bytes())
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            body.pop(0)  # type: ignore[union-attr]
+    return repr(_syntax(tree))
+
+
+def _syntax(node: Any) -> Any:
+    """What ast.dump prints, but for empty fields: every Python version has others of them."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return [type(node).__name__, *((name, _syntax(value)) for name, value in fields)]
+    return [_syntax(item) for item in node] if isinstance(node, list) else node
+
+
+@cache
+def _file(source: str | None) -> str:
+    """Content of a checkpoint on the disk, otherwise its name or address."""
+    path = None if source is None else local_path(source)
+    return _sha(path.read_bytes()) if path is not None and os.path.isfile(path) else str(source)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,213 @@
+"""A run's folder: one run at a time, begun, gone on with, or refused."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tinytl.errors import UserError
+from tinytl.experiment.record.settings import Settings, recorded
+from tinytl.records.results import read_record
+from tinytl.system.files import remove_unfinished
+from tinytl.training.checkpoints import PREVIOUS, SETTINGS, checkpoint_to_resume
+
+log = logging.getLogger("tinytl")
+MOST_NAMED = 6  # differences that an error names
+TEMPORARY = ".temporary"  # what libraries need while a run runs
+STATES = ("last.ckpt", PREVIOUS)
+EPOCHS = ("epochs", "data.epochs")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a run begins: from the checkpoint `resumes` (None: at the beginning), or not at all if it is done.
+
+    `before` are the settings of that checkpoint, and `data` is a hash of its data. `keeps_results`: a
+    finished results.json stays until the new one can replace it.
+    """
+
+    resumes: Path | None = None
+    before: Settings | None = None
+    data: str | None = None
+    is_done: bool = False
+    keeps_results: bool = False
+
+    def check_data(self, digest: str) -> None:
+        """Raise UserError where the data have changed since the checkpoint was written."""
+        if self.data not in (None, digest):
+            raise UserError(
+                f"resume=true: the data are not those that {self.resumes} was trained on; "
+                f"overwrite=true begins anew"
+            )
+
+    def check_decisions(self, now: Settings) -> None:
+        """Raise UserError where a memory budget decides otherwise than it did for the checkpoint."""
+        if self.before is None:
+            return
+        changed = [
+            key
+            for key in now.decided.keys() & self.before.decided.keys() - set(EPOCHS)
+            if now.decided[key] != self.before.decided[key] and now.asked[key] == self.before.asked[key]
+        ]
+        if changed:
+            raise UserError(
+                f"resume=true: memory_budget_mb={now.asked['memory_budget_mb']} now decides otherwise "
+                f"({_named(sorted(changed), now, self.before)}); give these settings themselves"
+            )
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a run's folder. Raises InUse where another process does; with `wait` wait for its end.
+
+    Raises UserError where the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+        lock.acquire()
+    except Timeout as error:
+        raise InUse(
+            f"{folder} is in use by another run; wait for its end, or give this one another name="
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"output_dir: {str(folder)[:200]} cannot be written ({reason})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class InUse(UserError):
+    """Another process holds the folder."""
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left unfinished."""
+    for place in (folder, folder / "checkpoints"):
+        remove_unfinished(place)
+    shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
+
+
+def clear(folder: Path, start: Beginning) -> None:
+    """Remove the run before, unless it is gone on with; results of others are set aside."""
+    results = folder / "results.json"
+    if results.is_file() and not read_record(results):  # somebody else's, or damaged
+        results.replace(folder / "results.json.unreadable")
+    if start.resumes is None:
+        results.unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def beginning(folder: Path, asked: Settings, *, resume: bool, overwrite: bool) -> Beginning:
+    """Decide how a run with these settings begins in a folder where another may have been before.
+
+    Raises UserError where that would lose or mix what is there.
+    """
+    if overwrite:
+        return Beginning()
+    earlier = read_record(folder / "results.json")
+    finished = earlier.get("status") == "finished"
+    if resume:
+        return _resumed(folder, asked, earlier if finished else None)
+    if finished:
+        refuse_other_settings(folder, asked, earlier)
+    elif has_state(folder):
+        raise UserError(
+            f"{folder} holds a run that has not finished; resume=true goes on with it, "
+            f"overwrite=true begins anew"
+        )
+    return Beginning()
+
+
+def refuse_other_settings(folder: Path, asked: Settings, earlier: dict[str, Any]) -> None:
+    """Raise UserError where a finished run in the folder had other settings than a new one is to have."""
+    before = recorded(earlier)
+    different = asked.differences(before) if earlier.get("status") == "finished" else []
+    if different:
+        raise UserError(
+            f"{folder} holds a finished run with other settings ({_named(different, asked, before)}); "
+            f"overwrite=true replaces it, another name= keeps both"
+        )
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from, whole or not."""
+    return any((folder / "checkpoints" / name).is_file() for name in STATES)
+
+
+def has_state_of(folder: Path, fingerprint: str) -> bool:
+    """Whether there is a whole checkpoint of a run with this fingerprint."""
+    try:
+        found = checkpoint_to_resume(folder / "checkpoints")
+    except UserError:  # all are damaged
+        return False
+    return found is not None and found[1].get(SETTINGS, {}).get("fingerprint") == fingerprint
+
+
+def _resumed(folder: Path, asked: Settings, finished: dict[str, Any] | None) -> Beginning:
+    found = checkpoint_to_resume(folder / "checkpoints")
+    if found is not None:
+        before = _recorded_in(*found)
+    elif finished is not None:
+        before = recorded(finished)
+    else:
+        log.info("resume=true: %s holds nothing to go on from; the run begins", folder)
+        return Beginning()
+    _check_unchanged(folder, asked, before)
+    epochs = asked.decided["epochs"]
+    is_done = finished is not None and epochs == finished["config"]["epochs"]
+    if found is None and not is_done:
+        raise UserError(f"resume=true: {folder} has no checkpoint to go on from; overwrite=true begins anew")
+    data = found[1][SETTINGS]["data"] if found else None
+    return Beginning(found[0] if found else None, before, data, is_done, keeps_results=finished is not None)
+
+
+def _check_unchanged(folder: Path, asked: Settings, before: Settings) -> None:
+    different = asked.differences(before)
+    epochs, planned = asked.decided["epochs"], before.decided["epochs"]
+    if epochs > planned:
+        different = [key for key in different if key not in EPOCHS]
+    if different:
+        raise UserError(
+            f"resume=true: {folder} was trained with other settings ({_named(different, asked, before)}); "
+            f"overwrite=true begins anew, another name= keeps both"
+        )
+    if epochs > planned:
+        log.info(
+            "epochs=%d: the learning rate now follows the schedule of %d epochs, not of %d",
+            epochs,
+            epochs,
+            planned,
+        )
+
+
+def _recorded_in(path: Path, checkpoint: dict[str, Any]) -> Settings:
+    saved = checkpoint.get(SETTINGS)
+    if saved is None:
+        raise UserError(
+            f"resume=true: {path} does not say what it was trained with (an earlier version wrote it); "
+            f"overwrite=true begins anew"
+        )
+    return Settings(saved["asked"], saved["decided"])
+
+
+def _named(different: list[str], now: Settings, before: Settings) -> str:
+    """Some of the differences: `lr=0.1, before 0.01`."""
+    shown = [
+        f"{key}={_text(now.decided[key])}, before {_text(before.decided[key])}"
+        for key in different[:MOST_NAMED]
+    ]
+    more = [f"{len(different) - MOST_NAMED} more"] if len(different) > MOST_NAMED else []
+    return "; ".join([*shown, *more])
+
+
+def _text(value: Any) -> str:
+    """As it is written on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

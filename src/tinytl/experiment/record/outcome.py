@@ -1,0 +1,58 @@
+"""A run's results.json: how it ended, and the record kept wherever it can be."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tinytl.experiment.terminal.program import one_line
+from tinytl.memory.out_of_memory import KernelKills, is_out_of_memory
+from tinytl.records.results import write_json
+from tinytl.system.processes import is_first_process
+from tinytl.training.checkpoints import PREVIOUS
+from tinytl.training.stopping import Stopped
+
+
+def outcome_of(error: BaseException, kills: KernelKills) -> dict[str, str]:
+    """Status and reason of a run that ended by an error."""
+    if isinstance(error, Stopped):
+        return {"status": "interrupted", "reason": f"stopped by {error}"}
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
+        return {"status": "interrupted", "reason": "interrupted by hand"}
+    reason = one_line(error) or type(error).__name__
+    lost_worker = "DataLoader worker" in reason and kills.happened()
+    return {
+        "status": "out_of_memory" if is_out_of_memory(error) or lost_worker else "failed",
+        "reason": reason,
+    }
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> str | None:
+    """Write results.json; of several processes the first one does. As `keep`, say where else it had to go."""
+    if not is_first_process():
+        return None
+    return keep(folder / "results.json", lambda path: write_json(path, record))
+
+
+def keep(path: Path, write: Callable[[Path], Any]) -> str | None:
+    """Write a file of results; if its folder does not take it, into one for temporary files.
+
+    Returns a line about that, or None where the file is in its place. On a full disk the checkpoint before
+    the last makes room first.
+    """
+    try:
+        write(path)
+        return None
+    except OSError:
+        with suppress(OSError):  # the folder is read-only, or gone
+            for previous in path.parent.glob(f"**/{PREVIOUS}"):
+                previous.unlink()
+    try:
+        write(path)
+        return None
+    except OSError as error:
+        name = path.absolute().as_posix().strip("/").replace("/", "+")
+        refuge = Path(tempfile.gettempdir()) / "tinytl-results" / name
+        write(refuge)
+        return f"{path} could not be written ({error.strerror or error}); it is kept as {refuge}"

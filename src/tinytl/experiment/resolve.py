@@ -1,0 +1,241 @@
+"""From a configuration to an Experiment: every decision that a run takes, taken once and written nowhere."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from tinytl.assembly import TrainingStep
+from tinytl.data.loading import FOLDER_LOADER, load_data
+from tinytl.engine.plan import EnginePlan
+from tinytl.errors import UserError
+from tinytl.experiment.experiment import DataSource, Experiment, Recipe, WandbSettings
+from tinytl.experiment.record.settings import Settings, of_consequence
+from tinytl.memory import process
+from tinytl.memory.image_size import check_image_size
+from tinytl.memory.predict import predicted_bytes
+from tinytl.methods import AUTO, METHODS
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
+from tinytl.planner import method as method_planner
+from tinytl.planner.engine_plan import RESOLUTIONS, Planner
+from tinytl.weights.checkpoints import holds_lite_residuals
+
+log = logging.getLogger("tinytl")
+SHARE_OF_FREE = 0.8  # code, threads and the allocator's holes come on top of live tensors
+MANY_SLICES = 300  # a step in so many takes seconds, and so does its prediction
+HALF = ("16-mixed", "16")  # precisions of 16 bits, whose gradients must be unscaled before they are used
+# What a memory budget sets, by engine.
+KNOBS = {
+    "stock": ("micro_batch",),
+    "lean": (
+        *("micro_batch", "recompute_above_px", "slice_kb", "keep_projection"),
+        *("optimizer_bits", "step_in_backward"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decisions depend on beside the configuration: the data and the machine."""
+
+    num_classes: int
+    free_bytes: int
+    has_cuda: bool
+
+
+def facts(classes: int) -> Facts:
+    """The facts of this machine."""
+    return Facts(classes, process.free_bytes(), torch.cuda.is_available())
+
+
+def resolve(cfg: Any, facts: Facts) -> Experiment:
+    """Take every decision. The same configuration and the same facts give the same Experiment.
+
+    Raises UserError where nothing fits into the memory budget, naming the smallest that is enough, and
+    where the network takes no images of the resolution.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    budget_mb = _budget_mb(cfg, facts)
+    step = training_step(cfg, facts.num_classes)
+    teacher, predicted_mb = plain.get("teacher"), None
+    if teacher is None:
+        step, predicted_mb = _within_budget(cfg, step, budget_mb, facts)
+    lr = learning_rate(cfg, step.method)
+    config = _decided(plain, step, lr, budget_mb)
+    return Experiment(
+        name=cfg.name, output_dir=Path(cfg.output_dir), sweep=cfg.sweep, seed=cfg.seed,
+        data=_named_as(DataSource, plain["data"]), step=step,
+        recipe=_named_as(Recipe, {**plain, "lr": lr}), trainer=plain["trainer"],
+        wandb=_named_as(WandbSettings, plain["wandb"]),
+        checkpoint_every_minutes=cfg.checkpoint_every_minutes, budget_mb=budget_mb,
+        predicted_mb=predicted_mb, settings=Settings(of_consequence(plain), of_consequence(config)),
+        config=config, teacher=teacher, probe=plain.get("probe"),
+    )  # fmt: skip
+
+
+def as_asked(cfg: Any) -> dict[str, Any]:
+    """The configuration as plain data, with the learning rate of the recipe, before a budget decides."""
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return {**plain, "lr": learning_rate(cfg, cfg.method.name)}
+
+
+def settings_as_asked(cfg: Any) -> Settings:
+    """The settings that decide results, before a budget decides."""
+    asked = of_consequence(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    return Settings(asked, of_consequence(as_asked(cfg)))
+
+
+def _named_as(kind: Any, values: Mapping[str, Any]) -> Any:
+    """An object of those values that its fields are named after; lists become tuples."""
+    found = {field.name: values[field.name] for field in fields(kind)}
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+
+
+def _decided(plain: dict[str, Any], step: TrainingStep, lr: float, budget_mb: float | None) -> dict[str, Any]:
+    """The configuration with the decisions in the place of what they decide."""
+    knobs = {key: getattr(step.plan, key) for key in KNOBS[step.engine]} if budget_mb is not None else {}
+    return {
+        **plain, "lr": lr, "memory_budget_mb": budget_mb, "resolution": step.resolution,
+        "blocks": step.blocks, "method": {**plain["method"], "name": step.method},
+        "engine": {**plain["engine"], **knobs},
+    }  # fmt: skip
+
+
+def _budget_mb(cfg: Any, facts: Facts) -> float | None:
+    if cfg.memory_budget_mb == "auto":
+        return round(SHARE_OF_FREE * facts.free_bytes / 1e6, 1)
+    return cfg.memory_budget_mb
+
+
+def _within_budget(
+    cfg: Any, step: TrainingStep, budget_mb: float | None, facts: Facts
+) -> tuple[TrainingStep, float]:
+    """(the step under the fastest plan that fits, the peak of live tensors predicted for it in MB).
+
+    Without a budget the step stays as it is. `resolution=auto` and `method=auto` are decided here.
+    """
+    shapes = step.shapes
+    if facts.has_cuda:  # the compiled operators run on the CPU alone; the plain ones take memory of their own
+        shapes = replace(shapes, plan=replace(shapes.plan, compile="off"))
+    if budget_mb is not None:
+        shapes = _planned(cfg, shapes, budget_mb)
+    elif step.engine == "lean" and step.plan.slices(step.batch_size, step.resolution) > MANY_SLICES:
+        log.info("predicting the memory of a step in many slices; this can take minutes")
+    predicted_mb = _predicted_bytes(shapes) / 1e6
+    if budget_mb is not None:
+        knobs = ", ".join(f"{key}={getattr(shapes.plan, key)}" for key in KNOBS[step.engine])
+        log.info(
+            "memory_budget_mb=%g: %d px, %s; predicted %.1f MB",
+            budget_mb, shapes.resolution, knobs, predicted_mb,
+        )  # fmt: skip
+    spec = replace(step.spec, lite_residual=shapes.spec.lite_residual)  # its weights again
+    plan = replace(shapes.plan, compile=step.plan.compile)
+    return replace(shapes, spec=spec, plan=plan, channels_last=step.channels_last), predicted_mb
+
+
+def _planned(cfg: Any, step: TrainingStep, budget_mb: float) -> TrainingStep:
+    unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision not in HALF
+    planner = Planner(step, may_step_in_backward=unclipped)
+    budget = budget_mb * 1e6
+    if step.method == AUTO:
+        resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)
+        lite = None if cfg.lite_residual.enabled is False else lite_residual_shape(cfg)
+        found = method_planner.choose(
+            planner, budget, resolutions, lite, cfg.data.image_px, cfg.trainer.enable_progress_bar
+        )
+        log.info("method=auto: %s, blocks=%s, %d px", found.method, found.blocks or "all", found.resolution)
+        return replace(planner, step=method_planner.apply(step, found, lite)).choose(budget)
+    return planner.choose_resolution(budget) if cfg.resolution == "auto" else planner.choose(budget)
+
+
+def _predicted_bytes(step: TrainingStep) -> int:
+    """What a step is predicted to take. Raises UserError where the network takes no images of its size."""
+    try:
+        return predicted_bytes(step)
+    except UserError:
+        raise
+    except Exception:  # of any kind: it comes from the network's layers
+        check_image_size(step)
+        raise
+
+
+def data_digest(cfg: Any) -> str:
+    """A hash of everything about the data that decides a result, those of a linear probe included."""
+    data = load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken)
+    probe = OmegaConf.select(cfg, "probe")
+    digests = [data.digest] + (
+        [load_data(FOLDER_LOADER, probe, cfg.data.skip_broken).digest] if probe else []
+    )
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+
+
+def learning_rate(cfg: Any, method: str) -> float:
+    """The learning rate asked for, or the data set's recipe for this batch size and method."""
+    if cfg.lr is not None:
+        return cfg.lr
+    data = cfg.data
+    lr = data.lr_batch1 if cfg.batch_size == 1 and data.lr_batch1 else data.lr
+    return data.lr_full * (lr / data.lr) if method == "full" and data.lr_full else lr
+
+
+def num_classes(cfg: Any, found: int | None = None) -> int:
+    """Number of classes: the data's, or a larger one if `data.num_classes` says so.
+
+    `found` is the data's own number; None: the data is not at hand. Raises UserError where it is unknown.
+    """
+    asked = cfg.data.num_classes
+    if asked is None and found is None:
+        raise UserError(
+            f"data={cfg.data.name}: without the data, data.num_classes=N must say how many classes"
+        )
+    if found is not None and asked is not None and asked < found:
+        raise UserError(f"data.num_classes={asked}: the data has {found} classes")
+    return asked or found or 0
+
+
+def engine_plan(cfg: Any) -> EnginePlan:
+    """The lean engine's plan; under engine=stock it says no more than the micro-batch."""
+    knobs = {key: value for key, value in cfg.engine.items() if key not in ("name", "channels_last")}
+    return EnginePlan(**knobs)
+
+
+def training_step(cfg: Any, classes: int) -> TrainingStep:
+    """The training step as it is asked for. Its resolution and its method can still be `auto`."""
+    return TrainingStep(
+        network_spec(cfg, classes), cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize,
+        multilabel=cfg.data.task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
+        plan=engine_plan(cfg), channels_last=cfg.engine.channels_last,
+    )  # fmt: skip
+
+
+def network_spec(cfg: Any, classes: int) -> NetworkSpec:
+    """The network that the configuration describes."""
+    return NetworkSpec(
+        model=cfg.model.name,
+        norm=cfg.norm.name,
+        num_classes=classes,
+        lite_residual=lite_residual_shape(cfg) if _has_lite_residuals(cfg) else None,
+        dropout=cfg.dropout,
+        checkpoint=cfg.checkpoint,
+        seed=cfg.seed,
+    )
+
+
+def lite_residual_shape(cfg: Any) -> LiteResidualConfig:
+    """The shape of the lite residual modules, if there are any."""
+    return LiteResidualConfig(**{key: value for key, value in cfg.lite_residual.items() if key != "enabled"})
+
+
+def _has_lite_residuals(cfg: Any) -> bool:
+    """As asked for; otherwise where the method trains them or the starting weights have them."""
+    if cfg.lite_residual.enabled is not None:
+        return cfg.lite_residual.enabled
+    method = METHODS.get(cfg.method.name)
+    trained = method is not None and method.needs_lite_residual
+    return trained or holds_lite_residuals(cfg.checkpoint, cfg.model.name)

@@ -1,0 +1,196 @@
+"""Every knob with its type: the schema that Hydra checks the YAML files and the command line against."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, OmegaConf
+
+from tinytl.engine.plan import EnginePlan
+from tinytl.experiment.terminal.overrides import plain_value
+from tinytl.experiment.validation import folder_names
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.records.results import OF_NO_CONSEQUENCE
+
+CONF = Path(__file__).parents[3] / "conf"
+# In every run's name, or of no consequence for its results
+NOT_IN_NAME = {
+    *("data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),
+    *("seed", "sweeps"),
+    *OF_NO_CONSEQUENCE,
+} - {"data.root"}  # tells folders of images apart
+LONGEST_SUFFIX = 120  # bytes; file systems allow names of 255
+PLAN, SHAPE = EnginePlan(), LiteResidualConfig()
+
+
+@dataclass
+class DataConfig:
+    """A data set and its recipe."""
+
+    name: str = MISSING
+    loader: str = MISSING  # function (root) -> tinytl.data.splits.Splits
+    root: str = MISSING
+    num_classes: int | None = None  # None: read from the data
+    task: str = "multiclass"
+    resolution: int = MISSING  # pixels
+    epochs: int = MISSING
+    lr: float = MISSING  # at batch sizes above 1
+    lr_batch1: float | None = None  # at batch size 1; None: the same
+    lr_full: float | None = None  # of method=full, at batch size 1 times lr_batch1 / lr; None: the same
+    label_smoothing: float = 0.0
+    crop_scale_min: float = 0.22  # smallest area of a random crop, as a fraction of the image
+    flip: bool = True
+    color_jitter: list[float] | None = None  # brightness, contrast, saturation, hue
+    val_fraction: float = 0.0  # of the training set, held out where the data have no validation set
+    mean: list[float] | None = None  # of the pixels (0 to 1), red, green, blue; None: the starting weights'
+    std: list[float] | None = None  # their standard deviations; None: the starting weights'
+    skip_broken: bool = False  # leave out images that cannot be read; results.json says how many
+    stream: bool = False  # each image once, batch 1, predicted before it is trained on
+    drift: bool = False  # in a stream: classes come and go
+    workers: int = 2
+    image_px: int | None = None  # the smaller side of its images where that is small: a bound for method=auto
+
+
+@dataclass
+class ModelConfig:
+    """A timm architecture."""
+
+    name: str = MISSING
+    checkpoint: str | None = None  # where it starts from unless told otherwise
+
+
+@dataclass
+class MethodConfig:
+    """What trains (`tinytl.methods`)."""
+
+    name: str = MISSING
+
+
+@dataclass
+class NormConfig:
+    """Which statistics normalise (`tinytl.networks.norms`)."""
+
+    name: str = MISSING
+
+
+@dataclass
+class EngineConfig:
+    """How a training step is executed; the defaults are those of `tinytl.engine.EnginePlan`."""
+
+    name: str = MISSING
+    micro_batch: int | None = PLAN.micro_batch
+    recompute_above_px: int | None = PLAN.recompute_above_px
+    slice_kb: float | None = PLAN.slice_kb
+    keep_projection: bool = PLAN.keep_projection
+    optimizer_bits: int = PLAN.optimizer_bits
+    step_in_backward: bool = PLAN.step_in_backward
+    compile: str = PLAN.compile
+    channels_last: bool = False
+
+
+@dataclass
+class LiteResidualOptions:
+    """Shape of the lite residual modules; the defaults are those of the library."""
+
+    enabled: bool | None = None  # None: where trained, or in the checkpoint
+    kernel_size: int = SHAPE.kernel_size
+    groups: int = SHAPE.groups
+    expansion: float = SHAPE.expansion
+    pooling: int = SHAPE.pooling
+    upsampling: str = SHAPE.upsampling
+    pretrained: bool = SHAPE.pretrained
+
+
+@dataclass
+class TrainerConfig:
+    """Passed to Lightning's Trainer under the same names."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    gradient_clip_val: float | None = None
+    deterministic: bool = False
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    limit_test_batches: int | float = 1.0
+    enable_progress_bar: bool = True
+
+
+@dataclass
+class WandbConfig:
+    """Where W&B's mirror of the results goes."""
+
+    mode: str = "offline"
+    project: str = "tinytl"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    artifact: bool = False  # keep the trained weights with W&B
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    lite_residual: LiteResidualOptions = field(default_factory=LiteResidualOptions)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    name: str = MISSING
+    output_dir: str = "outputs"
+    batch_size: int = 8
+    resolution: Any = MISSING  # pixels, or auto
+    memory_budget_mb: Any = None  # MB of 1e6 bytes, or auto
+    epochs: int = MISSING
+    lr: float | None = None
+    classifier_lr: float | None = None
+    warmup: float = 0.0  # share of the steps
+    classifier: str = "random"  # or class_means: what it begins as
+    label_smoothing: float = MISSING
+    weight_decay: float = 0.0
+    dropout: float = 0.2
+    quantize: str = "int8"
+    checkpoint: str | None = None
+    blocks: int | None = None  # the last so many are trained; None: all
+    test_weights: str = "auto"
+    seed: int = 0
+    sweep: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    checkpoint_every_minutes: float = 5.0
+    retry_failed: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class PretrainConfig(Config):
+    """A run, and what only pre-training knows."""
+
+    teacher: str | None = None
+    probe: str | None = None
+
+
+def _register() -> None:
+    """Store the schema, and what the configuration's files call."""
+    OmegaConf.register_new_resolver("and_what_else_is_set", name_suffix, replace=True)
+    OmegaConf.register_new_resolver("one_if", lambda one, other: 1 if one else other, replace=True)
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def name_suffix(budget_mb: Any) -> str:
+    """What the command line sets beyond what a run's name holds anyway, in whatever order it stands there."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    settings = {o.lstrip("+~").partition("=")[0]: plain_value(o) for o in overrides}  # the last one holds
+    suffix = "" if budget_mb is None else f"-{budget_mb}mb"
+    for key, value in sorted(settings.items()):
+        if key not in NOT_IN_NAME and not key.startswith("wandb"):
+            suffix += f"-{key}_{folder_names.readable(value)}"
+    return folder_names.shortened(suffix, LONGEST_SUFFIX)
+
+
+_register()  # on import: a launcher's processes need it too

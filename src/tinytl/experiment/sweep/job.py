@@ -1,0 +1,183 @@
+"""One job of a sweep: skipped where it is done, resumed where it was interrupted, otherwise run.
+
+Each job runs in a process of its own, so that one that the system kills for its memory is recorded and
+the rest goes on.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tinytl.errors import UserError
+from tinytl.experiment import describe
+from tinytl.experiment.record.fingerprint import fingerprint
+from tinytl.experiment.record.folder import (
+    TEMPORARY,
+    InUse,
+    has_state,
+    has_state_of,
+    locked,
+    refuse_other_settings,
+)
+from tinytl.experiment.resolve import data_digest, settings_as_asked
+from tinytl.experiment.run import Begin, Work, attempt, classification
+from tinytl.experiment.sweep.progress import SweepProgress
+from tinytl.experiment.terminal.error_lines import one_line
+from tinytl.experiment.terminal.overrides import job_settings
+from tinytl.experiment.terminal.program import one_line_errors, quiet_libraries
+from tinytl.experiment.validation.validate import validate
+from tinytl.memory.out_of_memory import KernelKills
+from tinytl.records.results import read_record, write_json
+from tinytl.system.child_process import end_with_parent
+from tinytl.training.stopping import STOPPING, Stopped
+
+Outcome = dict[str, Any]
+Attempt = Callable[[Any, Begin, Work], None]
+WorkOf = Callable[[Any], Work]
+ELSEWHERE = "running elsewhere"  # status of a job that another sweep is running
+
+
+def job(cfg: Any, work_of: WorkOf = classification, attempt: Attempt = attempt) -> Outcome:
+    """Run a job unless it is done; return its name, settings, status, reason, figures, and `skipped`.
+
+    Its status is ELSEWHERE where another process is running it.
+    """
+    begun = time.perf_counter()
+    folder = Path(cfg.output_dir) / cfg.name
+    try:
+        validate(cfg)
+        work = work_of(cfg)
+        OmegaConf.set_readonly(cfg, True)
+        with locked(folder):
+            record, skipped = _ensure(cfg, folder, lambda begin: attempt(cfg, begin, work))
+    except InUse:
+        record, skipped = {"status": ELSEWHERE}, True
+    except UserError as error:
+        record, skipped = _refused(cfg, error), False
+    outcome = {
+        "name": cfg.name, "folder": str(folder), "settings": job_settings(), "status": record["status"],
+        "skipped": skipped, "reason": record.get("reason"), "metrics": record.get("metrics", {}),
+        "memory": record.get("memory", {}), "seconds": time.perf_counter() - begun,
+    }  # fmt: skip
+    if outcome["status"] != ELSEWHERE:
+        print(SweepProgress(cfg).done(outcome), file=sys.stderr)
+    return outcome
+
+
+def wait_for(outcome: Outcome) -> None:
+    """Wait until the process that runs a job elsewhere is done with it."""
+    print(f"{outcome['name']}: waits for the other sweep that is running it", file=sys.stderr, flush=True)
+    with locked(Path(outcome["folder"]), wait=True):
+        pass
+
+
+def _refused(cfg: Any, error: UserError) -> dict[str, Any]:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return {"status": "failed", "reason": one_line(error), "config": OmegaConf.to_container(cfg)}
+
+
+def _ensure(cfg: Any, folder: Path, attempt: Callable[[Begin], None]) -> tuple[dict[str, Any], bool]:
+    """(the job's record, whether it was there already)."""
+    path = folder / "results.json"
+    earlier, asked = read_record(path), settings_as_asked(cfg)
+    try:
+        mark = fingerprint(asked.asked, data_digest(cfg))
+    except UserError as error:
+        record = _refused(cfg, error)
+        if earlier.get("status") != "finished":
+            write_json(path, record)
+        return record, False
+    same = earlier if earlier.get("fingerprint") == mark else {}
+    if same.get("status") == "finished":
+        return same, True
+    if same.get("status") in ("failed", "out_of_memory") and not cfg.retry_failed:
+        return same, True
+    if earlier and not same and not (cfg.overwrite or cfg.resume):
+        refuse_other_settings(folder, asked, earlier)
+    interrupted = bool(same) or (not earlier and has_state_of(folder, mark))
+    resume = (cfg.resume or interrupted) and has_state(folder)
+    # Otherwise what is there is of other code or data, or there is nothing to go on from.
+    begin = Begin(resume, overwrite=not resume)
+    return _in_a_process_of_its_own(cfg, folder, begin, attempt), False
+
+
+def _in_a_process_of_its_own(
+    cfg: Any, folder: Path, begin: Begin, attempt: Callable[[Begin], None]
+) -> dict[str, Any]:
+    print(f"{cfg.name}: {'goes on' if begin.resume else 'begins'}", file=sys.stderr, flush=True)
+    kills = KernelKills()
+    arguments = (folder, begin, attempt, os.getpid())
+    process = multiprocessing.get_context("fork").Process(target=_child, args=arguments)
+    with handed_on_to(process):
+        process.start()
+        process.join()
+    record = read_record(folder / "results.json")
+    if process.exitcode and record.get("status") == "finished":  # those of before, which stay
+        return {"status": "failed", "reason": "it could not go on, as said above; its earlier results stay"}
+    if process.exitcode and record.get("status", "running") == "running":  # it could not say so itself
+        record |= _killed(process.exitcode, kills)
+        write_json(folder / "results.json", record)
+    return record
+
+
+@contextmanager
+def handed_on_to(process: Any) -> Iterator[None]:
+    """Hand stopping signals on to a process; when it has ended, Stopped is raised here too."""
+    received: list[int] = []
+    parent = os.getpid()
+
+    def hand_on(signum: int, frame: Any) -> None:
+        if os.getpid() != parent:  # in the job's process, before it has handlers of its own
+            os._exit(128 + signum)
+        received.append(signum)
+        if process.is_alive():
+            os.kill(process.pid, signum)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, hand_on) for s in STOPPING} if in_main_thread else {}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if received:
+        raise Stopped(received[0])
+
+
+def _child(folder: Path, begin: Begin, attempt: Callable[[Begin], None], parent: int) -> None:
+    end_with_parent(parent)
+    quiet_libraries()  # a launcher's process has said nothing of that yet
+    describe.console.quiet = True  # what trains is the same in many jobs; results.json has it
+    # Lightning starts the other processes of a DDP run by this command line: theirs is this job alone.
+    ways = {"resume": str(begin.resume).lower(), "overwrite": str(begin.overwrite).lower()}
+    sys.argv[1:] = [f"{key}={value}" for key, value in {**job_settings(), **ways}.items()]
+    try:
+        with one_line_errors():
+            attempt(begin)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
+
+
+def _killed(code: int, kills: KernelKills) -> dict[str, str]:
+    if code - 128 in STOPPING:
+        return {"status": "interrupted", "reason": f"stopped by {signal.Signals(code - 128).name}"}
+    if code < 0:
+        name = signal.Signals(-code).name
+        if -code == signal.SIGKILL and kills.happened():
+            return {"status": "out_of_memory", "reason": "killed by the kernel, which had run out of memory"}
+        return {"status": "interrupted", "reason": f"killed by {name}"}
+    return {"status": "failed", "reason": f"its process ended with exit code {code}"}

@@ -1,0 +1,103 @@
+"""The command line's overrides before Hydra reads them: free text made readable to it, mistakes refused.
+
+Hydra's grammar takes no `=`, parentheses, quotes or letters beyond ASCII in a plain value. A value of a
+setting that is free text (a path, a name) has no other meaning than itself where the grammar refuses it or
+would change it (`007`), so it is quoted here. Lists, interpolations and what the user has quoted stay as
+they are, and a value with a comma is never quoted: it may be a list.
+"""
+
+import re
+import shlex
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from tinytl.errors import UserError
+
+FREE_TEXT = {
+    *("data.root", "output_dir", "checkpoint", "model.checkpoint", "teacher", "probe"),
+    *("name", "data.name", "sweep", "wandb.project", "wandb.entity"),
+}
+KEY = re.compile(r"[+~]{0,2}[\w./@:-]+", re.ASCII)
+GROUPS = ("data", "model", "method", "norm", "engine", "trainer", "wandb")  # every run has one option of each
+
+
+def prepared(arguments: list[str]) -> list[str]:
+    """The same command line, as Hydra reads it. Raises UserError naming the override that it cannot read."""
+    return [argument if argument.startswith("-") else _prepared(argument) for argument in arguments]
+
+
+def refusal(argument: str) -> str:
+    """What to type instead of an override that Hydra's grammar does not allow."""
+    key, equals, value = argument.partition("=")
+    shown = argument if len(argument) <= 120 else f"{argument[:120]}..."
+    if not KEY.fullmatch(key):
+        return f"{shown}: not a setting; KEY=VALUE sets one"
+    if not equals:
+        return f"{shown}: no value; {key}=VALUE sets one"
+    parts: list[Any] = value.split(",") if key.lstrip("+") in FREE_TEXT else [value]
+    remedies = [",".join(map(_quoted, parts))] + ([_quoted(value)] if len(parts) > 1 else [])
+    typed = " or, as one value, ".join(shlex.quote(f"{key}={remedy}") for remedy in remedies)
+    if len(typed) > 240:
+        typed = shlex.quote(f'{key}="..."')
+    return f"{shown}: quote the value: {typed}"
+
+
+def plain_value(override: str) -> str:
+    """An override's value without the quotes that the grammar asks for."""
+    value = override.partition("=")[2]
+    if value[:1] not in ("'", '"'):
+        return value
+    parsed = _parsed(override)
+    content = parsed.value() if parsed else value
+    return content if isinstance(content, str) else value
+
+
+def _prepared(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    parsed = _parsed(argument)
+    if key.lstrip("+") in FREE_TEXT and value and _needs_quotes(value, parsed):
+        quoted = f"{key}={_quoted(value)}"
+        parsed, argument = _parsed(quoted), quoted
+    if parsed is None or not KEY.fullmatch(key):
+        raise UserError(refusal(argument))
+    if (
+        key in GROUPS
+        and equals
+        and not isinstance(parsed.value(), str | list)
+        and not parsed.is_sweep_override()
+    ):
+        raise UserError(
+            f"{argument}: {key}= takes the name of an option; the options are the files of conf/{key}"
+        )
+    return argument
+
+
+def _needs_quotes(value: str, parsed: Override | None) -> bool:
+    if parsed is None:
+        return "," not in value
+    if parsed.is_sweep_override() or value == "null":
+        return False
+    content = parsed.value()
+    return isinstance(content, bool | int | float) and str(content) != value  # 007, 1e3, 2024_11_27
+
+
+def _parsed(override: str) -> Override | None:
+    """None where the grammar does not allow it."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text=text, quote=Quote.double).with_quotes()
+
+
+def job_settings() -> dict[str, str]:
+    """What the sweep sets for this job."""
+    overrides = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
+    return dict(override.split("=", 1) for override in overrides if not override.startswith("sweeps="))

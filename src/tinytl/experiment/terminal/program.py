@@ -1,0 +1,85 @@
+"""The edge to the terminal: one clear line for what a user can mend, a traceback for what is a bug."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from tinytl.errors import UserError
+from tinytl.experiment.terminal.error_lines import one_line
+from tinytl.experiment.terminal.overrides import prepared
+from tinytl.training.stopping import Stopped
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1.
+
+    A signal that stops it ends in 128 and its number: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+    quiet_libraries()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as it was while libraries were imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with one_line_errors():
+            _refuse_unknown_flags()
+            sys.argv[1:] = prepared(sys.argv[1:])
+            main()
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _refuse_unknown_flags() -> None:
+    """End with one line and exit code 2, as argparse does after many."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+    parser.error = refuse
+    parser.parse_args()
+
+
+def quiet_libraries() -> None:
+    """Our own lines on stderr, of the libraries' only warnings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx", "hydra"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning|torchmetrics")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print an error of the user's in one line and exit with code 1."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
+        _end_with(error)
+    except ValueError as error:
+        if not _raised_by_hydra(error):
+            raise
+        _end_with(error)
+
+
+def _end_with(error: BaseException) -> NoReturn:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Hydra refuses some overrides with a plain ValueError."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("hydra.")

@@ -1,0 +1,59 @@
+"""Whether the accelerator, the number of devices and the precision asked for can be had on this machine."""
+
+import os
+from typing import Any, Literal
+
+import torch
+
+from tinytl.errors import UserError
+from tinytl.experiment.resolve import HALF
+from tinytl.experiment.terminal.suggestions import did_you_mean
+
+Kind = Literal["cpu", "cuda", "mps"]
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = (  # Lightning's names
+    *("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    *("32", "bf16", "16", "64"),
+)
+
+
+def check_devices(cfg: Any) -> None:
+    """Raise UserError where the machine cannot do as asked. A plan may be made for another machine."""
+    accelerator, precision = cfg.trainer.accelerator, str(cfg.trainer.precision)
+    if accelerator not in ACCELERATORS:
+        raise UserError(_unknown("trainer.accelerator", accelerator, ACCELERATORS))
+    if precision not in PRECISIONS:
+        raise UserError(_unknown("trainer.precision", precision, PRECISIONS))
+    if cfg.dry_run:
+        return
+    kind = chosen(accelerator)
+    if kind is None:
+        raise UserError(f"trainer.accelerator={accelerator}: PyTorch finds none here; cpu and auto work")
+    if kind == "cpu" and precision in HALF:
+        raise UserError(f"trainer.precision={precision}: a CPU computes no 16-bit floats; bf16-mixed works")
+    present = count(kind)
+    if cfg.trainer.devices > present:
+        what = {"cpu": "cores", "cuda": "GPUs", "mps": "GPU"}[kind]
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: must be at most {present}, the {what} here")
+
+
+def chosen(accelerator: str) -> Kind | None:
+    """The kind of device that Lightning takes; None: it is not there."""
+    present: dict[Kind, bool] = {
+        "mps": torch.backends.mps.is_available(),
+        "cuda": torch.cuda.is_available(),
+        "cpu": True,
+    }
+    wanted = {"auto": ("mps", "cuda", "cpu"), "gpu": ("mps", "cuda")}.get(accelerator, (accelerator,))
+    return next((kind for kind in present if kind in wanted and present[kind]), None)
+
+
+def count(kind: Kind) -> int:
+    """How many processes may have a device of their own; on the CPU, a core."""
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    return (os.cpu_count() or 1) if kind == "cpu" else 1
+
+
+def _unknown(key: str, value: str, known: tuple[str, ...]) -> str:
+    return f"{key}={value}: must be one of {', '.join(known)}{did_you_mean(value, known)}"

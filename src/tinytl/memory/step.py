@@ -1,0 +1,75 @@
+"""A training step on noise, run under the meter: Adam, cross-entropy, a micro-batch of images at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinytl.assembly import TrainingStep, adam, engage, prepare, trainable
+from tinytl.memory.meter import LiveMemory, MemoryReport
+from tinytl.methods import freeze
+from tinytl.networks.construct import build_on_meta
+from tinytl.weights.build import build_network
+
+
+def build(step: TrainingStep) -> tuple[Any, torch.optim.Optimizer]:
+    """The network of a step, ready to be trained, and its Adam."""
+    network = build_network(step.spec).to("cuda" if torch.cuda.is_available() else "cpu")
+    prepare(network, step)
+    engage(network, step)
+    return network, adam(trainable(network), step, lr=1e-4)
+
+
+def metered(step: TrainingStep, network: Any, optimizer: torch.optim.Optimizer) -> MemoryReport:
+    """The meter's report of one step."""
+    with LiveMemory(network, optimizer, ()) as live:
+        run(step, network, optimizer, live)
+    return live.report()
+
+
+def run(step: TrainingStep, network: Any, optimizer: torch.optim.Optimizer, live: Any = None) -> None:
+    """One training step; the meter `live` is told of batches and of the ends of forward passes."""
+    for images, labels in micro_batches(step, network):
+        if live:
+            live.batch((images, labels))
+        loss = _loss(network(images), labels) * len(images) / step.batch_size
+        if live and not getattr(network, "grad_checkpointing", False):  # to ask what it keeps recomputes it
+            live.end_of_forward(loss)
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.cross_entropy(logits, labels)
+
+
+def micro_batches(step: TrainingStep, network: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (m, 3, R, R) and labels (m), or (m, classes) if there are several, a micro-batch at a time."""
+    device = next(network.parameters()).device
+    size = step.batch_size // step.micro_batches
+    for _ in range(step.micro_batches):
+        images = torch.randn(size, 3, step.resolution, step.resolution, device=device)
+        if step.multilabel:
+            yield images, torch.zeros(size, step.spec.num_classes, device=device)
+        else:
+            yield images, torch.zeros(size, dtype=torch.long, device=device)
+
+
+def lower_bound(step: TrainingStep) -> int:
+    """Bytes that no plan with this optimizer can do without.
+
+    Frozen weights in 8 bits; trainable ones, their gradients (one at a time if the optimizer steps in the
+    backward pass) and Adam's two moments; one image.
+    """
+    network = build_on_meta(step.spec)
+    freeze(network, step.method, step.blocks)
+    trained = sum(p.numel() for p in trainable(network))
+    frozen = sum(p.numel() for p in network.parameters()) - trained
+    gradients = 0 if step.plan.step_in_backward else 4 * trained
+    moments = 2 * trained * step.plan.optimizer_bits // 8
+    return frozen + 4 * trained + gradients + moments + 4 * 3 * step.resolution**2

@@ -1,0 +1,46 @@
+"""What a model's name alone tells: facts of its architecture that need no weights."""
+
+import difflib
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+
+from tinytl.errors import UserError
+from tinytl.networks import proxylessnas  # noqa: F401  (registers ProxylessNAS with timm)
+from tinytl.networks.norms import batch_norm_eps
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Facts of a timm model as timm builds it."""
+
+    children: frozenset[str]  # the first parts of its tensors' names
+    head: str  # the classifier's name
+    batch_norm_eps: float | None  # epsilon of its BatchNorm; None: it has none
+
+
+@cache
+def architecture(model: str) -> Architecture:
+    """The facts of a model. Raises UserError where timm does not know it."""
+    check_model(model)
+    with torch.device("meta"):
+        network: Any = timm.create_model(model)
+    children = frozenset(name.split(".")[0] for name in network.state_dict())
+    return Architecture(children, head_name(network), batch_norm_eps(network))
+
+
+def check_model(name: str) -> None:
+    """Raise UserError, with the nearest names, where timm does not know the model."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise UserError(f"model={name}: timm knows no such model{hint}")
+
+
+def head_name(network: Any) -> str:
+    """Name of the classifier in the network."""
+    classifier = network.get_classifier()
+    return next(name for name, module in network.named_modules() if module is classifier)

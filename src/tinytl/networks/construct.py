@@ -1,0 +1,60 @@
+"""From a description to a network with random weights, or to one that has shapes alone."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from tinytl.errors import UserError
+from tinytl.networks.architecture import architecture
+from tinytl.networks.lite_residual import insert_lite_residuals
+from tinytl.networks.norms import check_norm, norm_layer, replace_batch_norm, standardize_weights
+from tinytl.networks.spec import NetworkSpec
+
+
+def construct(spec: NetworkSpec) -> Any:
+    """The network, initialised as timm does. Its checkpoint and seed are not looked at.
+
+    Raises UserError where the model is unknown, or the norm or the lite residual does not fit it.
+    """
+    eps = architecture(spec.model).batch_norm_eps
+    check_norm(spec.norm, spec.model, has_batch_norm=eps is not None)
+    network = _create(spec, eps)
+    if spec.lite_residual and not insert_lite_residuals(network, spec.lite_residual, spec.norm, eps or 1e-5):
+        raise UserError(
+            f"model={spec.model} has no inverted bottlenecks or residual blocks that lite residual "
+            f"modules can be added to; choose method=full, norm_last, last or bias, and leave "
+            f"lite_residual.enabled=false"
+        )
+    if spec.norm == "gn":
+        standardize_weights(network)
+    return network
+
+
+def build_on_meta(spec: NetworkSpec) -> Any:
+    """The network's shapes without its weights: nothing is allocated or loaded."""
+    with torch.device("meta"):
+        return construct(spec)
+
+
+def new_head(network: Any) -> None:
+    """Draw the classifier anew, uniformly in +-1/sqrt(fan-in)."""
+    classifier = network.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        return  # a convolution, say: the backbone's own initialisation is right
+    bound = classifier.in_features**-0.5
+    nn.init.uniform_(classifier.weight, -bound, bound)
+    nn.init.uniform_(classifier.bias, -bound, bound)
+
+
+def _create(spec: NetworkSpec, eps: float | None) -> Any:
+    kwargs = {"num_classes": spec.num_classes, "drop_rate": spec.dropout}
+    if spec.norm != "gn" or eps is None:
+        return timm.create_model(spec.model, **kwargs)
+    try:
+        network = timm.create_model(spec.model, norm_layer=norm_layer("gn", eps), **kwargs)
+    except (TypeError, AssertionError):  # takes no norm, or channels that groups of 8 do not divide
+        network = timm.create_model(spec.model, **kwargs)
+    replace_batch_norm(network)  # what is left where the constructor did not pass it on
+    return network

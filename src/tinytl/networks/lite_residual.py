@@ -1,0 +1,173 @@
+"""Lite residual modules: small trainable branches beside frozen blocks (TinyTL, section 3.2)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from tinytl.errors import UserError
+from tinytl.networks.norms import NormName, norm_layer
+
+# The published code counts the resolutions from here, whatever the image size, when it fits kernels.
+NOMINAL_RESOLUTION = 128
+
+
+@dataclass(frozen=True)
+class LiteResidualConfig:
+    """Shape of a lite residual module; the defaults are the paper's."""
+
+    kernel_size: int = 5  # of the grouped convolution; shrinks to fit small maps
+    groups: int = 2  # of that convolution
+    expansion: float = 1.0  # its output channels over its input channels
+    pooling: int = 2  # the block's input is average-pooled by this factor; 1: not at all
+    upsampling: Literal["bilinear", "nearest"] = "bilinear"
+    pretrained: bool = True  # False: random weights, whatever the checkpoint holds (the paper's Table 4)
+
+
+class LiteResidual(nn.Module):
+    """Average pool, grouped convolution, norm, ReLU, 1x1 convolution, norm, upsample.
+
+    The last norm's scale starts at 0: the network starts as the one without the module.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, kernel_size: int,
+        config: LiteResidualConfig, norm: NormName, eps: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        middle = max(config.groups, round(in_channels * config.expansion / config.groups) * config.groups)
+        layer = norm_layer(norm, eps)
+        self.pooling, self.upsampling = config.pooling, config.upsampling
+        self.conv1 = nn.Conv2d(
+            in_channels, middle, kernel_size, stride, kernel_size // 2, groups=config.groups, bias=False
+        )
+        self.bn1 = layer(middle)
+        self.act = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(middle, out_channels, 1, bias=False)
+        self.final_bn = layer(out_channels)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+        nn.init.zeros_(self.final_bn.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, in, H, W) -> (B, out, *size)."""
+        if self.pooling > 1 and min(x.shape[-2:]) >= self.pooling:  # a 1x1 map cannot be pooled
+            x = F.avg_pool2d(x, self.pooling)  # (B, in, H/2, W/2)
+        x = self.act(self.bn1(self.conv1(x)))  # (B, middle, H/2/stride, W/2/stride)
+        x = self.final_bn(self.conv2(x))  # (B, out, H/2/stride, W/2/stride)
+        align = {"align_corners": False} if self.upsampling == "bilinear" else {}
+        return F.interpolate(x, size, mode=self.upsampling, **align)
+
+
+class LiteResidualBlock(nn.Module):
+    """An inverted bottleneck with its lite residual added (the block's own shortcut is within)."""
+
+    def __init__(self, main_branch: nn.Module, lite_residual: LiteResidual) -> None:
+        super().__init__()
+        self.main_branch = main_branch
+        self.lite_residual = lite_residual
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+        main = self.main_branch(x)
+        return main + self.lite_residual(x, main.shape[-2:])
+
+
+class LiteResidualShortcut(nn.Module):
+    """A ResNet block's shortcut with the lite residual added.
+
+    Such a block ends in a ReLU after the sum; what joins its shortcut joins the sum before it.
+    """
+
+    def __init__(self, shortcut: nn.Module, lite_residual: LiteResidual) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.lite_residual = lite_residual
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+        shortcut = self.shortcut(x)
+        return shortcut + self.lite_residual(x, shortcut.shape[-2:])
+
+
+def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: NormName, eps: float) -> int:
+    """Add a lite residual to every block that can take one, in place; return how many.
+
+    Raises UserError where the configuration does not fit the channels.
+    """
+    resolution, inserted = NOMINAL_RESOLUTION, 0
+    for parent in list(network.modules()):
+        for name, block in list(parent.named_children()):
+            if not isinstance(block, InvertedResidual | BasicBlock | Bottleneck):
+                continue
+            shape = _shape(block)
+            if shape is None:
+                continue
+            in_channels, out_channels, stride = shape
+            if in_channels % config.groups:
+                raise UserError(
+                    f"lite_residual.groups={config.groups} does not divide {in_channels} channels"
+                )
+            kernel = _fitting_kernel(config.kernel_size, max(1, resolution // config.pooling))
+            lite = LiteResidual(in_channels, out_channels, stride, kernel, config, norm, eps)
+            resolution = max(1, resolution // stride)
+            inserted += 1
+            if isinstance(block, InvertedResidual):
+                setattr(parent, name, LiteResidualBlock(block, lite))
+            else:
+                block.downsample = LiteResidualShortcut(block.downsample or nn.Identity(), lite)
+    return inserted
+
+
+def _shape(block: InvertedResidual | BasicBlock | Bottleneck) -> tuple[int, int, int] | None:
+    """(input channels, output channels, stride) of a block; None where it mixes several convolutions."""
+    if isinstance(block, InvertedResidual):
+        first, last = block.conv_pw, block.conv_pwl
+    else:
+        first, last = block.conv1, block.conv3 if isinstance(block, Bottleneck) else block.conv2
+    if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
+        return None
+    strides = (getattr(child, "stride", 1) for child in block.children())  # of convolutions, blur pools
+    stride = math.prod(s[0] if isinstance(s, tuple) else s for s in strides)
+    return first.in_channels, last.out_channels, stride
+
+
+def _fitting_kernel(kernel_size: int, resolution: int) -> int:
+    while kernel_size > max(1, resolution):
+        kernel_size -= 2
+    return kernel_size
+
+
+def is_pretrained(network: nn.Module) -> bool | None:
+    """Whether the lite residual modules bring learned weights; None: there are none.
+
+    Those at random add nothing: their last norm's scale is 0.
+    """
+    scales: list[Any] = [m.final_bn.weight for m in network.modules() if isinstance(m, LiteResidual)]
+    return any(bool(scale.any()) for scale in scales) if scales else None
+
+
+@torch.no_grad()
+def fit_statistics(network: nn.Module, images: Tensor) -> None:
+    """Store what BatchNorm in lite residual modules sees on `images` (N, 3, R, R).
+
+    Random modules have no statistics of their own, and norm=bn_frozen would use 0 and 1 instead.
+    """
+    norms = [
+        norm
+        for module in network.modules()
+        if isinstance(module, LiteResidual)
+        for norm in (module.bn1, module.final_bn)
+        if isinstance(norm, nn.BatchNorm2d)
+    ]
+    network.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # these images alone
+    network(images)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.eval()

@@ -1,0 +1,156 @@
+"""The paper's analytic count of training memory, for comparing with its tables.
+
+total = parameters (4 bytes each if trainable, 1 if frozen) + batch size x the peak, over the layers of
+one image's forward pass, of (the layer's temporaries + the activations saved so far + the input of the
+residual connection around it). Gradients, optimizer state and the backward pass are not counted.
+(TinyTL, section 4.1, Appendix, and the published profiler.)
+"""
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from tinytl.methods import freeze
+from tinytl.networks.blocks import block_names
+from tinytl.networks.construct import build_on_meta
+from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
+from tinytl.networks.proxylessnas import ARCHITECTURES
+from tinytl.networks.spec import NetworkSpec
+
+FLOAT_BYTES = 4
+IMAGES = 2  # in the counting pass: torch's GroupNorm refuses one image where a group is a single value
+# Activations by class name, torch's and timm's. One bit an element is enough for the gradient of the
+# first kind; of the second the input is kept (paper, Table 1).
+ONE_BIT = {"relu", "relu6", "leakyrelu", "hardtanh", "hardsigmoid"}
+SMOOTH = {
+    *("sigmoid", "tanh", "silu", "swish", "hardswish", "hardswishme", "gelu", "gelutanh", "quickgelu"),
+    *("mish", "mishme", "hardmish", "elu", "celu", "selu", "prelu", "softplus"),
+}
+ACTIVATIONS = ONE_BIT | SMOOTH
+
+
+@dataclass(frozen=True)
+class PaperCount:
+    """The count of one network; 1 MB = 1e6 bytes."""
+
+    total_params: int
+    trainable_params: int
+    params_bytes: int
+    activation_bytes_per_image: float
+
+    def total_bytes(self, batch_size: int) -> float:
+        """Parameters and the activations of a batch."""
+        return self.params_bytes + batch_size * self.activation_bytes_per_image
+
+
+def count_as_paper(spec: NetworkSpec, method: str, resolution: int, blocks: int | None = None) -> PaperCount:
+    """Count by the convention of the paper's tables.
+
+    Its ProxylessNAS carries the lite residual modules under every method (Table 2); the other backbones
+    (Table 3) carry none, unless `spec` says so.
+    """
+    if spec.lite_residual is None and spec.model in ARCHITECTURES:
+        spec = replace(spec, lite_residual=LiteResidualConfig())
+    return count_bare(spec, method, resolution, blocks)
+
+
+def count_bare(spec: NetworkSpec, method: str, resolution: int, blocks: int | None = None) -> PaperCount:
+    """Count the network that `spec` describes, trained by `method` on images of `resolution` px.
+
+    With `blocks` only the last so many train, and nothing is kept before them.
+    """
+    network = build_on_meta(spec)
+    freeze(network, method, blocks)
+    return count(network, resolution, blocks)
+
+
+def count(network: Any, resolution: int, blocks: int | None = None) -> PaperCount:
+    """Count a timm model whose `requires_grad` are set; it must live on the meta device."""
+    parameters = list(network.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    head = {id(p) for p in network.get_classifier().parameters()}
+    names = block_names(network) if blocks else []
+    first = network.get_submodule(names[-blocks]) if blocks else None
+    enters_body = any(p.requires_grad and id(p) not in head for p in parameters)
+    counter = _Counter(backward_enters_body=enters_body and blocks is None)
+    handles = [handle for module in network.modules() for handle in counter.watch(module)]
+    for module in network.modules():
+        if isinstance(module, LiteResidual):
+            module.upsampling = "nearest"  # the same shapes, in a tenth of the time on the meta device
+    if first is not None:
+        handles.append(first.register_forward_pre_hook(counter.enter_body))
+    network.eval()
+    with torch.no_grad():
+        network(torch.empty(IMAGES, 3, resolution, resolution, device="meta"))
+    for handle in handles:
+        handle.remove()
+    return PaperCount(total, trainable, FLOAT_BYTES * trainable + (total - trainable), counter.peak)
+
+
+class _Counter:
+    """Bytes of one image's forward pass, layer by layer."""
+
+    def __init__(self, backward_enters_body: bool) -> None:
+        self.backward_enters_body = backward_enters_body
+        self.saved = self.peak = self.skip = 0.0
+        self.outer_skips: list[float] = []
+
+    def watch(self, module: nn.Module) -> Iterator[Any]:
+        if _has_skip(module):
+            yield module.register_forward_pre_hook(self._enter_skip)
+            yield module.register_forward_hook(self._leave_skip)
+        if isinstance(module, _ConvNd | nn.Linear):
+            yield module.register_forward_hook(self._convolution_or_linear)
+        elif isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm):
+            yield module.register_forward_pre_hook(self._norm)  # before the activation that timm puts in it
+        elif type(module).__name__.lower() in ACTIVATIONS:
+            yield module.register_forward_pre_hook(self._activation)
+
+    def enter_body(self, *_: Any) -> None:
+        """From here on the backward pass needs activations."""
+        self.backward_enters_body = True
+
+    def _enter_skip(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.outer_skips.append(self.skip)
+        self.skip = args[0].numel() * FLOAT_BYTES / IMAGES
+
+    def _leave_skip(self, *_: Any) -> None:
+        self.skip = self.outer_skips.pop()
+
+    def _convolution_or_linear(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        input_bytes = args[0].numel() * FLOAT_BYTES / IMAGES
+        output_bytes = output.numel() * FLOAT_BYTES / IMAGES / getattr(module, "groups", 1)
+        self._add(input_bytes + output_bytes, input_bytes if module.weight.requires_grad else 0)
+
+    def _norm(self, module: Any, args: tuple[Tensor, ...]) -> None:
+        input_bytes = args[0].numel() * FLOAT_BYTES / IMAGES
+        self._add(input_bytes, input_bytes if module.weight.requires_grad else 0)
+
+    def _activation(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        elements = args[0].numel() / IMAGES
+        saved = elements / 8 if type(module).__name__.lower() in ONE_BIT else elements * FLOAT_BYTES
+        self._add(elements * FLOAT_BYTES, saved if self.backward_enters_body else 0)
+
+    def _add(self, temporary_bytes: float, saved_bytes: float) -> None:
+        # The published profiler sums in float32, so its figures are rounded to a few bytes: as here.
+        self.peak = max(self.peak, _float32(_float32(temporary_bytes + self.saved) + self.skip))
+        self.saved = _float32(self.saved + saved_bytes)
+
+
+def _float32(number: float) -> float:
+    return ctypes.c_float(number).value
+
+
+def _has_skip(module: nn.Module) -> bool:
+    """Whether the module's input is held until its end, to be added to its output."""
+    if isinstance(module, LiteResidualBlock):
+        module = module.main_branch
+    return isinstance(module, BasicBlock | Bottleneck) or bool(getattr(module, "has_skip", False))

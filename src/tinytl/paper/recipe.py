@@ -1,0 +1,82 @@
+"""Which runs may stand in the paper's tables: those of its own configuration and nothing less."""
+
+import re
+from typing import Any
+
+from tinytl.paper import tables as paper
+
+EPOCHS = 50
+# The paper's values of what changes the result, by dotted key of the configuration.
+VALUES = {
+    "data.val_fraction": 0.0,
+    "data.crop_scale_min": 0.22,
+    "data.flip": True,
+    "dropout": 0.2,
+    "weight_decay": 0.0,
+    "classifier_lr": None,
+    "warmup": 0.0,
+    "classifier": "random",
+    "blocks": None,
+    "data.stream": False,
+    "trainer.precision": "32-true",
+    "trainer.gradient_clip_val": None,
+    "engine.optimizer_bits": 32,
+    "lite_residual.kernel_size": 5,
+    "lite_residual.groups": 2,
+    "lite_residual.expansion": 1.0,
+    "lite_residual.pooling": 2,
+    "lite_residual.upsampling": "bilinear",
+}
+LIMITS = ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.limit_test_batches")
+
+
+def get(record: Any, key: str, default: Any = None) -> Any:
+    """The value under a dotted key; the default where it, or something above it, is missing."""
+    for part in key.split("."):
+        if not isinstance(record, dict) or part not in record:
+            return default
+        record = record[part]
+    return record
+
+
+def departures(config: dict[str, Any]) -> list[str]:
+    """The keys in which a run's configuration leaves the paper's recipe; none: it may stand in its tables.
+
+    A learning rate, for instance, must be the paper's for the data set, not one that a user gave it.
+    """
+    found = [key for key, value in VALUES.items() if get(config, key, value) != value]
+    found += [key for key in LIMITS if limited(config, key)]
+    found += [key for key, value in _of_data(config).items() if get(config, key, value) != value]
+    if get(config, "epochs", 0) < EPOCHS:
+        found.append("epochs")
+    if get(config, "checkpoint") is None:
+        found.append("checkpoint")
+    if get(config, "method.name") != "full" and get(config, "quantize") == "off":
+        found.append("quantize")
+    return found
+
+
+def limited(config: dict[str, Any], key: str) -> bool:
+    """Whether a run saw only a part of the images that the limit `key` is of."""
+    limit = get(config, key, 1.0)
+    return not isinstance(limit, float) or limit != 1.0  # 1 is one batch, 1.0 is all of them
+
+
+def _of_data(config: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe of a data set demands. CelebA has none in the paper: ours."""
+    name = get(config, "data.name")
+    if name not in paper.data_sets():
+        return {"data.name": "of the paper"}
+    # Its own images: a loader of ours that is named after the data set.
+    loader = str(get(config, "data.loader"))
+    named = re.fullmatch(rf"tinytl\.data\.(\w+[._])*{name}(\.load)?", loader)
+    ours = {} if named else {"data.loader": f"that of data={name}"}
+    recipe = paper.recipes().get(name)
+    if recipe is None:
+        return {**ours, "lr": get(config, "data.lr")}
+    return {
+        **ours,
+        "lr": recipe.lr_batch1 if get(config, "batch_size") == 1 else recipe.lr_batch8,
+        "label_smoothing": recipe.label_smoothing,
+        "data.color_jitter": recipe.color_jitter,
+    }

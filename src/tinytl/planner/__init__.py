@@ -1,0 +1,3 @@
+"""What a memory budget is spent on: an engine plan, a method."""
+
+import tinytl.networks.timm_alone  # noqa: F401  (before timm)

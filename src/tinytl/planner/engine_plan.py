@@ -1,0 +1,159 @@
+"""From a memory budget to an engine plan: the fastest whose predicted memory fits."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from tinytl.assembly import TrainingStep
+from tinytl.engine import EnginePlan
+from tinytl.errors import UserError
+from tinytl.memory.predict import predicted_bytes
+from tinytl.memory.step import lower_bound
+
+RESOLUTIONS = range(320, 95, -32)  # px: of the paper's figure 3
+LARGEST_MICRO_BATCH = 32  # images; larger ones take more memory and no less time
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of the blocks is kept, and the time of a step relative to keeping everything."""
+
+    recompute_above_px: int | None
+    keep_projection: bool
+    time: float
+
+    def plan(self, base: EnginePlan, micro_batch: int) -> EnginePlan:
+        """As an engine plan; a slice holds as much of an image whatever the micro-batch."""
+        slice_kb = 400.0 * min(micro_batch, 8) if self.recompute_above_px == 0 else 2000.0
+        return replace(
+            base, micro_batch=micro_batch, slice_kb=slice_kb, keep_projection=self.keep_projection,
+            recompute_above_px=self.recompute_above_px,
+        )  # fmt: skip
+
+
+# From the most memory to the least; times measured on CPU cores (docs/memory.md, "Plans for a budget").
+SETTINGS = (
+    Setting(None, True, 1.0),
+    Setting(56, True, 1.03),
+    Setting(28, True, 1.06),
+    Setting(14, True, 1.1),
+    Setting(7, True, 1.16),
+    Setting(0, True, 1.25),
+    Setting(0, False, 1.5),
+)
+# Stock PyTorch has no such knobs.
+SETTINGS_OF = {"lean": SETTINGS, "stock": (Setting(None, True, 1.0),)}
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Finds the engine plan for a training step under a budget; its own plan holds what must not change.
+
+    The planner chooses the micro-batch and what is kept or computed again. Adam in 32 bits is preferred.
+    Where nothing fits with it, it steps in the backward pass (if `may_step_in_backward`) or in 8 bits (if
+    bitsandbytes is installed).
+    """
+
+    step: TrainingStep
+    may_step_in_backward: bool = True
+
+    def choose(self, budget_bytes: float) -> TrainingStep:
+        """The step under the fastest plan that fits. Raises UserError naming the smallest feasible budget."""
+        for base in self._optimizers():
+            if predicted_bytes(self._leanest(base)) <= budget_bytes:
+                return min(self._frontier(base, budget_bytes), key=lambda pair: pair[0])[1]
+        raise UserError(self._refusal(budget_bytes))
+
+    def choose_resolution(self, budget_bytes: float) -> TrainingStep:
+        """The same at the largest resolution of RESOLUTIONS that fits."""
+        for resolution in RESOLUTIONS:
+            planner = replace(self, step=replace(self.step, resolution=resolution))
+            if planner.smallest_bytes() <= budget_bytes:
+                return planner.choose(budget_bytes)
+        smallest = replace(self, step=replace(self.step, resolution=RESOLUTIONS[-1]))
+        raise UserError(smallest._refusal(budget_bytes))
+
+    def fits(self, budget_bytes: float) -> bool:
+        """Whether any plan fits. This takes fewer predictions than `smallest_bytes`."""
+        bases = list(self._optimizers())
+        frugal = [base for base in bases if base.optimizer_bits == bases[-1].optimizer_bits]
+        if min(lower_bound(replace(self.step, plan=base)) for base in frugal) > budget_bytes:
+            return False
+        return any(predicted_bytes(self._leanest(base)) <= budget_bytes for base in frugal)
+
+    def smallest_bytes(self) -> int:
+        """What the plan that takes least takes."""
+        return min(predicted_bytes(self._leanest(base)) for base in self._optimizers())
+
+    def _leanest(self, base: EnginePlan) -> TrainingStep:
+        return self._under(SETTINGS_OF[self.step.engine][-1], base, self._sizes(base)[-1])
+
+    def _under(self, setting: Setting, base: EnginePlan, micro_batch: int) -> TrainingStep:
+        return replace(self.step, plan=setting.plan(base, micro_batch))
+
+    def _optimizers(self) -> Iterator[EnginePlan]:
+        """Plans that differ in the optimizer, from the one that is preferred."""
+        lean = self.step.engine == "lean"
+        base = replace(self.step.plan, step_in_backward=False)
+        bits = {base.optimizer_bits: None}
+        if lean and find_spec("bitsandbytes") is not None:
+            bits[8] = None
+        for width in bits:
+            yield replace(base, optimizer_bits=width)
+            if lean and self.may_step_in_backward:
+                yield replace(base, optimizer_bits=width, step_in_backward=True)
+
+    def _sizes(self, base: EnginePlan) -> list[int]:
+        """Sizes of a micro-batch, from the largest."""
+        batch = self.step.batch_size
+        if base.step_in_backward or self.step.spec.norm == "bn":
+            return [batch]  # on whole batches only
+        divisors = [size for size in range(batch, 0, -1) if batch % size == 0]
+        return [size for size in divisors if size <= LARGEST_MICRO_BATCH]
+
+    def _frontier(self, base: EnginePlan, budget_bytes: float) -> Iterator[tuple[float, TrainingStep]]:
+        """(time, step) with the largest micro-batch that fits under each setting.
+
+        The less a setting keeps the larger micro-batches fit, so that few plans need to be predicted.
+        """
+        sizes = self._sizes(base)
+        index = len(sizes) - 1
+        for setting in SETTINGS_OF[self.step.engine]:
+            before = index
+            while index >= 0 and predicted_bytes(self._under(setting, base, sizes[index])) <= budget_bytes:
+                index -= 1
+            if index < before:
+                size = sizes[index + 1]
+                time = setting.time * relative_time(size, self.step.resolution)
+                yield time, self._under(setting, base, size)
+
+    def _refusal(self, budget_bytes: float) -> str:
+        least, step = self.smallest_bytes(), self.step
+        others: dict[str, TrainingStep] = {}
+        if step.resolution > RESOLUTIONS[-1]:
+            lower = max(RESOLUTIONS[-1], step.resolution // 2 // 32 * 32)
+            others[f"resolution={lower}"] = replace(step, resolution=lower)
+        if step.method != "last":
+            method = "last" if step.method == "bias" else "bias"
+            spec = replace(step.spec, lite_residual=None)
+            others[f"method={method}"] = replace(step, method=method, spec=spec)
+        sizes = {name: replace(self, step=other).smallest_bytes() for name, other in others.items()}
+        hints = [f"{name} {enough_mb(size)}" for name, size in sizes.items() if size < least]
+        if not any(plan.optimizer_bits == 8 for plan in self._optimizers()) and step.engine == "lean":
+            hints.append("Adam in 8 bits (pip install -e '.[8bit]')")
+        return (
+            f"memory_budget_mb={budget_bytes / 1e6:g}: {step.spec.model}, method={step.method}, "
+            f"batch_size={step.batch_size}, resolution={step.resolution} takes at least {enough_mb(least)} MB"
+            + (f"; less with {', '.join(hints)}" if hints else "")
+        )
+
+
+def enough_mb(size_bytes: int) -> float:
+    """A size as a budget that it fits into: in MB, rounded up to a tenth."""
+    return math.ceil(size_bytes / 1e5) / 10
+
+
+def relative_time(micro_batch: int, resolution: int) -> float:
+    """Time of an image in a micro-batch, relative to a large one: the fewer pixels the more overhead."""
+    return 1 + 1.5 / (micro_batch * (resolution / 224) ** 2)

@@ -1,0 +1,1 @@
+"""What a run leaves: results.json, and what it was made with."""

@@ -1,0 +1,188 @@
+"""The LightningModule: one network, one method, one recipe."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
+
+from tinytl.errors import UserError
+from tinytl.methods import set_train_mode
+from tinytl.networks.norms import NormName
+from tinytl.weights.own_checkpoints import trainable_state
+from tinytl.weights.weight_files import OWN
+
+Task = Literal["multiclass", "multilabel"]
+
+
+class ImageClassifier(LightningModule):
+    """Trains what `tinytl.methods.freeze` left trainable: Adam, cosine per step to zero.
+
+    The lr first rises for a share `warmup` of the steps. `classifier_lr` is the classifier's own; None: `lr`.
+
+    Metrics are fractions: `top1`, `top5` (of at most as many classes as there are), or
+    `mean_accuracy` over the labels of a multilabel task. A step's loss is the mean over `batch_size`
+    images, in however many micro-batches they come (the Trainer's `accumulate_grad_batches`).
+    As a `stream` every image is predicted before it is trained on (prequential evaluation, Gama et al.,
+    2013): `stream/top1`.
+    `optimizer` makes it from parameters, lr and weight_decay. `record` goes into every checkpoint
+    (`tinytl.weights.own_checkpoints.own_record`).
+    """
+
+    # Checkpoints hold the trainable part only; the rest comes from the starting weights.
+    strict_loading = False  # type: ignore[assignment]
+
+    def __init__(
+        self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
+        batch_size: int, label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
+        warmup: float = 0.0, classifier_lr: float | None = None, stream: bool = False,
+        optimizer: Callable[..., Any] = torch.optim.Adam, record: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network, self.task = network, task
+        self.norm: NormName = norm
+        self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
+        self.batch_size, self.optimizer = batch_size, optimizer
+        self.record, self.seed = record or {}, seed
+        self.warmup, self.classifier_lr = warmup, classifier_lr
+        metrics = _metrics(task, num_classes)
+        self.train_loss = MeanMetric()
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.stream_metrics = metrics.clone(prefix="stream/") if stream else None
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, 3, R, R) -> (B, num_classes)
+        """Logits, before softmax or sigmoid."""
+        return self.network(images)
+
+    def train(self, mode: bool = True) -> "ImageClassifier":
+        """Training mode in which what is frozen behaves as frozen."""
+        super().train(mode)
+        if mode:
+            set_train_mode(self.network, self.norm)
+        return self
+
+    def epoch_metrics(self) -> Mapping[str, Metric]:
+        """What is summed up over an epoch of training."""
+        return {"train/loss": self.train_loss, **dict((self.stream_metrics or {}).items())}
+
+    def on_train_start(self) -> None:
+        """Set the modes, and let a resumed run that trains longer than planned go on by the new schedule."""
+        self.train()
+        schedule: Any = self.lr_schedulers()
+        for group, highest, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = highest * factor(schedule.last_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout and augmentation depend on seed and epoch alone: a resumed run goes on as if unstopped."""
+        self.train()  # Lightning leaves the mode as it finds it
+        torch.manual_seed(self.seed + self.current_epoch)
+
+    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy, or binary cross-entropy over all labels; both (B, classes), (B[, classes]) -> ()."""
+        if self.task == "multilabel":
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a micro-batch, by its share of the batch; UserError names lr where it is not finite."""
+        images, targets = batch
+        if self.stream_metrics:
+            self._test_then_train(images, targets, self.stream_metrics)
+        loss = self.loss(self(images), targets, self.label_smoothing)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch}); "
+                f"a smaller lr than {self.lr} may help"
+            )
+        self.train_loss.update(loss.detach(), len(images))
+        self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
+        # Lightning divides the losses of a step by their number; micro-batches may differ in size.
+        return loss * (len(images) * self.trainer.accumulate_grad_batches / self.batch_size)
+
+    @torch.no_grad()
+    def _test_then_train(self, images: Tensor, targets: Tensor, metrics: MetricCollection) -> None:
+        self.eval()
+        metrics.update(self(images), targets.long())
+        self.train()
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images))  # type: ignore[arg-type]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and metrics of images (B, 3, R, R) and targets, under `val/`."""
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The same under `test/`."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection) -> None:
+        images, targets = batch
+        logits = self(images)
+        metrics.update(logits, targets.long())
+        self.log(f"{split}/loss", self.loss(logits, targets), batch_size=len(images), sync_dist=True)
+        self.log_dict(metrics, prog_bar=True, batch_size=len(images))  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        """What trains, the classifier by a rate of its own if it has one; a cosine after the warm-up."""
+        optimizer = self.optimizer(self._parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        rising = round(self.warmup * steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_after_warm_up(step, steps, rising)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        if self.classifier_lr is None:
+            return [{"params": trained}]
+        head = {id(p) for p in self.network.get_classifier().parameters()}
+        classifier = [p for p in trained if id(p) in head]
+        groups = [
+            {"params": [p for p in trained if id(p) not in head]},
+            {"params": classifier, "lr": self.classifier_lr},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """A step, and its gradients freed at once: none lives through the next forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
+        optimizer.zero_grad()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Only what was trained, and what the network was built from."""
+        state = trainable_state(self.network)
+        checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in state.items()}
+        checkpoint[OWN] = self.record
+
+
+def cosine_after_warm_up(step: int, steps: int, rising: int) -> float:
+    """The learning rate at a step, as a fraction of the highest: a straight line up, then a cosine to zero.
+
+    It depends on the step alone, so that a resumed run may have more steps than were planned.
+    """
+    if step < rising:
+        return (1 + (rising - 1) * step / rising) / rising
+    return (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
+
+
+def _metrics(task: Task, num_classes: int) -> MetricCollection:
+    if task == "multilabel":
+        return MetricCollection(
+            {"mean_accuracy": MultilabelAccuracy(num_labels=num_classes, average="macro")}
+        )
+    return MetricCollection(
+        {
+            f"top{k}": MulticlassAccuracy(num_classes=num_classes, top_k=min(k, num_classes), average="micro")
+            for k in (1, 5)
+        },
+        compute_groups=False,  # or top5 would be top1 for good, where a first batch has all images right
+    )

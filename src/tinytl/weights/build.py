@@ -1,0 +1,137 @@
+"""From a description to a network with its weights."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinytl.errors import UserError
+from tinytl.methods import freeze
+from tinytl.networks.architecture import architecture, head_name
+from tinytl.networks.construct import build_on_meta, construct, new_head
+from tinytl.networks.quantize import quantize_frozen
+from tinytl.networks.spec import EMBEDDED, NetworkSpec
+from tinytl.weights import checkpoints
+from tinytl.weights.checkpoints import Checkpoint
+from tinytl.weights.fitting import fit
+from tinytl.weights.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
+from tinytl.weights.tensor_names import canonical
+
+log = logging.getLogger(__name__)
+
+Chain = tuple[Path, ...]
+
+
+def build_network(spec: NetworkSpec, class_names: Sequence[str] | None = None) -> Any:
+    """Build the network on the default device and load its weights.
+
+    The classifier is new, uniform in +-1/sqrt(fan-in), unless the checkpoint has one for as many
+    classes. Where both `class_names` and the checkpoint name the classes, they must be the same.
+    Raises UserError where the model is unknown, or the norm, the lite residual or the checkpoint does
+    not fit it.
+    """
+    return _build(spec, (), class_names)
+
+
+def _build(spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None = None) -> Any:
+    """`chain` holds our own checkpoints whose base is being built."""
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed)
+        network = construct(spec)
+        if spec.checkpoint is None or not _load(network, spec, chain, class_names):
+            new_head(network)
+    return network
+
+
+def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None) -> bool:
+    """Fit the starting weights into the network; return whether a classifier came along."""
+    source, head = spec.checkpoint or "", head_name(network)
+    if source == EMBEDDED:
+        checkpoint = checkpoints.embedded(spec.model, spec.norm)
+    else:
+        checkpoint = checkpoints.read(source, spec.model)
+    if checkpoint.own:
+        if checkpoint.own.spec.model != spec.model:
+            raise UserError(f"checkpoint={source}: of model={checkpoint.own.spec.model}, not {spec.model}")
+        checkpoint = _completed(checkpoint, checkpoint.own, chain)
+    tensors = checkpoint.tensors
+    if spec.lite_residual and not spec.lite_residual.pretrained:
+        tensors = {key: value for key, value in tensors.items() if ".lite_residual." not in key}
+    if checkpoint.own and _other_classes(checkpoint.own, class_names):
+        log.warning("%s was trained for other classes: the classifier begins anew", source)
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{head}.")}
+    if checkpoint.pretrained_cfg is not None:
+        network.pretrained_cfg = {**network.pretrained_cfg, **checkpoint.pretrained_cfg}
+    return fit(network, tensors, head, source)
+
+
+def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool:
+    """Whether the classes of a checkpoint and those asked for are both known, and differ."""
+    return None not in (record.class_names, class_names) and record.class_names != list(class_names or ())
+
+
+def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
+    """One of our own checkpoints, which holds what was trained, with the frozen part of its base."""
+    base = _base(checkpoint, record, chain)
+    trained = {canonical(key) for key in trainable_state(base)}
+    odd = sorted(trained.symmetric_difference(checkpoint.tensors))
+    if odd:
+        what = "lacks" if odd[0] in trained else "holds beside what was trained"
+        raise UserError(f"checkpoint={checkpoint.source}: damaged: it {what} {odd[0]} ({len(odd)} in all)")
+    frozen = {canonical(key): value for key, value in base.state_dict().items()}
+    images = {"mean": record.mean, "std": record.std}
+    cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in images.items() if value}}
+    return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
+
+
+def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
+    """The network that a checkpoint of ours began as, proved by the hash of its frozen part."""
+    source, here = checkpoint.source, (checkpoint.path or Path(checkpoint.source)).resolve()
+    if here in chain:
+        raise UserError(f"checkpoint={source}: it is its own base, directly or through others")
+    if record.frozen_sha256 and set(checkpoint.tensors) >= _names(record.spec):
+        return _begun(record, None, chain)  # all was trained
+    hashes: dict[str | None, str] = {}
+    for name in base_sources(record, here.parent, (*chain, here), source):
+        try:
+            base = _begun(record, name, (*chain, here))
+        except UserError as error:
+            raise UserError(f"checkpoint={source}: its base cannot be used: {error}") from error
+        if record.frozen_sha256 is None:
+            log.warning("%s: of an older version; that %s is its base cannot be checked", source, name)
+            return base
+        hashes[name] = frozen_sha256(base)
+        if hashes[name] == record.frozen_sha256:
+            return base
+    name, found = next(iter(hashes.items()))
+    # Random numbers differ between kinds of processors and versions of PyTorch.
+    name = name or f"what seed {record.spec.seed} draws on this machine"
+    raise UserError(
+        f"checkpoint={source}: {name} is not the base it was trained from: its frozen part has the SHA-256 "
+        f"{found}, that one's had {record.frozen_sha256}"
+    )
+
+
+def _begun(record: OwnRecord, base: str | None, chain: Chain) -> Any:
+    """The network of a record as its run began with it."""
+    network = _build(replace(record.spec, checkpoint=base), chain)
+    freeze(network, record.method, record.blocks)
+    quantize_frozen(network, record.quantize)
+    return network
+
+
+def _names(spec: NetworkSpec) -> set[str]:
+    """Canonical names of all tensors of a network."""
+    return {canonical(key) for key in build_on_meta(spec).state_dict()}
+
+
+def head_classes(source: str, model: str) -> int:
+    """How many classes a checkpoint's own classifier has. Raises UserError where it has none."""
+    head = architecture(model).head
+    weight = checkpoints.read(source, model).tensors.get(f"{head}.weight")
+    if weight is None or weight.ndim == 0:
+        raise UserError(f"checkpoint={source} has no classifier ({head})")
+    return len(weight)

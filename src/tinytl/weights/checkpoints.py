@@ -1,0 +1,142 @@
+"""Starting weights by path, address or name: read safely and renamed, whoever has written them.
+
+Three namings come in: the published one of ProxylessNAS and TinyTL, timm's, and our own (timm's, the
+trainable part only), each with whatever a trainer puts before the names.
+"""
+
+import difflib
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from tinytl.errors import UserError
+from tinytl.networks.architecture import architecture
+from tinytl.networks.norms import NormName
+from tinytl.networks.spec import EMBEDDED
+from tinytl.weights.download import cached_path, fetch, is_url, local_path
+from tinytl.weights.own_checkpoints import OwnRecord
+from tinytl.weights.own_record_check import check_record, check_statistics
+from tinytl.weights.tensor_names import PUBLISHED, canonical, from_published, strip_prefix
+from tinytl.weights.timm_weights import timm_network
+from tinytl.weights.weight_files import PRETRAINED_CFG, read_weights, save_weights
+
+# those of the package (`checkpoint=embedded`), by model and norm
+STARTING_POINTS = Path(__file__).parent / "starting_points"
+# what a folder may hold that was meant instead: of our runs, and of Hugging Face
+LIKELY_FILES = (
+    *("weights.safetensors", "checkpoints/weights.safetensors", "best.ckpt", "last.ckpt"),
+    *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors", "pytorch_model.bin"),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by canonical name, and what the file says beside them."""
+
+    source: str
+    tensors: dict[str, Tensor]
+    path: Path | None = None  # None: timm has fetched it
+    own: OwnRecord | None = None  # our runs' only
+    pretrained_cfg: dict[str, Any] | None = None  # of timm, or mean and std of a whole network of ours
+
+
+def read(source: str, model: str) -> Checkpoint:
+    """Read a checkpoint from a path, a URL or the name of timm weights (`mobilenetv2_100.ra_in1k`).
+
+    No code in a file is run. Raises UserError where there is no such thing, where it cannot be read, and
+    where it is a published ProxylessNAS of another model.
+    """
+    architecture(model)  # an unknown model is told before anything is fetched
+    if is_url(source):
+        return _from_file(fetch(source), source, model)
+    if os.path.isdir(source):
+        raise UserError(f"checkpoint={source}: a folder{_meant_in(Path(source))}")
+    if os.path.lexists(source):
+        return _from_file(Path(source), source, model)
+    if timm.is_model_pretrained(source):
+        network = timm_network(source)
+        tensors = {canonical(key): value for key, value in network.state_dict().items()}
+        return Checkpoint(source, tensors, pretrained_cfg=network.pretrained_cfg)
+    raise UserError(
+        f"checkpoint={source}: no such file, not a URL, and timm knows no weights of that name{_near(source)}"
+    )
+
+
+@cache
+def holds_lite_residuals(source: str | None, model: str) -> bool:
+    """Whether the starting weights have lite residual modules; those not on this machine are taken not to.
+
+    Raises UserError where they are here and cannot be read.
+    """
+    if source == EMBEDDED:
+        return True
+    path = None if source is None else local_path(source)
+    if path is None and source is not None and source.startswith(("http://", "https://")):
+        path = cached_path(source)
+    if source is None or path is None or not path.is_file():
+        return False
+    checkpoint = read(source, model)
+    from_record = checkpoint.own is not None and checkpoint.own.spec.lite_residual is not None
+    return from_record or any(".lite_residual." in key for key in checkpoint.tensors)
+
+
+def embedded(model: str, norm: NormName) -> Checkpoint:
+    """The package's own starting point, without the classifier of its pre-training.
+
+    Raises UserError where there is none for the model.
+    """
+    path = STARTING_POINTS / f"{model}_{'gn' if norm == 'gn' else 'bn'}.safetensors"
+    if not path.is_file():
+        raise UserError(f"checkpoint={EMBEDDED}: the package has no starting point for model={model}")
+    checkpoint = _from_file(path, EMBEDDED, model)
+    body = {key: value for key, value in checkpoint.tensors.items() if not key.startswith("classifier.")}
+    return replace(checkpoint, tensors=body)
+
+
+def save(network: Any, path: Path) -> None:
+    """Write all of a network's tensors whole, as safetensors in the canonical naming.
+
+    The mean and standard deviation of its `pretrained_cfg` go with them, and come back with them.
+    """
+    images = {key: list(network.pretrained_cfg[key]) for key in ("mean", "std")}
+    tensors = {canonical(name): tensor for name, tensor in network.state_dict().items()}
+    save_weights(path, tensors, {PRETRAINED_CFG: images})
+
+
+def _from_file(path: Path, source: str, model: str) -> Checkpoint:
+    content = read_weights(path, source)
+    own = None if content.record is None else check_record(content.record, source)
+    state = strip_prefix(content.tensors, architecture(model).children)
+    if any(key.startswith(f"{PUBLISHED}.") for key in state):
+        state = from_published(state, model, source)
+    tensors = {canonical(key): value for key, value in state.items()}
+    if len(tensors) < len(state):
+        raise UserError(
+            f"checkpoint={source}: holds a tensor twice, with and without lite residuals around it"
+        )
+    images = content.pretrained_cfg
+    statistics = None if images is None else check_statistics(images, source)
+    return Checkpoint(source, tensors, path, own, statistics)
+
+
+def _meant_in(folder: Path) -> str:
+    """The file in a folder that is probably meant."""
+    files = [folder / name for name in LIKELY_FILES if (folder / name).is_file()]
+    return f"; {files[0]} is probably meant" if files else ", not a file of weights"
+
+
+def _near(source: str) -> str:
+    """The nearest file beside it, or the nearest name of timm weights."""
+    folder, name = os.path.split(source)
+    files = []
+    with suppress(OSError):
+        files = os.listdir(folder or ".")
+    near = [os.path.join(folder, file) for file in difflib.get_close_matches(name, files, n=1, cutoff=0.8)]
+    near += [] if folder else difflib.get_close_matches(name, timm.list_pretrained(), n=2, cutoff=0.8)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

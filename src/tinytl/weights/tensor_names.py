@@ -1,0 +1,95 @@
+"""The names of a network's tensors: ours and those of the published ProxylessNAS and TinyTL.
+
+Everything is compared in one canonical naming: timm's, without the wrappers that lite residuals put around
+a block.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from tinytl.errors import UserError
+from tinytl.networks.proxylessnas import ARCHITECTURES
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # the last parts of BatchNorm's buffers
+# what a lite residual wraps a block in: (in the network, in the canonical naming)
+WRAPPERS = (
+    (".main_branch.", "."),
+    (".downsample.shortcut.", ".downsample."),
+    (".downsample.lite_residual.", ".lite_residual."),
+)
+PUBLISHED = "first_conv"  # only the published naming begins names so
+
+
+def canonical(key: str) -> str:
+    """Name of a network's tensor without the wrappers of lite residuals."""
+    for wrapped, plain in WRAPPERS:
+        key = key.replace(wrapped, plain)
+    return key
+
+
+def strip_prefix(state: Mapping[str, Tensor], children: Iterable[str]) -> dict[str, Tensor]:
+    """Remove what trainers and wrappers put before every name: `module.`, `model.`, also several of them.
+
+    `children` are the first parts that the model's own names have. Where no prefix leads to them the names
+    stay as they are.
+    """
+    known = {*children, PUBLISHED}
+    names = {key: key for key in state}
+    while names and not any(name.split(".")[0] in known for name in names.values()):
+        first = {name.partition(".")[0] for name in names.values()}
+        names = {key: name.partition(".")[2] for key, name in names.items()}
+        if len(first) > 1 or not all(names.values()):
+            return dict(state)
+    return {name: state[key] for key, name in names.items()}
+
+
+def published_modules(model: str) -> dict[str, str]:
+    """Published name -> canonical name of every layer of a ProxylessNAS, lite residuals included."""
+    names = {
+        "first_conv.conv": "conv_stem",
+        "first_conv.bn": "bn1",
+        "feature_mix_layer.conv": "conv_head",
+        "feature_mix_layer.bn": "bn2",
+        "classifier.linear": "classifier",
+    }
+    for number, name in ARCHITECTURES[model].block_names():
+        layers = [("depth_conv", "dw", 1), ("point_linear", "pw", 2)]  # the first block does not expand
+        if number > 0:
+            layers = [("inverted_bottleneck", "pw", 1), ("depth_conv", "dw", 2), ("point_linear", "pwl", 3)]
+        for published, conv, position in layers:
+            names[f"blocks.{number}.conv.{published}.conv"] = f"{name}.conv_{conv}"
+            names[f"blocks.{number}.conv.{published}.bn"] = f"{name}.bn{position}"
+        for layer in ("conv1", "bn1", "conv2", "final_bn"):
+            names[f"blocks.{number}.conv.lite_residual.{layer}"] = f"{name}.lite_residual.{layer}"
+    return names
+
+
+def from_published(state: Mapping[str, Tensor], model: str, source: str) -> dict[str, Tensor]:
+    """Rename a state dict from the published naming; names that are not known stay as they are.
+
+    Raises UserError where the model is no ProxylessNAS.
+    """
+    if model not in ARCHITECTURES:
+        raise UserError(f"checkpoint={source}: a published ProxylessNAS, which model={model} is not")
+    names = published_modules(model)
+    renamed = {}
+    for key, tensor in state.items():
+        plain = key.replace(".mobile_inverted_conv.", ".conv.").replace(".main_branch.", ".")
+        module, _, name = plain.rpartition(".")
+        renamed[f"{names[module]}.{name}" if module in names else key] = tensor
+    return renamed
+
+
+def to_published(keys: list[str], model: str) -> dict[str, str]:
+    """Network name -> published name of every tensor, for networks with or without lite residuals."""
+    names = {plain: published for published, plain in published_modules(model).items()}
+    wrapped = {key.split(".lite_residual.")[0] for key in keys if ".lite_residual." in key}
+    result = {}
+    for key in keys:
+        module, _, name = canonical(key).rpartition(".")
+        published = names[module]
+        if module.rsplit(".", 1)[0] in wrapped:
+            published = published.replace(".conv.", ".conv.main_branch.", 1)
+        result[key] = f"{published}.{name}"
+    return result

@@ -1,0 +1,66 @@
+"""Weights by their timm name, with a word instead of minutes of silence where the network is not there."""
+
+import logging
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import timm
+from huggingface_hub import constants, try_to_load_from_cache
+from timm.models import get_pretrained_cfg
+
+from tinytl.errors import UserError
+from tinytl.weights.download import cached_path, fetch
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 10.0  # that Hugging Face has to answer at all
+FILES = ("model.safetensors", "pytorch_model.bin")  # the weights' names there, as timm looks for them
+
+
+def timm_network(name: str, answer_s: float = ANSWER_SECONDS) -> Any:
+    """A network of timm with the weights of that name (`mobilenetv2_100.ra_in1k`).
+
+    Weights fetched before need no network. Raises UserError, within about `answer_s` seconds where nothing
+    answers, if they cannot be had.
+    """
+    cfg = get_pretrained_cfg(name)
+    kept = _kept_file(cfg)
+    try:
+        if kept is None and cfg is not None and cfg.hf_hub_id:
+            _ask(constants.ENDPOINT, answer_s)
+        elif kept is None and cfg is not None and cfg.url and not cfg.custom_load:
+            kept = fetch(str(cfg.url))
+        overlay = {"file": str(kept)} if kept else None
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except UserError as error:
+        raise UserError(f"checkpoint={name}: timm cannot fetch these weights ({error})") from error
+    except Exception as error:  # timm and the hub raise many kinds; all mean the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint={name}: timm cannot fetch these weights ({reason})") from error
+
+
+def _kept_file(cfg: Any) -> Path | None:
+    """The weights on this machine from an earlier time; None: there are none, or timm must look itself."""
+    if cfg is None or cfg.custom_load or cfg.hf_hub_filename or cfg.file:
+        return None
+    if not cfg.hf_hub_id:
+        path = cached_path(cfg.url) if cfg.url else None
+        return path if path and path.is_file() else None
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    found = (try_to_load_from_cache(repository, name, revision=revision or None) for name in FILES)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def _ask(address: str, answer_s: float) -> None:
+    """Raise OSError where nothing answers; the hub itself would try for most of a minute."""
+    if constants.is_offline_mode():
+        raise OSError("HF_HUB_OFFLINE is set, and they were not fetched before")
+    try:
+        urlopen(Request(address, method="HEAD", headers={"User-Agent": "tinytl"}), timeout=answer_s).close()
+    except HTTPError:
+        return  # it does answer
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise OSError(f"{address} does not answer: {getattr(reason, 'strerror', None) or reason}") from error
