@@ -40,17 +40,17 @@ from tinytl.records.results import write_json
 class Options:
     """The command line."""
 
-    model: list[str] = field(default_factory=lambda: ["proxylessnas_mobile"])
-    norm: list[str] = field(default_factory=lambda: ["gn"])
+    model: list[str] = field(default_factory=lambda: ["proxylessnas_mobile"])  # timm's names
+    norm: list[str] = field(default_factory=lambda: ["gn"])  # gn, bn_frozen, bn, native
     method: list[str] = field(default_factory=lambda: ["tinytl", "bias", "last", "full"])
-    batch_size: list[int] = field(default_factory=lambda: [8])
-    resolution: list[int] = field(default_factory=lambda: [224])
+    batch_size: list[int] = field(default_factory=lambda: [8])  # images a step
+    resolution: list[int] = field(default_factory=lambda: [224])  # pixels a side
     plans: list[str] = field(default_factory=lambda: list(PLANS))
     slice_kb: float | None = None  # in place of the lean plans' own; on a GPU 4000 is much faster
-    num_classes: int = 102
+    num_classes: int = 102  # outputs of the classifier
     rounds: int = 7  # of interleaved steps to time; 0: do not time
-    json: str | None = None
-    plot: str | None = None
+    json: str | None = None  # file for the rows
+    plot: str | None = None  # file for a picture of step time against memory
     quick: bool = False  # tinytl alone, three plans, few rounds: two minutes
 
 

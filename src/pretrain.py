@@ -10,6 +10,6 @@ import signal
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
-    from tinytl.experiment.program import pretrain_program
+    from tinytl.experiment.terminal.start import start
 
-    pretrain_program()
+    start("pretrain")

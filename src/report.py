@@ -18,7 +18,7 @@ class Options:
     """The command line."""
 
     outputs: str = "outputs"  # folder of the runs
-    output_dir: str = "report"
+    output_dir: str = "report"  # folder that the report is written into
 
 
 def main() -> None:

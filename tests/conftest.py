@@ -15,7 +15,7 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 import torch
 from configuration import composed
 
-from tinytl.experiment.run import run
+from tinytl.experiment.program import run
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network

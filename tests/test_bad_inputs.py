@@ -25,7 +25,7 @@ from tinytl.data.datamodule import Drift, EpochShuffle, ImageDataModule
 from tinytl.data.images import Images, Transformed
 from tinytl.data.transforms import train_transform
 from tinytl.errors import UserError
-from tinytl.experiment.run import run
+from tinytl.experiment.program import run
 from tinytl.experiment.sweep.grids import points
 from tinytl.experiment.terminal.error_lines import one_line
 from tinytl.experiment.terminal.options import key_values

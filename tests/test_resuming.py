@@ -13,7 +13,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from tinytl.errors import UserError
-from tinytl.experiment.run import run
+from tinytl.experiment.program import run
 from tinytl.training.checkpoints import PREVIOUS, read_checkpoint
 from tinytl.training.classifier import ImageClassifier
 from tinytl.training.stopping import Stopped

@@ -17,7 +17,7 @@ from tiny_network import TINY
 from torch.utils.data import DataLoader
 
 from tinytl.errors import UserError
-from tinytl.experiment.run import run
+from tinytl.experiment.program import run
 from tinytl.experiment.validation import numbers as bounds
 from tinytl.methods import METHODS
 from tinytl.training.classifier import ImageClassifier

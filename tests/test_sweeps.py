@@ -203,7 +203,7 @@ def test_memory_ran_out_only_where_the_kernel_says_so(sweep_of_one, code, kernel
 def sweep_of_one(tmp_path, monkeypatch):
     """Runs a job whose process ends with an exit code, or is killed by a signal if that is negative."""
 
-    def end(cfg, begin, work):
+    def end(cfg, begin):
         (tmp_path / "x" / "results.json").write_text('{"status": "running", "config": {}}')
         if code_of[0] < 0:
             os.kill(os.getpid(), -code_of[0])

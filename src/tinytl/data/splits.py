@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy
 import torch
-from sklearn.model_selection import train_test_split
 
 from tinytl.data.images import Images
 from tinytl.errors import UserError
+
+Task = Literal["multiclass", "multilabel"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     @property
-    def task(self) -> Literal["multiclass", "multilabel"]:
+    def task(self) -> Task:
         """Whether an image has one class or several labels: what its targets say."""
         several = len(self.train) > 0 and isinstance(self.train.targets[0], torch.Tensor)
         return "multilabel" if several else "multiclass"
@@ -59,5 +60,7 @@ def held_out(
         raise UserError(
             f"{size} images in {len(numbers)} classes are too few to hold out {fraction:.0%} of each"
         )
+    from sklearn.model_selection import train_test_split  # slow to import
+
     kept, out = train_test_split(numpy.arange(size), test_size=count, random_state=seed, stratify=labels)
     return sorted(map(int, kept)), sorted(map(int, out))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tinytl.assembly import TrainingStep
+from tinytl.data.splits import Task
 from tinytl.experiment.record.settings import Settings
-from tinytl.training.classifier import Task
 
 
 @dataclass(frozen=True)

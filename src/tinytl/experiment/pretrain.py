@@ -14,7 +14,6 @@ from tinytl.data.datamodule import ImageDataModule
 from tinytl.data.inspection import Inspected
 from tinytl.data.loading import FOLDER_LOADER, load_data
 from tinytl.data.transforms import test_transform
-from tinytl.errors import UserError
 from tinytl.experiment import execute
 from tinytl.experiment.execute import Job, Place
 from tinytl.experiment.experiment import Experiment
@@ -27,17 +26,6 @@ from tinytl.weights.checkpoints import save
 
 log = logging.getLogger("tinytl")
 IMAGES = 128  # that scales and shifts are fitted on
-
-
-def work_of(cfg: Any) -> Work:
-    """Training from labels, or adaptation where there is a teacher. Raises UserError for what cannot be."""
-    if cfg.probe is not None and cfg.teacher is None:
-        raise UserError("probe=...: compares with a teacher; teacher=... must be given")
-    if cfg.probe is not None and not Path(cfg.probe).is_dir():
-        raise UserError(f"probe={cfg.probe}: no such folder")
-    if cfg.teacher is not None and cfg.norm.name != "gn":
-        raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
-    return SUPERVISED if cfg.teacher is None else ADAPTATION
 
 
 def _build_supervised(experiment: Experiment, found: Inspected, place: Place) -> Job:

@@ -1,19 +1,20 @@
-"""The programs that Hydra configures: a run, a pre-training, and the jobs of their sweeps."""
+"""The programs that Hydra configures: a run, a pre-training, and the jobs of their sweeps.
 
-from collections.abc import Callable
+They import what they need when they need it: a mistake is told before Lightning is loaded, for seconds.
+"""
+
+import sys
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from tinytl.experiment.pretrain import work_of
-from tinytl.experiment.run import Work, classification, run
 from tinytl.experiment.schema import CONF, PretrainConfig
-from tinytl.experiment.sweep.job import job
-from tinytl.experiment.sweep.planned import planned
 from tinytl.experiment.terminal.program import guarded, one_line_errors
+from tinytl.experiment.validation.validate import validate
 
 
 def run_program() -> None:
@@ -29,18 +30,35 @@ def pretrain_program() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(cfg: Any) -> Any:
-    return _one_or_a_job(cfg, classification)
+    return _one_or_a_job(cfg)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
 def _pretrain(cfg: Any) -> Any:
-    return _one_or_a_job(cfg, work_of)
+    return _one_or_a_job(cfg)
 
 
-def _one_or_a_job(cfg: Any, work_of: Callable[[Any], Work]) -> Any:
+def _one_or_a_job(cfg: Any) -> Any:
     """A run; in a sweep Hydra calls this once per job."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return planned(cfg) if cfg.dry_run else job(cfg, work_of)
+        from tinytl.experiment.sweep.job import job
+        from tinytl.experiment.sweep.planned import planned
+
+        return planned(cfg) if cfg.dry_run else job(cfg)
     with one_line_errors():
-        run(cfg, work_of)
+        run(cfg)
     return None
+
+
+def run(cfg: Any) -> None:
+    """Validate the configuration, make it read-only, resolve it; then describe or execute it."""
+    validate(cfg)
+    OmegaConf.set_readonly(cfg, True)
+    print(_first_line(cfg), file=sys.stderr, flush=True)
+    from tinytl.experiment.run import describe_or_execute
+
+    describe_or_execute(cfg)
+
+
+def _first_line(cfg: Any) -> str:
+    return f"{cfg.model.name} on {cfg.data.name}: method={cfg.method.name} norm={cfg.norm.name}"

@@ -1,4 +1,4 @@
-"""The way of a run: validate, make the configuration read-only, resolve it, then describe or execute."""
+"""From a validated configuration to results: resolve it, then describe or execute it."""
 
 import logging
 import shlex
@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from tinytl.data.inspection import Inspected
 from tinytl.data.loading import load_data
@@ -22,7 +20,7 @@ from tinytl.experiment.record.folder import beginning, clear, has_state, locked,
 from tinytl.experiment.record.outcome import outcome_of, write_record
 from tinytl.experiment.resolve import as_asked, data_digest, facts, num_classes, resolve, settings_as_asked
 from tinytl.experiment.tracking.mirror import mirror
-from tinytl.experiment.validation.validate import validate, validate_data, validate_starting_weights
+from tinytl.experiment.validation.validate import validate_data, validate_starting_weights
 from tinytl.memory.out_of_memory import KernelKills
 from tinytl.records.results import provenance
 from tinytl.system.processes import is_first_process
@@ -57,19 +55,20 @@ class Begin:
     overwrite: bool
 
 
-def classification(cfg: Any) -> Work:
-    """What a run does, whatever its configuration."""
-    return CLASSIFICATION
+def work_of(cfg: Any) -> Work:
+    """What a configuration asks for: pre-training where it has the keys for that, otherwise a run."""
+    if "teacher" not in cfg:
+        return CLASSIFICATION
+    from tinytl.experiment import pretrain
+
+    return pretrain.ADAPTATION if cfg.teacher is not None else pretrain.SUPERVISED
 
 
-def run(cfg: Any, work_of: Callable[[Any], Work] = classification) -> None:
+def describe_or_execute(cfg: Any) -> None:
     """Print the description of a run (`dry_run=true`), or execute it in its folder, which is locked.
 
-    Of several processes of one run the first holds the folder.
+    `cfg` is validated and read-only. Of several processes of one run the first holds the folder.
     """
-    validate(cfg)
-    work = work_of(cfg)
-    OmegaConf.set_readonly(cfg, True)
     if cfg.dry_run:
         describe.show(resolve(cfg, facts(num_classes(cfg))))
         return
@@ -79,14 +78,15 @@ def run(cfg: Any, work_of: Callable[[Any], Work] = classification) -> None:
     folder = Path(cfg.output_dir) / cfg.name
     with locked(folder) if is_first_process() else nullcontext():
         try:
-            attempt(cfg, Begin(cfg.resume, cfg.overwrite), work)
+            attempt(cfg, Begin(cfg.resume, cfg.overwrite))
         except Stopped as stopped:
             log.warning(_how_to_go_on(stopped, folder))
             raise
 
 
-def attempt(cfg: Any, begin: Begin, work: Work = CLASSIFICATION) -> None:
+def attempt(cfg: Any, begin: Begin) -> None:
     """Resolve and execute a validated configuration in a folder that this process holds; record the end."""
+    work = work_of(cfg)
     folder, asked = Path(cfg.output_dir) / cfg.name, settings_as_asked(cfg)
     start = beginning(folder, asked, resume=begin.resume, overwrite=begin.overwrite)
     if start.is_done:

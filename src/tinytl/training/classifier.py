@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
+from tinytl.data.splits import Task
 from tinytl.errors import UserError
 from tinytl.methods import set_train_mode
 from tinytl.networks.norms import NormName
 from tinytl.weights.own_checkpoints import trainable_state
 from tinytl.weights.weight_files import OWN
-
-Task = Literal["multiclass", "multilabel"]
 
 
 class ImageClassifier(LightningModule):

@@ -30,7 +30,7 @@ from tinytl.experiment.record.folder import (
     refuse_other_settings,
 )
 from tinytl.experiment.resolve import data_digest, settings_as_asked
-from tinytl.experiment.run import Begin, Work, attempt, classification
+from tinytl.experiment.run import Begin, attempt
 from tinytl.experiment.sweep.progress import SweepProgress
 from tinytl.experiment.terminal.error_lines import one_line
 from tinytl.experiment.terminal.overrides import job_settings
@@ -42,12 +42,11 @@ from tinytl.system.child_process import end_with_parent
 from tinytl.training.stopping import STOPPING, Stopped
 
 Outcome = dict[str, Any]
-Attempt = Callable[[Any, Begin, Work], None]
-WorkOf = Callable[[Any], Work]
+Attempt = Callable[[Any, Begin], None]
 ELSEWHERE = "running elsewhere"  # status of a job that another sweep is running
 
 
-def job(cfg: Any, work_of: WorkOf = classification, attempt: Attempt = attempt) -> Outcome:
+def job(cfg: Any, attempt: Attempt = attempt) -> Outcome:
     """Run a job unless it is done; return its name, settings, status, reason, figures, and `skipped`.
 
     Its status is ELSEWHERE where another process is running it.
@@ -56,10 +55,9 @@ def job(cfg: Any, work_of: WorkOf = classification, attempt: Attempt = attempt) 
     folder = Path(cfg.output_dir) / cfg.name
     try:
         validate(cfg)
-        work = work_of(cfg)
         OmegaConf.set_readonly(cfg, True)
         with locked(folder):
-            record, skipped = _ensure(cfg, folder, lambda begin: attempt(cfg, begin, work))
+            record, skipped = _ensure(cfg, folder, lambda begin: attempt(cfg, begin))
     except InUse:
         record, skipped = {"status": ELSEWHERE}, True
     except UserError as error:

@@ -1,5 +1,7 @@
 """The command line of the programs that need no configuration: `key=value` pairs."""
 
+import inspect
+import sys
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -8,13 +10,20 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tinytl.errors import UserError
+from tinytl.experiment.terminal.help import wants_help
 from tinytl.experiment.terminal.suggestions import did_you_mean
 
 Options = TypeVar("Options")
 
 
 def key_values(arguments: list[str], options: type[Options]) -> Options:
-    """`key=value` pairs as a dataclass of options; lists are separated by commas. Raises UserError."""
+    """`key=value` pairs as a dataclass of options; lists are separated by commas. Raises UserError.
+
+    With --help the program ends here, having said what it does and which options it has.
+    """
+    if wants_help(arguments):
+        print(_help(options))
+        sys.exit(0)
     known = {f.name: f for f in fields(options)}  # type: ignore[arg-type]
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
@@ -37,3 +46,12 @@ def key_values(arguments: list[str], options: type[Options]) -> Options:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     return found
+
+
+def _help(options: type[Any]) -> str:
+    """The program's docstring, and its options with defaults and comments as they are written down."""
+    source = inspect.getsource(options).splitlines()
+    lines = [line.strip() for line in source if ":" in line and "=" in line]
+    return "\n".join(
+        [sys.modules["__main__"].__doc__ or "", "Options, as KEY=VALUE:", *(f"  {x}" for x in lines)]
+    )

@@ -14,9 +14,9 @@ class Options:
     """Which project and runs; the command line of the program."""
 
     entity: str | None = None  # user or team
-    project: str = "tinytl"
+    project: str = "tinytl"  # in W&B
     group: str | None = None  # a sweep's name; null: every finished run
-    dry_run: bool = False
+    dry_run: bool = False  # print what would be saved
     json: str | None = None  # file for the specification, with dry_run
 
 

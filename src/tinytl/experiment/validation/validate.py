@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -34,7 +35,6 @@ ONE_OF = {
     "classifier": ("random", "class_means"),
     "data.task": ("multiclass", "multilabel"),
     "norm.name": NORM_NAMES,
-    "method.name": (*METHODS, AUTO),
     "engine.name": ("lean", "stock"),
     "engine.optimizer_bits": (8, 32),
     "engine.compile": ("auto", "on", "off"),
@@ -57,7 +57,7 @@ def validate(cfg: Any) -> None:
         raise UserError(one_line(error)) from error
     for key, text in _texts(values):
         _check_text(key, text)
-    for key, options in ONE_OF.items():
+    for key, options in {**ONE_OF, "method.name": (*METHODS, AUTO)}.items():
         value = OmegaConf.select(cfg, key)
         if value not in options:
             names = [str(option) for option in options]
@@ -70,6 +70,7 @@ def validate(cfg: Any) -> None:
     find_loader(cfg.data.loader)
     check_model(cfg.model.name)
     _combinations(cfg)
+    _pretraining(cfg)
     check_sizes(cfg)
 
 
@@ -194,6 +195,16 @@ def _combinations(cfg: Any) -> None:
         raise UserError(NO_VALIDATION)
     if cfg.test_weights == "best" and cfg.trainer.limit_val_batches == 0:
         raise UserError("test_weights=best needs validation: trainer.limit_val_batches above 0")
+
+
+def _pretraining(cfg: Any) -> None:
+    teacher, probe = OmegaConf.select(cfg, "teacher"), OmegaConf.select(cfg, "probe")
+    if probe is not None and teacher is None:
+        raise UserError("probe=...: compares with a teacher; teacher=... must be given")
+    if probe is not None and not Path(probe).is_dir():
+        raise UserError(f"probe={probe}: no such folder")
+    if teacher is not None and cfg.norm.name != "gn":
+        raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
 
 
 def _engine(cfg: Any) -> None:

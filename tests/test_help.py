@@ -1,0 +1,30 @@
+"""Help: what every program says of itself, and that every knob and option is in it."""
+
+import pytest
+from processes import ROOT, fresh
+
+from tinytl.experiment.schema import CONF
+from tinytl.experiment.terminal.error_lines import known_keys
+from tinytl.experiment.terminal.help import GROUPS, help_text, knobs_of
+
+
+def test_every_knob_has_a_default_and_a_meaning():
+    knobs = knobs_of("pretrain")
+    groups = {key.rpartition(".")[0] for key in known_keys()}
+    keys = {key for key in known_keys() if key not in groups}
+    assert keys - set(knobs) == set()
+    assert [key for key in keys if not knobs[key][1]] == []
+
+
+def test_every_option_of_every_group_is_listed():
+    text = help_text("run", "config")
+    for group in GROUPS:
+        for path in (CONF / group).glob("*.yaml"):
+            assert f"{group}={path.stem}" in text
+
+
+@pytest.mark.parametrize("name", ["run", "pretrain", "bench", "report", "dashboard"])
+def test_every_program_answers(tmp_path, name):
+    done = fresh(tmp_path, str(ROOT / "src" / f"{name}.py"), "--help")
+    assert done.returncode == 0 and not done.stderr and f"src/{name}.py" in done.stdout
+    assert not list(tmp_path.iterdir())
