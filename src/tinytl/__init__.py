@@ -6,6 +6,7 @@ Learning", NeurIPS 2020 (arXiv 2007.11622).
 
 import os
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,11 @@ import tinytl.system.openmp  # noqa: F401  (before torch)
 import torch
 
 from tinytl.system.files import cache_folder
+
+try:
+    __version__ = version("tinytl")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "unknown"
 
 
 def _keep_torchs_files_in_the_cache() -> None:
