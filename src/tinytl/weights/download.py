@@ -23,9 +23,7 @@ log = logging.getLogger(__name__)
 SILENCE_SECONDS = 20.0  # that a server may take to answer, and between two pieces
 PROGRESS_SECONDS = 5.0  # between two lines about a long download
 PIECE = 1 << 16  # bytes
-HASH_IN_NAME = re.compile(
-    r"-([0-9a-f]{8,64})\."
-)  # beginning of the content's SHA-256, as torch hub puts it into names
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # start of the content's SHA-256, as in torch hub
 
 
 def is_url(source: str) -> bool:

@@ -18,14 +18,8 @@ ENTRIES = (
     *("weights", "backbone", "encoder", "student", "teacher"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_ema", "params_ema", "ema"),
 )
-NOT_WEIGHTS = (
-    "optim",
-    "sched",
-    "scaler",
-    "callbacks",
-    "loops",
-)  # words in the names of entries that hold no weights
-DEPTH = 3  # of entries within entries that are searched
+NOT_WEIGHTS = ("optim", "sched", "scaler", "callbacks", "loops")  # parts of the names of other entries
+DEPTH = 3  # levels of nested entries that are searched
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside `module.`
 
 

@@ -16,10 +16,7 @@ from tinytl.weights.download import cached_path, fetch
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0  # within which Hugging Face must answer
-FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # names of weights there, in the order in which timm tries them
+FILES = ("model.safetensors", "pytorch_model.bin")  # names of weights there, in timm's order
 
 
 def timm_network(name: str, answer_s: float = ANSWER_SECONDS) -> Any:
