@@ -33,7 +33,7 @@ class OwnRecord:
     blocks: int | None = None
     base_path: str | None = None  # absolute; None: the base is no file
     frozen_sha256: str | None = None
-    mean: list[float] | None = None  # of the images, per channel
+    mean: list[float] | None = None  # mean of the images, per channel
     std: list[float] | None = None  # standard deviation of the images, per channel
     resolution: int | None = None  # pixels
     class_names: list[str] | None = None
