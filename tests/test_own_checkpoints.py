@@ -320,7 +320,7 @@ def test_a_checkpoint_that_lacks_what_was_trained(tmp_path, torn):
     name = {
         "nothing": r"\(\d+ in all\)",
         "one less": "lacks classifier.bias",
-        "one more": "beside .*conv_stem",
+        "one more": "holds the untrained conv_stem",
     }
     with pytest.raises(UserError, match=rf"own\.ckpt: damaged: it .*{name[torn]}"):
         build_network(spec(tmp_path / "own.ckpt"))

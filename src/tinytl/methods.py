@@ -1,6 +1,6 @@
-"""What trains: one rule per method decides it for every parameter.
+"""Methods: each is a rule that decides for every parameter whether it trains.
 
-A method is added here (an entry of METHODS) and as `conf/method/NAME.yaml`.
+To add a method, add an entry to METHODS and a file `conf/method/NAME.yaml`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from tinytl.networks.norms import NormName
 
 @dataclass(frozen=True)
 class Role:
-    """What the rules may know of a parameter."""
+    """What a rule knows of a parameter."""
 
     kind: Literal["conv", "norm", "linear", "other"]  # of the layer that holds it
     tensor: str  # its name in that layer: "weight" or "bias"
@@ -28,11 +28,11 @@ class Role:
 
 @dataclass(frozen=True)
 class Method:
-    """A rule, and what is known of training by it.
+    """A rule, its description, and what is known of its accuracy.
 
-    `gain_kept` lets `method=auto` choose the method: by the share of the blocks that are trained it says
-    which share of the method's gain in accuracy over training the classifier alone is kept. Empty: the
-    method is not chosen, because no table of the paper has it.
+    `gain_kept` is for `method=auto`. It maps the share of the blocks that train to the share that is kept of
+    the method's gain in accuracy over training the classifier alone. If it is empty, `method=auto` never
+    chooses the method, because the paper has no table of it.
     """
 
     trains: Callable[[Role], bool]
@@ -54,17 +54,17 @@ def _tinytl_l(role: Role) -> bool:
 
 
 def _tinytl(role: Role) -> bool:
-    # The main branch's last bias is added at the same place and does the same work as the shift of
-    # the lite residual's last norm, so the published code freezes the latter.
+    # The shift of the lite residual's last norm is added at the same place as the main branch's last
+    # bias and does the same work, so the published code freezes it.
     return not role.is_last_lite_shift and (_tinytl_l(role) or _bias(role))
 
 
-AUTO = "auto"  # no method: to be chosen by `tinytl.planner.method`
-# Measured on one data set for `tinytl` (0.25, 0.5) and `full` (docs/results.md, "Which blocks"). Between that
-# and all blocks a straight line is taken, and for the other methods the figures of `tinytl`.
+AUTO = "auto"  # not a method: lets `tinytl.planner.method` choose one
+# Measured on one data set for `tinytl` (0.25, 0.5) and `full` (docs/results.md, "Which blocks"). The figure
+# at 0.75 is interpolated linearly. Other methods are given the figures of `tinytl`.
 KEPT_BY_TINYTL = {0.25: 0.77, 0.5: 0.92, 0.75: 0.96, 1.0: 1.0}
 KEPT_BY_FULL = {0.25: 0.88, 0.5: 0.94, 1.0: 1.0}
-# In the order of the memory that they take, roughly, from the least.
+# Ordered by the memory that they need, roughly, least first.
 METHODS = {
     "last": Method(lambda role: role.part == "head", "the classifier", gain_kept={1.0: 1.0}),
     "bias": Method(_bias, "biases and the classifier (TinyTL-B)", gain_kept=KEPT_BY_TINYTL),
@@ -80,10 +80,10 @@ METHODS = {
 
 
 def freeze(network: Any, name: str, blocks: int | None = None) -> None:
-    """Set `requires_grad` of every parameter by the method's rule; prove that none was missed.
+    """Set `requires_grad` of every parameter by the method's rule; assert that none was missed.
 
-    `network` is a timm model (it knows its classifier). With `blocks` only the last so many blocks train,
-    and what lies behind them: no gradient goes further back (the sparse update of Lin et al., "On-Device
+    `network` is a timm model (it knows its classifier). With `blocks`, only that many blocks at the end and
+    the layers after them train, and back-propagation stops there (the sparse update of Lin et al., "On-Device
     Training Under 256KB Memory", arXiv 2206.15472, by whole blocks). Raises UserError for an unknown method,
     for one that needs lite residuals where the network has none, and for more blocks than there are.
     """
@@ -94,11 +94,12 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
         raise UserError(f"method={name}: the network has no lite residual modules to train")
     early = set() if blocks is None else set(before_last_blocks(network, blocks))
     decided: dict[int, bool] = {}
-    for own_name, parameter, role in roles(network):
-        parameter.requires_grad = decided[id(parameter)] = method.trains(role) and own_name not in early
-    # Counted anew from the network itself: every parameter decided, each as decided, the head among them.
-    found = {id(p): p.requires_grad for p in network.parameters()}
-    assert found == decided, "a parameter has no role"
+    for parameter_name, parameter, role in roles(network):
+        trains = method.trains(role) and parameter_name not in early
+        parameter.requires_grad = decided[id(parameter)] = trains
+    # Read back from the network: every parameter was decided on, and the classifier trains.
+    actual = {id(p): p.requires_grad for p in network.parameters()}
+    assert actual == decided, "a parameter has no role"
     assert all(p.requires_grad for p in network.get_classifier().parameters()), "the classifier is frozen"
 
 
@@ -108,7 +109,7 @@ def has_lite_residuals(network: nn.Module) -> bool:
 
 
 def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
-    """(name, parameter, role) of every parameter of a timm model, shared ones once."""
+    """Yield (name, parameter, role) of every parameter of a timm model, shared ones once."""
     head = {id(p) for p in network.get_classifier().parameters()}
     lite = {name: m for name, m in network.named_modules() if isinstance(m, LiteResidual)}
     in_lite = {id(p) for m in lite.values() for p in m.parameters()}
@@ -139,9 +140,9 @@ def _kind(module: nn.Module) -> Literal["conv", "norm", "linear", "other"]:
 
 
 def set_train_mode(network: nn.Module, norm: NormName) -> None:
-    """Training mode for what trains; evaluation mode for what is frozen.
+    """Put modules that train into training mode, and frozen ones into evaluation mode.
 
-    A module whose parameters are all frozen behaves as frozen: no dropout, stored BatchNorm statistics.
+    A module whose parameters are all frozen has no dropout and uses its stored BatchNorm statistics.
     With norm=bn_frozen every BatchNorm uses its stored statistics, trainable or not.
     """
     network.train()
@@ -154,7 +155,7 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters of one kind: `count` of them, in `size_bytes` as they live (float32)."""
+    """Parameters of one kind: their number, and their bytes in memory (float32)."""
 
     part: str
     kind: str
@@ -165,7 +166,7 @@ class ParameterGroup:
 
 
 def parameter_table(network: Any) -> list[ParameterGroup]:
-    """Parameters by part, kind and tensor, trainable and frozen apart; sums to the whole network."""
+    """Group all parameters of a network by part, kind and tensor, trainable and frozen apart."""
     groups: dict[tuple[str, str, str, bool], list[nn.Parameter]] = {}
     for _, parameter, role in roles(network):
         groups.setdefault((role.part, role.kind, role.tensor, parameter.requires_grad), []).append(parameter)

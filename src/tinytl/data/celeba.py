@@ -16,7 +16,7 @@ FILES = (
 
 
 def load(root: Path) -> Splits:
-    """Training and test set; every target is a float tensor of 40 zeros and ones."""
+    """Return the training and the test set; every target is a float tensor of 40 zeros and ones."""
     train, test = (
         fetch("celeba", root, FILES, lambda at, download, part=part: CelebA(at, part, download=download))
         for part in ("train", "test")

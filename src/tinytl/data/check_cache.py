@@ -1,4 +1,4 @@
-"""What is known of files that were checked before, in a file of the user's cache folder."""
+"""Remember the results of earlier checks of image files, in the user's cache folder."""
 
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 
 from tinytl.system.files import cache_folder
 
-FORMAT = 1  # of the table; to be raised, too, when images are checked by other rules
-WAIT_SECONDS = 10  # for another process that is writing
+FORMAT = 1  # of the table; raise it also when the rules of the check change
+WAIT_SECONDS = 10  # how long to wait for another process that is writing
 TABLE = """create table if not exists files (
     path blob primary key, size integer, mtime_ns integer, ctime_ns integer, digest blob, decoded integer
 ) without rowid"""
@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 
 
 class FileKey(NamedTuple):
-    """A file as it was when it was checked.
+    """A file, and its state when it was checked.
 
-    ctime, when the entry last changed, also tells of changes by programs that set mtime back.
+    A program may set mtime back after it changed the file; ctime shows that change, too.
     """
 
     path: bytes
@@ -31,14 +31,14 @@ class FileKey(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What a check found: SHA-256 of the file's bytes, and whether its pixels were decoded."""
+    """The result of a check: SHA-256 of the file's bytes, and whether its pixels were decoded."""
 
     digest: bytes
     decoded: bool
 
 
 def find(keys: Sequence[FileKey]) -> list[Checked | None]:
-    """What is known of each file. Nothing, where the cache folder cannot be used."""
+    """Look up the earlier check of each file; None where there is none, or no usable cache folder."""
 
     def look_up(connection: sqlite3.Connection) -> list[Checked | None]:
         rows = (connection.execute(FIND, key).fetchone() for key in keys)
@@ -48,7 +48,7 @@ def find(keys: Sequence[FileKey]) -> list[Checked | None]:
 
 
 def keep(rows: Sequence[tuple[FileKey, Checked]]) -> None:
-    """Note what was found, if the cache folder can be written."""
+    """Store the results of checks, if the cache folder can be written."""
 
     def write(connection: sqlite3.Connection) -> None:
         with connection:  # all rows, or none
@@ -59,7 +59,7 @@ def keep(rows: Sequence[tuple[FileKey, Checked]]) -> None:
 
 
 def _with_table(work: Callable[[sqlite3.Connection], Result]) -> Result | None:
-    """What `work` returns; None where the table cannot be used. A damaged file is removed."""
+    """Return what `work` returns, or None where the table cannot be used. Remove a damaged file."""
     path = _path()
     if path is None:
         return None
@@ -72,7 +72,7 @@ def _with_table(work: Callable[[sqlite3.Connection], Result]) -> Result | None:
                     connection.execute(f"pragma user_version = {FORMAT}")
             connection.execute(TABLE)
             return work(connection)
-    except (OSError, sqlite3.OperationalError):  # read-only, or locked for long
+    except (OSError, sqlite3.OperationalError):  # read-only, or locked for WAIT_SECONDS
         return None
     except sqlite3.DatabaseError:
         with suppress(OSError):

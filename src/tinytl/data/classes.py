@@ -1,4 +1,4 @@
-"""Class folders: which class each image belongs to, and what cannot be folders of classes."""
+"""Label images by their class folders; refuse folders that cannot hold classes."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -11,54 +11,57 @@ from tinytl.data.parts import find_parts
 from tinytl.data.tree import BROKEN_LINK, Folder
 from tinytl.errors import UserError, printable
 
-MOST_NAMES = 5  # of classes in one line
+MOST_NAMES = 5  # classes in one line
 
 
 @dataclass
 class ClassFolders:
-    """Images with their class numbers, by class and path; `folder_names` are as on the disk."""
+    """Images with their class numbers, sorted by class and path; `folder_names` are as on the disk."""
 
     folder_names: list[str]
     images: Images
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The class names, printable."""
         return tuple(map(printable, self.folder_names))
 
 
 def class_folders(parent: Folder) -> ClassFolders:
-    """The folders in `parent` as classes. Raises UserError where they cannot be the folders of classes."""
+    """Read the folders in `parent` as classes. Raises UserError where they cannot be class folders."""
     _check(parent)
     classes = parent.filled()
     return ClassFolders([folder.path.name for folder in classes], _images(classes))
 
 
 def match(part: Folder, train: ClassFolders) -> tuple[Images, list[str]]:
-    """The images of a test or validation folder by the classes of `train`, and lines worth saying.
+    """Label the images of a test or validation folder by the classes of `train`; return lines for the user.
 
-    A class may be absent here. Names that differ in case or in the encoding of accents alone are the same
-    class where only one can be meant. Raises UserError where a class is not in the training set.
+    A class may be absent here. A name that differs from a class only in case or in the encoding of accents
+    is taken as that class if no other matches. Raises UserError where a class is not in the training set.
     """
     folders = {folder.path.name: folder for folder in part.filled()}
     if not folders:
         raise UserError(f"{part.label}: {_content(part)} and no class folders with images")
-    found: dict[str, Folder | None] = dict.fromkeys(train.folder_names)
+    folder_of: dict[str, Folder | None] = dict.fromkeys(train.folder_names)
     notes = []
     for name, folder in folders.items():
-        meant = name if name in found else _same_class(name, [n for n in found if n not in folders])
-        if meant is None or found[meant]:
+        class_name = name
+        if name not in folder_of:
+            class_name = _same_class(name, [n for n in folder_of if n not in folders])
+        if class_name is None or folder_of[class_name]:
             raise UserError(f"{part.label}: class {printable(name)} is not in the training set")
-        found[meant] = folder
-        if name != meant:
-            notes.append(f"{folder.label} is taken as class {printable(meant)}")
-    absent = [printable(name) for name in found if found[name] is None]
+        folder_of[class_name] = folder
+        if name != class_name:
+            notes.append(f"{folder.label} is taken as class {printable(class_name)}")
+    absent = [printable(name) for name, folder in folder_of.items() if folder is None]
     if absent:
         notes.append(f"{part.label}: no images of {named(absent)}")
-    return _images(list(found.values())), notes
+    return _images(list(folder_of.values())), notes
 
 
 def named(classes: list[str]) -> str:
-    """`class ant`, or `7 classes (ant, bee, ...)`."""
+    """Name classes in a message: `class ant`, or `7 classes (ant, bee, ...)`."""
     if len(classes) == 1:
         return f"class {classes[0]}"
     more = ", ..." if len(classes) > MOST_NAMES else ""
@@ -66,7 +69,7 @@ def named(classes: list[str]) -> str:
 
 
 def _images(classes: Sequence[Folder | None]) -> Images:
-    """The images of the folders, labelled by their position; None: a class without images."""
+    """The images of the folders, labelled by the folder's position; None is a class without images."""
     paths = [folder.all_images() if folder else [] for folder in classes]
     labels = [label for label, of_class in enumerate(paths) for _ in of_class]
     return Images([path for of_class in paths for path in of_class], labels)
@@ -82,6 +85,7 @@ def _plain(name: str) -> str:
 
 
 def _check(parent: Folder) -> None:
+    """Raise UserError where the folders in `parent` cannot be class folders."""
     classes = parent.filled()
     if not parent.folders:
         hint = (
@@ -92,7 +96,7 @@ def _check(parent: Folder) -> None:
         raise UserError(f"{parent.label}: {_content(parent)} and no class folders (one per class){hint}")
     meant = _first_with_classes(classes[0]) if len(classes) == 1 else None
     if meant:
-        advice = f"the folders in {printable(meant.path)} belong directly into it"
+        advice = f"move the folders in {printable(meant.path)} directly into it"
         if parent.is_root:
             advice = f"data.root={printable(meant.path)} was probably meant"
         raise UserError(f"{parent.label}: one folder only ({classes[0].name}) holds images; {advice}")
@@ -108,11 +112,11 @@ def _check(parent: Folder) -> None:
 
 
 def _refuse_parts(folder: Folder) -> None:
-    """A class folder must not hold the parts of a split: they would be trained on as one."""
+    """Raise UserError where a class folder holds the parts of a split: all would be trained on."""
     parts = find_parts(folder)
     if len(parts) > 1 or "train" in parts:
         names = ", ".join(part.name for part in parts.values())
-        raise UserError(f"{folder.label}: {names} within a class folder; the outer folders must be the parts")
+        raise UserError(f"{folder.label}: {names} within a class folder; class folders must lie within these")
 
 
 def _first_with_classes(folder: Folder) -> Folder | None:
@@ -123,13 +127,13 @@ def _first_with_classes(folder: Folder) -> Folder | None:
 
 
 def _is_class(root: Folder) -> bool:
-    """Whether the folder that was given is probably one class: it holds images, and others lie beside it."""
-    beside = (path for path in root.path.resolve().parent.iterdir() if not path.name.startswith("."))
-    return root.is_root and bool(root.images) and sum(path.is_dir() for path in beside) > 1
+    """Whether `root` is probably the folder of one class: it holds images and has other folders beside it."""
+    siblings = (path for path in root.path.resolve().parent.iterdir() if not path.name.startswith("."))
+    return root.is_root and bool(root.images) and sum(path.is_dir() for path in siblings) > 1
 
 
 def _content(folder: Folder) -> str:
-    """What lies in a folder that should hold something else."""
+    """Say in an error what a folder holds instead of class folders or images."""
     images = len(folder.all_images())
     if images:
         return f"{images} image{'s' if images > 1 else ''}"

@@ -34,5 +34,5 @@ def load(root: Path) -> Splits:
 
 
 def _column(path: Path) -> dict[str, str]:
-    """Second column of a list by its first: lines of `number value`."""
+    """Read a list with lines of `number value`."""
     return dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""From splits to batches."""
+"""Load batches from splits, in orders that a resumed run repeats."""
 
 import os
 import signal
@@ -17,14 +17,14 @@ from tinytl.data.transforms import test_transform, train_transform
 from tinytl.errors import UserError
 from tinytl.system.child_process import end_with_parent
 
-DRIFT_SPREAD = 0.25  # of the stream: how long a class is about
+DRIFT_SPREAD = 0.25  # share of the stream over which the images of a class are spread
 
 
 class EpochShuffle(Sampler[int]):
-    """A new order each epoch that depends on seed and epoch alone, so that a resumed run has it too.
+    """A new order for each epoch, which depends on seed and epoch alone, so that a resumed run repeats it.
 
-    Of `size` images the first `count` in that order, as the keys of `Transformed`; of several processes
-    each takes its part.
+    It yields the first `count` of `size` images in that order, as keys of `Transformed`. Each of several
+    processes gets its part of them.
     """
 
     def __init__(self, size: int, count: int, seed: int, epoch: int = 0) -> None:
@@ -32,7 +32,7 @@ class EpochShuffle(Sampler[int]):
         self.rank, self.processes = _process()
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -45,9 +45,9 @@ class EpochShuffle(Sampler[int]):
 
 
 class Drift(Sampler[int]):
-    """Each image once, classes coming and going: at any time about a quarter of them is seen.
+    """Each image once, while classes come and go: at any time about a quarter of the classes is seen.
 
-    Which class comes when, and the order within, depend on `seed`.
+    The order of the classes, and of the images, depends on `seed`.
     """
 
     def __init__(self, labels: Sequence[int], seed: int) -> None:
@@ -59,22 +59,23 @@ class Drift(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         classes = int(self.labels.max()) + 1
-        turn = torch.randperm(classes, generator=generator)[self.labels] / classes  # (N,), of its class
+        # (N,): when the image's class begins, in 0 ... 1
+        turn = torch.randperm(classes, generator=generator)[self.labels] / classes
         arrival = turn + DRIFT_SPREAD * torch.rand(len(turn), generator=generator)
         return iter(arrival.argsort().tolist())
 
 
 class Resumed(Sampler[int]):
-    """Another sampler's order, in the first pass without the images that were seen before an interruption.
+    """Another sampler's order, whose first pass skips the images that were seen before an interruption.
 
-    Its length stays that of a whole pass: Lightning counts the batches that were seen itself.
+    Its length stays that of a whole pass, because Lightning's count includes the batches that were seen.
     """
 
     def __init__(self, order: EpochShuffle | Drift, seen: int) -> None:
         self.order, self.seen = order, seen
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the epoch; Lightning calls this before each one."""
         if isinstance(self.order, EpochShuffle):
             self.order.set_epoch(epoch)
 
@@ -100,15 +101,15 @@ def _label(splits: Splits, position: int) -> int:
 
 
 class ImageDataModule(LightningDataModule):
-    """Training, validation (where `val_fraction` > 0) and test batches of (B, 3, R, R) and targets.
+    """Training, validation and test batches of images (B, 3, R, R) and targets.
 
-    The validation set is the data's own or, for `val_fraction` above 0, held out of the training set, every
-    class alike, by `seed`; it sees the test transforms. The last, smaller training batch is dropped unless
-    it is the only one. Batches are streamed in micro-batches of `micro_batch` images; so is evaluation, which
-    then needs no more memory than training.
+    The validation set is the data's own, or else `val_fraction` of every class of the training set, held out
+    by `seed`; it gets the test transforms. The last, smaller training batch is dropped unless it is the only
+    one. Batches are loaded as micro-batches of `micro_batch` images, also for evaluation, which then needs no
+    more memory than training.
 
-    As a `stream` the training set comes without random transforms, in random order, or with `drift` a
-    class after another; drift raises UserError where the data has no class numbers.
+    With `stream` the training images have no random transforms. With `drift` their classes come and go
+    (`Drift`), which raises UserError where the data have no class numbers.
     """
 
     def __init__(
@@ -136,9 +137,8 @@ class ImageDataModule(LightningDataModule):
         if val_fraction > 0 and splits.val is None:
             train, val = held_out(len(train), val_fraction, splits.train_labels, seed, splits.class_names)
         augment = train_transform(resolution, mean, std, crop_scale_min, flip, color_jitter)
-        # images a training step sees; what is loaded at a time
-        self.batch_size = min(batch_size, len(train))
-        self.micro_batch = min(micro_batch or batch_size, batch_size)
+        self.batch_size = min(batch_size, len(train))  # images per training step
+        self.micro_batch = min(micro_batch or batch_size, batch_size)  # images loaded at a time
         plain = test_transform(resolution, mean, std)
         self.train_set = Transformed(splits.train, train, plain if stream else augment, seed)
         self.drifting = [_label(splits, i) for i in train] if drift else None
@@ -147,26 +147,26 @@ class ImageDataModule(LightningDataModule):
         if splits.val is not None:
             self.val_set = Transformed(splits.val, range(len(splits.val)), plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
-        self._place = {"epoch": 0, "batches": 0}  # where training begins: the epoch, and its batches seen
+        self._place = {"epoch": 0, "batches": 0}  # where training begins: epoch, batches of it already seen
 
     def example_images(self, count: int) -> Tensor:
-        """Some training images (at most all), transformed, by `seed`: (N, 3, R, R)."""
+        """Return up to `count` transformed training images, chosen by `seed`: (N, 3, R, R)."""
         order = torch.randperm(len(self.train_set), generator=torch.Generator().manual_seed(self.seed))
         return torch.stack([self.train_set[position][0] for position in order[:count].tolist()])
 
     def train_dataloader(self) -> DataLoader:
-        """Whole batches in the order of their epoch, or a stream that drifts; resumed from its place."""
+        """Load whole batches in the epoch's order, or a drifting stream, from where training begins."""
         if self.drifting:
             order: EpochShuffle | Drift = Drift(self.drifting, self.seed)
         else:
-            together = self.batch_size * _process()[1]
-            whole_batches = len(self.train_set) // together * together or len(self.train_set)
-            order = EpochShuffle(len(self.train_set), whole_batches, self.seed, self._place["epoch"])
+            step_images = self.batch_size * _process()[1]  # of all processes
+            count = len(self.train_set) // step_images * step_images or len(self.train_set)
+            order = EpochShuffle(len(self.train_set), count, self.seed, self._place["epoch"])
         seen = self._place["batches"] * self.micro_batch
         return self._loader(self.train_set, sampler=Resumed(order, seen))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch that training is in, or that comes next, and how many of its batches have been seen."""
+        """The epoch to go on with, the current one or the next, and how many of its batches were seen."""
         trainer: Any = self.trainer
         seen = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if seen >= trainer.num_training_batches:
@@ -178,17 +178,17 @@ class ImageDataModule(LightningDataModule):
         self._place = state_dict
 
     def images_once_dataloader(self) -> DataLoader:
-        """Every training image without random transforms, in random order, all of them in every process."""
+        """Load every training image in every process, in random order, without random transforms."""
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(self.plain_train_set), generator=generator).tolist()
         return self._loader(self.plain_train_set, sampler=order)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """What is held out of the training set; [] if nothing is."""
+        """Load the validation set; [] if there is none."""
         return self._loader(self.val_set) if len(self.val_set) else []
 
     def test_dataloader(self) -> DataLoader:
-        """The test set in order."""
+        """Load the test set in order."""
         return self._loader(self.test_set)
 
     def _loader(self, dataset: Transformed, **options: Any) -> DataLoader:
@@ -199,13 +199,13 @@ class ImageDataModule(LightningDataModule):
             worker_init_fn=_apart_from_the_terminal if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # of its own: dropout's is seeded per epoch
+            generator=torch.Generator(),  # not the global one, which is seeded per epoch for dropout
             **options,
         )
 
 
 def _apart_from_the_terminal(worker: int) -> None:
-    """Let Ctrl-C reach the main process alone, which ends its workers when its state is saved."""
+    """Let Ctrl-C reach only the main process, which ends its workers after it has saved its state."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)

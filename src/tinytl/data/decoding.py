@@ -1,4 +1,4 @@
-"""Image files, opened and decoded; why one cannot be is told in one line that names it."""
+"""Open and decode image files; an error is one line that names the file."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ from tinytl.data.formats import readable_formats
 from tinytl.data.pixels import MOST_PIXELS, refuse_size, to_rgb
 from tinytl.errors import UserError, printable
 
-# Our own limit refuses these images, and a line of our own names those that cannot be read.
+# Our own limit refuses such large images, and our own errors name unreadable files.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 

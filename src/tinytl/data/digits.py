@@ -15,10 +15,10 @@ SPLIT_SEED = 0  # the test set is the same for every run
 
 
 def load(root: Path) -> Splits:
-    """A fixed fifth of every class is the test set; nothing is read from `root`."""
+    """Return the digits, a fixed fifth of every class as the test set; nothing is read from `root`."""
     digits: Any = load_digits()
     labels = digits.target.tolist()
-    images = [Image.fromarray((pixels * 15.9375).astype(numpy.uint8)) for pixels in digits.images]  # 0..16
+    images = [Image.fromarray((pixels * 15.9375).astype(numpy.uint8)) for pixels in digits.images]  # 0 ... 16
     train, test = held_out(len(labels), TEST_FRACTION, labels, SPLIT_SEED)
     train_labels = [labels[i] for i in train]
     return Splits(

@@ -1,4 +1,4 @@
-"""Published data sets: from the disk, else by download."""
+"""Read published data sets from the disk, or download them."""
 
 import logging
 import shutil
@@ -13,21 +13,21 @@ from filelock import FileLock
 from tinytl.errors import UserError, printable
 
 log = logging.getLogger(__name__)
-SILENCE_SECONDS = 60  # a server that says nothing for so long is given up
+SILENCE_SECONDS = 60  # after which a silent server is given up
 ARCHIVES = (".gz", ".tgz", ".tar", ".zip")
 
 
 def fetch(name: str, root: Path, files: str, make: Callable[[Path, bool], Any]) -> Any:
-    """What `make(root, download)` returns: from the disk, else by download.
+    """Return what `make(root, download)` returns, from the disk or else by download.
 
-    `files` says what `root` should hold and begins with the data set's folder. Raises UserError with it
-    where the data can be had neither way.
+    `files` says what `root` should hold, and begins with the data set's folder. Raises UserError that quotes
+    `files` where both ways fail.
     """
-    with suppress(Exception):  # absent or damaged: each data set says so in its own way
+    with suppress(Exception):  # absent or damaged, for which each data set raises its own error
         return make(root, False)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"), _time_limit():  # of several processes one downloads
+        with FileLock(root / f".{name}.lock"), _time_limit():  # only one of several processes downloads
             return _download(name, root, root / files.partition("/")[0], make)
     except Exception as error:  # dead address, no network, changed file: every host fails in its own way
         reason = printable((str(error) or type(error).__name__).splitlines()[0])
@@ -38,15 +38,15 @@ def fetch(name: str, root: Path, files: str, make: Callable[[Path, bool], Any]) 
 
 
 def _download(name: str, root: Path, folder: Path, make: Callable[[Path, bool], Any]) -> Any:
-    """Download beside `folder` and rename when all is there: what was interrupted is never taken as whole."""
+    """Download beside `folder` and rename at the end: an interrupted download never counts as whole."""
     with suppress(Exception):  # another process may have fetched it meanwhile
         return make(root, False)
     log.warning("data=%s is not in %s: downloading", name, printable(root))
-    if folder.exists():  # some of it is there, put by hand
+    if folder.exists():  # the user has put a part of it there
         return make(root, True)
     partial = root / f".{name}.partial"
     for unpacked in partial.glob("*/*"):
-        if unpacked.is_dir():  # by an interrupted download; archives are checked and used again
+        if unpacked.is_dir():  # left by an interrupted download; archives are checked and used again
             shutil.rmtree(unpacked)
     partial.mkdir(exist_ok=True)
     for archive in (path for path in root.iterdir() if path.suffix in ARCHIVES and path.is_file()):
@@ -62,7 +62,7 @@ def _download(name: str, root: Path, folder: Path, make: Callable[[Path, bool], 
 
 @contextmanager
 def _time_limit() -> Iterator[None]:
-    """No connection waits for ever; torchvision sets no limit of its own."""
+    """Let no connection wait for ever; torchvision itself sets no time limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""Every image file is opened before work begins: what cannot be read is found now, not after hours."""
+"""Open every image file before work begins, so that unreadable ones are found now, not after hours."""
 
 import errno
 import hashlib
@@ -16,8 +16,8 @@ from tinytl.data.check_cache import Checked, FileKey
 from tinytl.data.decoding import decode, reason, verify
 from tinytl.errors import printable
 
-DECODING_SECONDS = 60  # where decoding all images would take longer, they are only opened
-SAMPLE, WARM_UP = 96, 32  # images that tell how long decoding takes; the first are slow
+DECODING_SECONDS = 60  # if decoding all images would take longer, they are only opened
+SAMPLE, WARM_UP = 96, 32  # images to time decoding with; the first WARM_UP are slow and not timed
 MOST_THREADS = 8  # each may hold an image of the largest size that is read
 FILES_A_TASK, FILES_A_WRITE = 32, 4096
 READ_BYTES = 1 << 20
@@ -26,32 +26,33 @@ Watch = Callable[[Iterable[Any], int], Iterable[Any]]  # (items, how many there 
 
 
 def unwatched(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Show no progress."""
+    """Return the items; show no progress."""
     return items
 
 
 class FileCheck:
-    """Opens files, and decodes them where that takes less than a minute for all, or was done before.
+    """Opens files, and decodes them too if decoding all of them takes less than a minute.
 
-    `found` holds what is known of each readable file, `faults` why the others cannot be read.
+    Files that an earlier check decoded are not read again. `found` holds the check of each readable file,
+    `faults` the reason why each other file cannot be read.
     """
 
     def __init__(self, paths: Iterable[str], watch: Watch = unwatched) -> None:
         self.faults: dict[str, str] = {}
         self.keys: dict[str, FileKey] = {}
-        self._fresh: list[tuple[FileKey, Checked]] = []  # not kept yet
+        self._fresh: list[tuple[FileKey, Checked]] = []  # not in the cache yet
         for path in dict.fromkeys(paths):
             self._add(path)
         known = check_cache.find(list(self.keys.values()))
         self.found = {path: checked for path, checked in zip(self.keys, known, strict=True) if checked}
         try:
             self._check(watch)
-        finally:  # also of a scan that is interrupted
+        finally:  # also after an interrupted scan
             self._keep()
 
     @property
     def not_decoded(self) -> int:
-        """The number of files that were opened only."""
+        """The number of files that were only opened."""
         return sum(not checked.decoded for checked in self.found.values())
 
     def _add(self, path: str) -> None:
@@ -81,11 +82,11 @@ class FileCheck:
             self._read(rest, begun + 2 * DECODING_SECONDS, watch)
 
     def _read(self, paths: Sequence[str], decode_until: float, watch: Watch = unwatched) -> None:
-        """Read the files in threads, and keep what is found every few thousand files."""
+        """Read the files in threads, and store the results after every few thousand files."""
         for path, outcome in watch(_in_threads(partial(_read_file, decode_until), paths), len(paths)):
             if isinstance(outcome, str):
                 self.faults[path] = outcome
-                self.found.pop(path, None)  # it had been opened before, but not decoded
+                self.found.pop(path, None)  # an earlier check had opened it, but not decoded
                 continue
             self.found[path] = outcome
             self._fresh.append((self.keys[path], outcome))
@@ -98,7 +99,7 @@ class FileCheck:
 
 
 def _in_threads(read: Callable[[str], Any], paths: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """(path, what `read` returns) in order. Decoders and hashes release Python's lock."""
+    """Yield (path, what `read` returns) in order. Decoders and hashes release Python's lock."""
     tasks = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
     pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
     try:
@@ -109,7 +110,7 @@ def _in_threads(read: Callable[[str], Any], paths: Sequence[str]) -> Iterator[tu
 
 
 def _read_file(decode_until: float, path: str) -> Checked | str:
-    """What is found, or why the file cannot be read. It is decoded until that time, then opened only."""
+    """Return the check of a file, or why it cannot be read. After `decode_until` it is only opened."""
     decoded = time.monotonic() < decode_until
     try:
         with open(path, "rb") as file:
@@ -118,13 +119,13 @@ def _read_file(decode_until: float, path: str) -> Checked | str:
                 digest.update(chunk)
             file.seek(0)
             decode(file) if decoded else verify(file)
-    except Exception as error:  # of any kind, as decoders raise them
+    except Exception as error:  # decoders raise errors of any kind
         return _fault(path, error)
     return Checked(digest.digest(), decoded)
 
 
 def _fault(path: str, error: Exception) -> str:
-    """Why a file cannot be read; of links that lead nowhere, where they lead."""
+    """Why a file cannot be read; for a broken link, where it leads."""
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "a link that leads to itself"
     if isinstance(error, FileNotFoundError) and os.path.islink(path):

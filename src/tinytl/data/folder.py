@@ -11,18 +11,17 @@ from tinytl.data.splits import Splits, held_out
 from tinytl.data.tree import Folder, read_tree
 from tinytl.errors import UserError, printable
 
-MOST_NAMES = 3  # of folders in one line
+MOST_NAMES = 3  # folders in one line
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the test set is the same for every run
 
 
 def load(root: Path) -> Splits:
-    """Training, test and perhaps validation set from folders of images.
+    """Load a training, a test and perhaps a validation set from folders of images.
 
-    `root` holds a folder for each part (train, test, val, in their usual spellings and cases) with a folder
-    per class in each; or the class folders. Without a test folder val is the test set; without both a fixed
-    fifth of every class is held out. Raises UserError, naming the folder that was probably meant, where the
-    folders cannot be read so.
+    `root` holds either class folders, or a folder for each part (train, test, val in their usual spellings)
+    with class folders in it. Without a test folder, val is the test set; without both, a fixed fifth of every
+    class is held out. Raises UserError for other layouts, naming the folder that was probably meant.
     """
     tree = read_tree(root)
     parts = find_parts(tree)
@@ -43,13 +42,13 @@ def load(root: Path) -> Splits:
 
 
 def _is_class_called_train(root: Folder, parts: dict[Part, Folder]) -> bool:
-    """As among bus, car and train: the folder holds images itself, and stands among others that do."""
+    """Whether `train` is a class, as among bus, car and train, which all hold images directly."""
     others = [folder for folder in root.filled() if folder is not parts.get("train")]
     return set(parts) == {"train"} and bool(parts["train"].images) and any(folder.images for folder in others)
 
 
 def _parts(root: Folder, parts: dict[Part, Folder], others: list[Folder]) -> Splits:
-    """The sets as the folders give them; the `others` belong to none."""
+    """Read each set from its folder; the folders in `others` belong to none."""
     train = class_folders(parts["train"])
     notes = _class_notes(parts["train"])
     val = None
@@ -72,7 +71,7 @@ def _parts(root: Folder, parts: dict[Part, Folder], others: list[Folder]) -> Spl
 
 
 def _hold_out(root: Folder, train: Folder) -> Splits:
-    """The class folders in `train`, a fifth of each held out as the test set."""
+    """Read the class folders in `train`, and hold out a fifth of each as the test set."""
     classes = class_folders(train)
     paths, labels = classes.images.images, classes.images.targets
     kept, out = held_out(len(paths), TEST_FRACTION, labels, SPLIT_SEED, classes.names)
@@ -97,7 +96,7 @@ def _some(classes: ClassFolders, positions: Iterable[int]) -> Images:
 
 
 def _class_notes(parent: Folder) -> list[str]:
-    """A line where classes are made of several folders: perhaps other folders were meant as the classes."""
+    """A line if classes consist of several folders, which may have been meant as the classes."""
     classes = {folder.name: folder.filled() for folder in parent.filled() if not folder.images}
     several = {name: [folder.name for folder in inner] for name, inner in classes.items() if len(inner) > 1}
     if not several:
@@ -114,7 +113,7 @@ def _some_names(names: list[str]) -> str:
 
 
 def _beside(root: Folder) -> str | None:
-    """A line where `root` is the train folder of a split whose other folders lie beside it."""
+    """A line if `root` is the train folder of a split whose other folders lie beside it."""
     path = root.path.resolve()
     if part_of(path.name) is None:
         return None

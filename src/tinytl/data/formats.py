@@ -8,7 +8,7 @@ from PIL import Image, features
 NOT_DECODED = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MPEG", "WMF"}
 # Pillow may have been built without the library that decodes these.
 LIBRARIES = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-# Images, too, but of formats that cannot be decoded here, or not everywhere.
+# Suffixes of image formats that cannot be decoded here, or not everywhere.
 FOREIGN_SUFFIXES = {
     *(".heic", ".heif", ".avif", ".webp", ".jp2", ".jxl", ".svg", ".eps", ".dcm"),
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
@@ -17,7 +17,7 @@ FOREIGN_SUFFIXES = {
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats, in the order in which it tries them."""
+    """Pillow's names of the formats that it can decode here, in the order in which it tries them."""
     Image.init()
     missing = {name for name, library in LIBRARIES.items() if not features.check(library)}
     return tuple(name for name in Image.ID if name in Image.OPEN and name not in NOT_DECODED | missing)
@@ -25,6 +25,6 @@ def readable_formats() -> tuple[str, ...]:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """In lower case, with their dot."""
+    """Suffixes of readable image files, in lower case, with their dot."""
     formats = readable_formats()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)

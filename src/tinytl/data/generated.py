@@ -1,9 +1,9 @@
-"""Images drawn from formulas, for pre-training where no images are at hand: nothing is downloaded.
+"""Images drawn from formulas, to pre-train on without any download.
 
-Five families of twenty classes each. The formula's parameters make the class; place, turn, size, colours
-and noise make the image. After Kataoka et al., "Pre-training without Natural Images" (ACCV 2020, arXiv
-2101.08515): iterated function systems; Kataoka et al., "Replacing Labeled Real-image Datasets with
-Auto-generated Contours" (CVPR 2022, arXiv 2206.09132): radial contours; and stationary textures.
+There are five families of twenty classes each. A class is a choice of the formula's parameters; its images
+differ in place, rotation, size, colours and noise. Fractals follow Kataoka et al., "Pre-training without
+Natural Images" (ACCV 2020, arXiv 2101.08515), contours Kataoka et al., "Replacing Labeled Real-image Datasets
+with Auto-generated Contours" (CVPR 2022, arXiv 2206.09132). The other families are textures.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
 
-SIZE = 112  # pixels a side
+SIZE = 112  # pixels per side
 CLASSES_PER_FAMILY = 20
 TRAIN_IMAGES_PER_CLASS, TEST_IMAGES_PER_CLASS = 200, 10
 
@@ -27,18 +27,18 @@ Array = numpy.ndarray
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image yet to be drawn: which family's which class, and which image of it."""
+    """An image that is drawn when called: its family, its class there, and its number in the class."""
 
     family: str
     class_number: int
     image_number: int
 
     def __call__(self) -> Image.Image:
-        """RGB, SIZE x SIZE; the same each time."""
+        """Draw the image, RGB, SIZE x SIZE; every call returns the same."""
         return Image.fromarray(_pixels(self))
 
 
-@cache  # 38 kB an image, 800 MB in all: drawing takes longer than a small network's training step
+@cache  # 38 kB per image, 800 MB in all; drawing takes longer than a small network's training step
 def _pixels(drawing: Drawing) -> Array:
     number = list(FAMILIES).index(drawing.family)
     of_class = numpy.random.default_rng((number, drawing.class_number))
@@ -47,7 +47,7 @@ def _pixels(drawing: Drawing) -> Array:
 
 
 def load(root: Path) -> Splits:
-    """The same images for every root; they are drawn when they are asked for."""
+    """Return the data set; nothing is read from `root`, and images are drawn when they are used."""
     classes = [(family, number) for family in FAMILIES for number in range(CLASSES_PER_FAMILY)]
     images_per_class = TRAIN_IMAGES_PER_CLASS + TEST_IMAGES_PER_CLASS
     train, train_labels = _drawings(classes, range(TRAIN_IMAGES_PER_CLASS))
@@ -63,7 +63,7 @@ def _drawings(classes: list[tuple[str, int]], numbers: range) -> tuple[list[Draw
 
 
 def _fractal(of_class: Random, of_image: Random) -> Array:
-    """An iterated function system, drawn by the chaos game with many points at once."""
+    """Draw an iterated function system by the chaos game, with many points at once."""
     count = int(of_class.integers(2, 6))  # affine maps
     maps = _contractions(of_class, count)  # (count, 2, 3)
     maps = maps * of_image.uniform(0.9, 1.1, maps.shape)
@@ -85,7 +85,7 @@ def _fractal(of_class: Random, of_image: Random) -> Array:
 
 
 def _contractions(random: Random, count: int) -> Array:
-    """(count, 2, 3): turn, shrink by 0.35 to 0.8 along two axes, perhaps mirror, turn, shift."""
+    """Draw affine maps (count, 2, 3): rotate, scale axes by 0.35 to 0.8, perhaps mirror, rotate, shift."""
     turns = random.uniform(0, 2 * numpy.pi, (2, count))
     shrink = random.uniform(0.35, 0.8, (count, 2)) * random.choice((-1, 1), (count, 2))
     first, second = _rotation(turns[0]), _rotation(turns[1])  # (count, 2, 2)
@@ -103,7 +103,7 @@ def _turned(points: Array, random: Random) -> Array:
 
 
 def _contour(of_class: Random, of_image: Random) -> Array:
-    """Closed curves around a centre, their radius a sum of harmonics; or part of them."""
+    """Draw concentric curves, closed or open, whose radius is a sum of harmonics."""
     harmonics = of_class.integers(1, 9, 3)
     heights = of_class.uniform(0.05, 0.45, 3)
     rings, opening = of_class.integers(1, 5), of_class.choice((0.0, 0.0, 0.25, 0.5))
@@ -123,7 +123,7 @@ def _contour(of_class: Random, of_image: Random) -> Array:
 
 
 def _grid(of_image: Random, turn: float) -> tuple[Array, Array]:
-    """Coordinates of the pixels in -1 ... 1, turned and scaled a little; both (SIZE, SIZE)."""
+    """x and y of the pixels in -1 ... 1, rotated and scaled a little; both (SIZE, SIZE)."""
     axis = numpy.linspace(-1, 1, SIZE)
     x, y = numpy.meshgrid(axis, axis)
     angle, scale = turn * of_image.uniform(-1, 1), of_image.uniform(0.8, 1.25)
@@ -134,7 +134,7 @@ def _grid(of_image: Random, turn: float) -> tuple[Array, Array]:
 
 
 def _grating(of_class: Random, of_image: Random) -> Array:
-    """Up to three sets of bars, straight or bent, soft or hard."""
+    """Draw up to three sets of bars, straight or bent, soft or hard."""
     x, y = _grid(of_image, turn=0.25)
     total = numpy.zeros_like(x)
     bend, hardness = of_class.choice((0.0, 0.0, 0.3, 1.0)), of_class.choice((1.0, 8.0))
@@ -148,14 +148,14 @@ def _grating(of_class: Random, of_image: Random) -> Array:
 
 
 def _cells(of_class: Random, of_image: Random) -> Array:
-    """Distances to the nearest of scattered points: spots, cells, their walls (Worley's noise)."""
+    """Draw spots, cells or their walls by the distances to scattered points (Worley noise)."""
     x, y = _grid(of_image, turn=0.5)
     count, power = of_class.integers(6, 40), of_class.choice((1, 2, 4))
     stretch, kind = of_class.uniform(0.4, 1.0), of_class.choice(("spots", "walls", "facets"))
     points = of_image.uniform(-1.3, 1.3, (count, 2))
     offsets = numpy.stack(
         [x - points[:, :1, None], (y - points[:, 1:, None]) * stretch], dtype=numpy.float32
-    )  # (2, n, S, S)
+    )  # (2, count, S, S)
     order = numpy.partition((numpy.abs(offsets) ** power).sum(0), (0, 1), axis=0)[:2]  # (2, S, S)
     order = order ** (1 / power)
     reach = 1.5 / numpy.sqrt(count)
@@ -167,7 +167,7 @@ def _cells(of_class: Random, of_image: Random) -> Array:
 
 
 def _noise(of_class: Random, of_image: Random) -> Array:
-    """Noise with a spectrum that falls with frequency, stretched along a direction, in levels."""
+    """Draw noise whose spectrum falls with frequency, stretched in one direction, smooth or in levels."""
     slope, stretch = of_class.uniform(0.8, 3.0), of_class.uniform(1, 5)
     angle, levels = of_class.uniform(0, numpy.pi), of_class.choice((0, 2, 4))
     angle = angle + of_image.uniform(-0.15, 0.15)
@@ -177,7 +177,7 @@ def _noise(of_class: Random, of_image: Random) -> Array:
     cutoff = of_class.uniform(0.005, 0.05)
     amplitude = (cutoff**2 + along**2 + across**2) ** (-slope / 2)
     field = numpy.fft.ifft2(amplitude * numpy.fft.fft2(of_image.normal(size=(SIZE, SIZE)))).real
-    ranks = field.ravel().argsort().argsort().reshape(SIZE, SIZE) / SIZE**2  # evenly in 0 ... 1
+    ranks = field.ravel().argsort().argsort().reshape(SIZE, SIZE) / SIZE**2  # uniform in 0 ... 1
     return numpy.floor(ranks * levels) / (levels - 1) if levels else ranks
 
 
@@ -191,7 +191,7 @@ FAMILIES: dict[str, Callable[[Random, Random], Array]] = {
 
 
 def _colored(brightness: Array, random: Random) -> Array:
-    """Between two colours that differ enough to be told apart, under a gradient and some grain."""
+    """Colour from one random colour to another of different brightness; add a gradient and grain."""
     dark, light = random.uniform(0, 255, (2, 3))
     while numpy.abs(dark.mean() - light.mean()) < 60:
         dark, light = random.uniform(0, 255, (2, 3))

@@ -1,4 +1,4 @@
-"""Images in memory and in files, and transforms on top of them."""
+"""Data sets of images in memory or in files, and transforms of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ Source = Image.Image | str | Path | Callable[[], Image.Image]
 
 
 class Images(Dataset):
-    """(RGB image, target) pairs; an image is one in memory, the path of a file, or drawn when called."""
+    """(RGB image, target) pairs; `images` holds images in memory, paths, or functions that draw one."""
 
     def __init__(self, images: Sequence[Source], targets: Sequence[Any]) -> None:
         self.images, self.targets = images, targets
@@ -36,8 +36,8 @@ class Images(Dataset):
 class Transformed(Dataset):
     """Some positions of a data set, with a transform applied to the images.
 
-    The key of image i in epoch e is `e * len + i`. Random transforms depend on seed and key alone: they
-    are the same whichever process loads the image, and whether a run was interrupted before.
+    The key of image i in epoch e is `e * len + i`. Random transforms depend on seed and key alone, not on
+    the process that loads the image or on interruptions of the run.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Transformed(Dataset):
     def __getitem__(self, key: int) -> tuple[Any, Any]:
         image, target = self.dataset[self.positions[key % len(self)]]
         with torch.random.fork_rng(devices=()):
-            # torch.manual_seed would seed accelerators too, with a formatted stack each: slow for every image
+            # torch.manual_seed would also seed accelerators and format a stack trace for each: slow per image
             torch.default_generator.manual_seed(_mixed(self.seed, key))
             return self.transform(image), target
 
 
 def _mixed(seed: int, key: int) -> int:
-    """A number of 32 bits, which is all that torch's generator on the CPU takes, that depends on both."""
+    """Mix seed and key into 32 bits, which are all that torch's generator on the CPU uses."""
     return int(numpy.random.SeedSequence((seed, key)).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""The data are looked at before work begins: unreadable files, contents, and what is worth a remark."""
+"""Inspect the data before work begins: find unreadable files, hash the contents, collect warnings."""
 
 import copy
 import hashlib
@@ -22,11 +22,10 @@ MOST_NAMED = 5  # unreadable files in one line
 
 @dataclass(frozen=True)
 class Inspected:
-    """Data that can be read, and what was found out about them.
+    """Data that can be read, and the findings of the inspection.
 
-    `digest` changes with everything about the data that decides a result: classes, targets, and the contents
-    of all images, in their order. `left_out` counts the unreadable images by part. `warnings` are lines for
-    the user.
+    `digest` changes with everything in the data that affects a result: classes, targets, and the contents and
+    order of all images. `left_out` counts the unreadable images per part. `warnings` are lines for the user.
     """
 
     splits: Splits
@@ -36,22 +35,22 @@ class Inspected:
 
 
 def inspect(splits: Splits, skip_broken: bool = False, watch: Watch = unwatched) -> Inspected:
-    """Open every image file; `watch` may show how far that is.
+    """Open every image file; `watch` may show the progress.
 
-    Raises UserError that names the files that cannot be read. With `skip_broken` they are left out, and it
-    is raised where that leaves a class or a part empty.
+    Raises UserError that names the unreadable files. With `skip_broken` they are left out, and the error is
+    raised only where that leaves a class or a part empty.
     """
     check = FileCheck((str(s) for part in splits.parts.values() for s in part.images if _is_file(s)), watch)
     if check.faults and not skip_broken:
         raise UserError(_unreadable(check))
-    whole = _without(splits, check.faults) if check.faults else splits
-    left_out = {name: len(part) - len(whole.parts[name]) for name, part in splits.parts.items()}
+    usable = _without(splits, check.faults) if check.faults else splits
+    left_out = {name: len(part) - len(usable.parts[name]) for name, part in splits.parts.items()}
     contents = {
         name: [_content(source, f"image {i} of {name}", check) for i, source in enumerate(part.images)]
-        for name, part in whole.parts.items()
+        for name, part in usable.parts.items()
     }
-    warnings = (*splits.notes, *_notes(check, left_out), *remarks(whole, contents))
-    return Inspected(whole, _digest(whole, contents), left_out, warnings)
+    warnings = (*splits.notes, *_notes(check, left_out), *remarks(usable, contents))
+    return Inspected(usable, _digest(usable, contents), left_out, warnings)
 
 
 def _is_file(source: Source) -> bool:
@@ -67,7 +66,7 @@ def _unreadable(check: FileCheck) -> str:
 
 
 def _without(splits: Splits, faults: Mapping[str, str]) -> Splits:
-    """The splits without unreadable files."""
+    """The splits without unreadable files. Raises UserError where a class or a part is then empty."""
     kept = [i for i, source in enumerate(splits.train.images) if str(source) not in faults]
     labels = splits.train_labels and [splits.train_labels[i] for i in kept]
     for label in sorted(set(splits.train_labels or ()) - set(labels or ())):
@@ -82,14 +81,14 @@ def _without(splits: Splits, faults: Mapping[str, str]) -> Splits:
 
 def _readable_part(part: Images, faults: Mapping[str, str]) -> Images:
     kept = [i for i, source in enumerate(part.images) if not (_is_file(source) and str(source) in faults)]
-    readable_part = copy.copy(part)  # of the same class
+    readable_part = copy.copy(part)  # a copy, so that subclasses stay what they are
     readable_part.images = [part.images[i] for i in kept]
     readable_part.targets = [part.targets[i] for i in kept]
     return readable_part
 
 
 def _content(source: Source, name: str, check: FileCheck) -> bytes:
-    """What tells an image from others: the digest of a file or of pixels, or what is to be drawn."""
+    """Bytes that identify an image: the digest of its file or pixels, or the description of a drawing."""
     if isinstance(source, str | Path):
         return check.found[str(source)].digest
     if callable(source):

@@ -1,4 +1,4 @@
-"""One line on the files that are not used, counted by kind."""
+"""Write one line on the files that are not used, counted by kind."""
 
 import os
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ PLURALS = {
     SPECIAL: "pipes, sockets or devices",
     NO_CLASS: "images outside the class folders",
 }
-NAMED = (BROKEN_LINK, LINK_BACK)  # kinds of which examples are named
+NAMED = (BROKEN_LINK, LINK_BACK)  # kinds of which the line names examples
 MOST_EXAMPLES, MOST_KINDS = 3, 12
 
 
 def left_out_line(root: Folder, folders: Iterable[Folder], no_class: Iterable[Path] = ()) -> str | None:
-    """What was left out of the `folders`, and the images that belong to `no_class`; None: nothing."""
+    """A line on the entries left out of `folders` and the images in `no_class`; None if there are none."""
     kinds: dict[str, list[Path]] = {NO_CLASS: list(no_class)}
     for folder in folders:
         for kind, paths in folder.left_out.items():
@@ -32,7 +32,7 @@ def left_out_line(root: Folder, folders: Iterable[Folder], no_class: Iterable[Pa
 
 
 def counted_kinds(kinds: dict[str, list[Path]], root: Path) -> str:
-    """`2 .pdf, 1 hidden file`, the most frequent first."""
+    """Count the files of each kind, most frequent first: `2 .pdf, 1 hidden file`."""
     most_first = sorted(
         ((kind, paths) for kind, paths in kinds.items() if paths), key=lambda kind: -len(kind[1])
     )

@@ -1,4 +1,4 @@
-"""The data: loaded by the function that `data.loader` names, and checked, once."""
+"""Load the data by the function that `data.loader` names, and inspect them, once."""
 
 import logging
 import pkgutil
@@ -18,29 +18,31 @@ from tinytl.system.processes import is_first_process
 
 log = logging.getLogger("tinytl")
 FOLDER_LOADER = "tinytl.data.folder.load"
-KEPT_DATA_SETS = 4  # in memory; a sweep over many data sets reads them again
-SHORT_SCAN = 2000  # files
+KEPT_DATA_SETS = 4  # in memory; a sweep over more data sets loads some again
+SHORT_SCAN = 2000  # files; fewer are checked without a progress bar
 
 
 @cache
 def find_loader(name: str) -> Callable[..., Any]:
-    """The function of this dotted name. Raises UserError where there is none."""
+    """Return the function of this dotted name. Raises UserError where there is none."""
     try:
-        found = pkgutil.resolve_name(name)
-    except Exception as error:  # of any kind: the module that is imported can be the user's
+        loader = pkgutil.resolve_name(name)
+    except Exception as error:  # of any kind: it imports a module that may be the user's
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise UserError(f"data.loader={name}: no such function, as module.function ({reason})") from error
-    if not callable(found):
-        kind = type(found).__name__
-        raise UserError(f"data.loader={name}: no such function, as module.function (it is of type {kind})")
-    return found
+        raise UserError(
+            f"data.loader={name}: no such function; name it as module.function ({reason})"
+        ) from error
+    if not callable(loader):
+        kind = type(loader).__name__
+        raise UserError(f"data.loader={name}: no such function, but an object of type {kind}")
+    return loader
 
 
 def load(name: str, root: Path) -> Splits:
-    """The data. Raises UserError where it is missing, or the function takes or returns something else."""
+    """Call a loader. Raises UserError where data are missing, or its signature or result is wrong."""
     function = find_loader(name)
     try:
         signature(function).bind(root)
@@ -55,9 +57,9 @@ def load(name: str, root: Path) -> Splits:
 
 @lru_cache(maxsize=KEPT_DATA_SETS)
 def load_data(name: str, root: str, skip_broken: bool) -> Inspected:
-    """The data, their digest, and how many images were left out as unreadable; warnings are logged.
+    """Load and inspect the data, and log the warnings; later calls return the same object.
 
-    They are read and checked once. Raises UserError where they are missing or cannot be read.
+    Raises UserError where the data are missing or cannot be read.
     """
     inspected = inspect(load(name, Path(root).expanduser()), skip_broken, _progress)
     if is_first_process():
@@ -67,7 +69,7 @@ def load_data(name: str, root: str, skip_broken: bool) -> Inspected:
 
 
 def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """A bar on a terminal for scans that take more than a moment."""
+    """Show a progress bar on a terminal for long scans."""
     console = Console(stderr=True)
     short = total < SHORT_SCAN or not console.is_terminal
     return items if short else track(items, "checking images", total, console=console, transient=True)

@@ -1,4 +1,4 @@
-"""The folders of a split by their usual names: train, test and val, in any case and spelling."""
+"""Recognise the folders of a split (train, test, val) by their usual names, in any case."""
 
 import re
 from typing import Literal
@@ -17,7 +17,7 @@ AFTER = "([ _-]?(set|split|data|dataset|images|imgs|folder))?"  # train_set, tra
 
 
 def part_of(name: str) -> Part | None:
-    """Which part of a split a folder's name says it is."""
+    """The part of a split that a folder's name stands for; None: it is no part's name."""
     for part, spellings in SPELLINGS.items():
         if re.fullmatch(f"{BEFORE}({spellings}){AFTER}", name.strip().lower()):
             return part
@@ -25,7 +25,7 @@ def part_of(name: str) -> Part | None:
 
 
 def find_parts(root: Folder) -> dict[Part, Folder]:
-    """The folders in `root` that are named like parts. Raises UserError where two claim to be the same."""
+    """The folders in `root` that are named like parts. Raises UserError where two are the same part."""
     parts: dict[Part, Folder] = {}
     for folder in root.folders:
         part = part_of(folder.path.name)

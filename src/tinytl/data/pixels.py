@@ -1,11 +1,10 @@
-"""From an image of any mode to 8-bit RGB. Every image that a network sees comes through here."""
+"""Convert images of any mode to 8-bit RGB. Every image that a network sees is converted here."""
 
 import numpy
 from PIL import Image
 
-# RGB pixels of the largest image that is read, a square of 9,459 pixels a side: above it Pillow warns that
-# a small file was made to fill the memory. Such an image takes 270 MB in every process that loads it, and
-# up to 1 GB while it is scaled from floats.
+# The largest image that is read, for example 9,459 x 9,459 pixels; Pillow warns of a decompression bomb above
+# it. As RGB it takes 270 MB in every process that loads it, and up to 1 GB while it is scaled from floats.
 MOST_PIXELS = 89_478_485
 # Resizing makes the shorter side as long as the network needs. The longer side grows with it: a line of
 # 1 x 60,000 pixels would become an image of 6 GB.
@@ -27,12 +26,13 @@ ALWAYS_16_BITS = ("PNG", "PPM")  # Pillow scales their integers to 0 ... 65535
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame as 8-bit RGB, upright, transparent parts on white. Raises ValueError.
+    """Convert the first frame to 8-bit RGB, upright, with transparent parts on white.
 
     Integers of 16 bits are scaled by their type's range, so that 65535 becomes 255. Those of 32 bits are
     taken as 8 bits where all lie within 0 ... 255, as 16 bits where all lie within 0 ... 65535; otherwise
     the image's own range, lowest to highest, becomes 0 ... 255. Floats within 0 ... 1 are multiplied by
-    255; others are scaled by their image's own range.
+    255; others are scaled by their image's own range. Raises ValueError for images that are too large, or
+    have NaN or infinite pixels.
     """
     refuse_size(image)
     image.load()
@@ -56,7 +56,7 @@ def refuse_size(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none or the EXIF data are broken."""
+    """The EXIF orientation; 1 (upright) where the EXIF data are absent or broken."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # the pixels are whole, and cameras write broken EXIF data of every kind
@@ -68,7 +68,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     transparent = image.info.get("transparency")
-    if isinstance(transparent, tuple) and max(transparent) > 255:  # of 16 bits, as in the file
+    if isinstance(transparent, tuple) and max(transparent) > 255:  # in 16 bits, as in the file
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
     rgba = image.convert("RGBA")
@@ -78,7 +78,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Integers of more than 8 bits, or floats, as 8-bit grey. Works in place: the image may be large."""
+    """Scale integers of more than 8 bits, or floats, to 8-bit grey, in place: the image may be large."""
     values = _values(image)
     if not numpy.isfinite(values).all():
         raise ValueError("NaN or infinite pixels")
@@ -96,7 +96,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _values(image: Image.Image) -> numpy.ndarray:
-    """The pixels as floats, (H, W): 32 bits hold integers of 16 bits exactly."""
+    """The pixels as floats, (H, W); float32 is exact for integers of 16 bits."""
     if image.mode not in ("I", "F"):
         return numpy.array(image.convert("I"), dtype=numpy.float32)
     pixels = numpy.asarray(image)

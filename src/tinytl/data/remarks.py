@@ -1,4 +1,4 @@
-"""Lines on data that can be trained on, but may not give what one expects."""
+"""Warn of data that can be trained on, but may give misleading results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from tinytl.data.images import Images
 from tinytl.data.splits import Splits
 from tinytl.errors import printable
 
-FEW_IMAGES = 5  # of a class: fewer are named
+FEW_IMAGES = 5  # classes with fewer training images are named
 GREAT_IMBALANCE = 10  # times as many images in the largest class as in the smallest
 MOST_NAMED = 5  # classes in one line
 
 
 def remarks(splits: Splits, contents: Mapping[str, Sequence[bytes]]) -> Iterator[str]:
-    """Copies of images, small classes and imbalance, each in one line.
+    """Yield a line each on copies of images, small classes and imbalance.
 
-    `contents` holds for each part what tells its images apart, in order.
+    `contents` holds, for each part, the bytes that identify its images, in order.
     """
     for part, other in (("test", "train"), ("val", "train"), ("test", "val")):
         if part in splits.parts and other in splits.parts:
@@ -41,7 +41,7 @@ def _copies(
 
 
 def _two_classes(splits: Splits, contents: Sequence[bytes]) -> Iterator[str]:
-    """Copies of one training image under different labels."""
+    """Warn of copies of a training image under different labels."""
     labels, first = splits.train_labels or (), {}
     pairs = [(i, first.setdefault(content, i)) for i, content in enumerate(contents)]
     pairs = [(i, original) for i, original in pairs if labels[i] != labels[original]]
@@ -54,7 +54,7 @@ def _two_classes(splits: Splits, contents: Sequence[bytes]) -> Iterator[str]:
 
 
 def _sizes(sizes: list[int], names: Sequence[str]) -> Iterator[str]:
-    """Remarks on the numbers of training images by class."""
+    """Warn of small classes and of imbalance, by the numbers of training images per class."""
     few = [f"{names[label]} ({size})" for label, size in enumerate(sizes) if size < FEW_IMAGES]
     if few:
         more = ", ..." if len(few) > MOST_NAMED else ""

@@ -1,4 +1,4 @@
-"""What every data source returns, and what they share."""
+"""The data sets that every source returns, and how images are held out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,8 @@ class Splits:
     """Training and test set of (RGB image, target) pairs, without transforms.
 
     A target is a class number, or for a multilabel task a float tensor of 0 and 1, shape (labels,).
-    `train_labels` are the class numbers of the training set, for stratified splits. `val` is the
-    validation set where the data have one of their own; None: it is held out of the training set. `notes`
-    are lines on the data that the user should read.
+    `train_labels` are the class numbers of the training set, for stratified splits. `val` is the data's own
+    validation set; None if they have none. `notes` are lines on the data for the user.
     """
 
     train: Images
@@ -32,29 +31,29 @@ class Splits:
 
     @property
     def task(self) -> Task:
-        """Whether an image has one class or several labels: what its targets say."""
+        """Whether an image has one class or several labels, as its target shows."""
         several = len(self.train) > 0 and isinstance(self.train.targets[0], torch.Tensor)
         return "multilabel" if several else "multiclass"
 
     @property
     def parts(self) -> dict[str, Images]:
-        """`train`, `test`, and `val` where the data have it."""
+        """The sets by name: `train`, `test`, and `val` where the data have it."""
         return {"train": self.train, "test": self.test, **({"val": self.val} if self.val is not None else {})}
 
 
 def held_out(
     size: int, fraction: float, labels: Sequence[int] | None, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """(kept, held out) positions: a random `fraction`, of every class alike where labels are known.
+    """Return (kept, held out) positions: a random `fraction` is held out, of every class if there are labels.
 
-    Raises UserError, naming a class, where there are too few images to leave one of each on both sides.
+    Raises UserError where there are too few images to have one of every class on both sides.
     """
     numbers, sizes = numpy.unique([0] * size if labels is None else labels, return_counts=True)
     if size == 0 or (sizes.min() < 2 and labels is not None):
         smallest = int(numbers[sizes.argmin()]) if size else 0
         name = class_names[smallest] if class_names else smallest
-        found = f"class {name} has one image" if size else "no images"
-        raise UserError(f"{found}: too few to hold out {fraction:.0%} of every class")
+        shortage = f"class {name} has one image" if size else "no images"
+        raise UserError(f"{shortage}: too few to hold out {fraction:.0%} of every class")
     count = max(round(size * fraction), len(numbers))
     if size - count < len(numbers):
         raise UserError(

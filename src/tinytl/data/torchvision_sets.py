@@ -1,6 +1,6 @@
-"""Data sets that torchvision downloads, or finds where somebody has put them.
+"""Data sets that torchvision downloads, or reads where the user has put them.
 
-Each has lists of image files and of class numbers, under names that differ.
+Each class of torchvision keeps its lists of image files and class numbers in attributes of other names.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def aircraft(root: Path) -> Splits:
 def cars(root: Path) -> Splits:
     """Stanford Cars: 8,144 training and 8,041 test images of 196 classes.
 
-    The authors' address is dead: the files must be put there by hand.
+    The authors' address is dead: the files must be put into `root` by hand.
     """
     files = (
         "stanford_cars/cars_train/*.jpg, stanford_cars/cars_test/*.jpg, "
@@ -58,14 +58,14 @@ def pets(root: Path) -> Splits:
 
 def _load(
     name: str, make: Callable[..., Any], root: Path, files: str, training_parts: Sequence[str],
-    of_part: Callable[[Any], Samples], class_names: Sequence[str] | None = None,
+    samples_of: Callable[[Any], Samples], class_names: Sequence[str] | None = None,
 ) -> Splits:  # fmt: skip
-    """The training parts together, and the test set. Raises UserError where `files` are missing."""
+    """Join the training parts, and load the test set. Raises UserError where `files` are missing."""
     parts = [
         fetch(name, root, files, lambda at, download, part=part: make(at, part, download=download))
         for part in (*training_parts, "test")
     ]
-    *training, (test_paths, test_labels) = [of_part(part) for part in parts]
+    *training, (test_paths, test_labels) = [samples_of(part) for part in parts]
     train_paths = [path for paths, _ in training for path in paths]
     train_labels = [label for _, labels in training for label in labels]
     return Splits(

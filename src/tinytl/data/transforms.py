@@ -6,7 +6,7 @@ from typing import Any
 
 from torchvision import transforms
 
-TEST_CROP = 0.875  # of the resized image
+TEST_CROP = 0.875  # side of the crop over that of the resized image
 
 
 def train_transform(
@@ -17,7 +17,7 @@ def train_transform(
     flip: bool = True,
     color_jitter: Sequence[float] | None = None,
 ) -> Callable[[Any], Any]:
-    """PIL image -> (3, resolution, resolution): random crop, flip, colour jitter, normalised."""
+    """PIL image -> (3, resolution, resolution): random crop, flip, colour jitter, normalisation."""
     steps: list[Any] = [transforms.RandomResizedCrop(resolution, scale=(crop_scale_min, 1.0))]
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
@@ -27,7 +27,7 @@ def train_transform(
 
 
 def test_transform(resolution: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:
-    """PIL image -> (3, resolution, resolution): short side to resolution / 0.875, centre crop."""
+    """PIL image -> (3, resolution, resolution): resize, centre crop, normalisation."""
     return transforms.Compose(
         [
             transforms.Resize(math.ceil(resolution / TEST_CROP)),

@@ -1,4 +1,4 @@
-"""What lies below a folder: images, folders, and what is left out."""
+"""Read what lies below a folder: images, folders, and entries that are left out."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,16 +17,16 @@ NO_SUFFIX = "file without a suffix"
 BROKEN_LINK = "broken link"
 LINK_BACK = "link back to a folder that holds it"
 SPECIAL = "pipe, socket or device"
-CLASS_DEPTH = 2  # of root/train/class, the deepest place of a class's folder
-MOST_ENTRIES = 20_000_000  # more is no folder of images but a whole disk
+CLASS_DEPTH = 2  # depth of root/train/CLASS, the deepest of class folders
+MOST_ENTRIES = 20_000_000  # with more it is probably a whole disk, not a folder of images
 
 
 @dataclass(eq=False)
 class Folder:
-    """A folder as it was found. `images` lie directly in it, `folders` too; both are sorted by name.
+    """A folder and its contents. `images` and `folders` lie directly in it; both are sorted by name.
 
-    Links to missing targets are among `images` if they are named like images: they cannot be read.
-    `left_out` are the entries that count for nothing, by kind: a suffix, or a noun.
+    Broken links that are named like images are among `images`, to be reported as unreadable. `left_out` holds
+    the entries that are not used, by kind: a suffix, or a noun.
     """
 
     path: Path
@@ -37,11 +37,12 @@ class Folder:
 
     @property
     def name(self) -> str:
+        """Its name, printable."""
         return printable(self.path.name)
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """Its path in messages."""
         return f"data.root={printable(self.path)}" if self.is_root else printable(self.path)
 
     def all_folders(self) -> Iterator["Folder"]:
@@ -60,10 +61,10 @@ class Folder:
 
 
 def read_tree(root: Path) -> Folder:
-    """Everything below `root`. Raises UserError where it is no folder, or cannot be read.
+    """Read everything below `root`. Raises UserError where it is no folder, or cannot be read.
 
-    Left out are hidden files and folders, the litter of operating systems and files of other kinds. Links
-    are followed, but never back into a folder that holds them.
+    Hidden files and folders, the litter of operating systems and files of other kinds are left out. Links are
+    followed, but never back into a folder that holds them.
     """
     if not root.is_dir():
         reason = "a file, not a folder" if root.exists() else "no such folder"
@@ -75,22 +76,22 @@ def read_tree(root: Path) -> Folder:
 
 
 class _Reader:
-    """Fills folders with what lies in them, all the way down, and counts the entries."""
+    """Fills folders with their contents, recursively, and counts the entries."""
 
     def __init__(self) -> None:
         self.entries = 0
 
     def fill(self, folder: Folder, entered: set[str], depth: int) -> None:
-        """`entered` holds the resolved paths of folders that must not be read again."""
+        """Read a folder; `entered` holds the resolved paths of folders that must not be read again."""
         try:
-            with os.scandir(folder.path) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(folder.path) as unsorted:
+                entries = sorted(unsorted, key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(f"{folder.label}: cannot be read ({error.strerror})") from error
-        self.entries += len(found)
+        self.entries += len(entries)
         if self.entries > MOST_ENTRIES:
-            raise UserError(f"{folder.label}: more than {MOST_ENTRIES:,} files by here; is it a whole disk?")
-        for entry in found:
+            raise UserError(f"{folder.label}: more than {MOST_ENTRIES:,} files so far; is it a whole disk?")
+        for entry in entries:
             kind = _kind(entry)
             if kind == "image":
                 folder.images.append(folder.path / entry.name)
@@ -105,8 +106,8 @@ class _Reader:
         if real in entered:
             parent.left_out.setdefault(LINK_BACK, []).append(folder.path)
             return
-        # Two classes, or two parts, may be links to one folder. Further in each folder is read once, or
-        # links among many folders would multiply them.
+        # Two classes, or two parts, may be links to one folder. Below them each folder is read only once:
+        # links among many folders would otherwise multiply them.
         inner = entered if depth > CLASS_DEPTH else set(entered)
         inner.add(real)
         self.fill(folder, inner, depth)
@@ -114,13 +115,13 @@ class _Reader:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """`image`, `folder`, or as what an entry is left out."""
+    """`image`, `folder`, or the kind as which an entry is left out."""
     is_folder, is_file = _is(entry.is_dir), _is(entry.is_file)
-    for adjective, found in (
+    for adjective, applies in (
         ("system", entry.name.lower() in LITTER),
         ("hidden", entry.name.startswith(".")),
     ):
-        if found:
+        if applies:
             return f"{adjective} {'folder' if is_folder else 'file'}"
     if is_folder:
         return "folder"

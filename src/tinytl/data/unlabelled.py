@@ -1,4 +1,4 @@
-"""Images without labels, wherever they lie below a folder: to adapt a network's norms on."""
+"""Images without labels, anywhere below a folder, on which a network's norms are adapted."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from tinytl.data.splits import Splits, held_out
 from tinytl.data.tree import read_tree
 from tinytl.errors import UserError
 
-TEST_IMAGES = 500  # at most, and at most a tenth
+TEST_IMAGES = 500  # at most; never more than a tenth of all
 SPLIT_SEED = 0  # the test set is the same for every run
 
 
 def load(root: Path) -> Splits:
-    """All images below `root`, some of them held out as the test set; every target is 0. Links are followed.
+    """Load all images below `root`, some held out as the test set; every target is 0. Links are followed.
 
     Raises UserError where there are fewer than ten.
     """

@@ -1,3 +1,3 @@
-"""From a description to a network without its weights: architectures, norms, lite residuals, 8-bit values."""
+"""Networks without their weights: architectures, norms, lite residuals, quantisation to 8 bits."""
 
 import tinytl.networks.timm_alone  # noqa: F401  (before timm)

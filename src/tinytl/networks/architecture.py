@@ -1,4 +1,4 @@
-"""What a model's name alone tells: facts of its architecture that need no weights."""
+"""Facts of a model's architecture, which follow from its name without any weights."""
 
 import difflib
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from tinytl.networks.norms import batch_norm_eps
 
 @dataclass(frozen=True)
 class Architecture:
-    """Facts of a timm model as timm builds it."""
+    """Facts of a timm model as timm creates it."""
 
     children: frozenset[str]  # the first parts of its tensors' names
     head: str  # the classifier's name
-    batch_norm_eps: float | None  # epsilon of its BatchNorm; None: it has none
+    batch_norm_eps: float | None  # epsilon of its BatchNorm; None: it has no BatchNorm
 
 
 @cache
 def architecture(model: str) -> Architecture:
-    """The facts of a model. Raises UserError where timm does not know it."""
+    """Return the facts of a model. Raises UserError where timm does not know it."""
     check_model(model)
     with torch.device("meta"):
         network: Any = timm.create_model(model)

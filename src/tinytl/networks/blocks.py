@@ -1,4 +1,4 @@
-"""The blocks of a timm model: what is updated, or computed again, as a whole."""
+"""The blocks of a timm model; each is trained, or recomputed, as a whole."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from tinytl.errors import UserError
 
 
 def block_names(network: Any) -> list[str]:
-    """Names of the network's blocks of several convolutions, from the input on.
+    """Names of the network's blocks that have several convolutions, in order from the input.
 
-    timm groups the parameters of every model by block.
+    timm's `group_matcher` tells which parameters belong to one block; a model without it has no blocks here.
     """
     if not hasattr(network, "group_matcher"):
         return []
@@ -30,7 +30,7 @@ def block_names(network: Any) -> list[str]:
 
 
 def before_last_blocks(network: Any, count: int) -> list[str]:
-    """Names of the parameters before the last `count` blocks; with 0 those behind all blocks are left.
+    """Names of the parameters before the last `count` blocks; with 0, of all but those after the last block.
 
     Raises UserError where the network has fewer blocks.
     """
@@ -44,10 +44,10 @@ def before_last_blocks(network: Any, count: int) -> list[str]:
 
 
 def silence_residual_branches(network: nn.Module) -> None:
-    """Set the last scale of every inverted bottleneck with a shortcut to 0: a shallow network to begin with.
+    """Set the last norm's scale to 0 in every inverted bottleneck with a shortcut.
 
-    From random weights a deep one hardly learns at first (Goyal et al., arXiv 1706.02677, section 5.1).
-    timm does so for its ResNets.
+    The network then begins shallow. From random weights a deep one hardly learns at first (Goyal et al.,
+    arXiv 1706.02677, section 5.1). timm does the same for its ResNets.
     """
     for block in network.modules():
         if isinstance(block, InvertedResidual) and block.has_skip:

@@ -1,4 +1,4 @@
-"""From a description to a network with random weights, or to one that has shapes alone."""
+"""Construct a network from its description, with random weights or with shapes only."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tinytl.networks.spec import NetworkSpec
 
 
 def construct(spec: NetworkSpec) -> Any:
-    """The network, initialised as timm does. Its checkpoint and seed are not looked at.
+    """Construct the network, initialised by timm. The checkpoint and seed of `spec` are not used.
 
     Raises UserError where the model is unknown, or the norm or the lite residual does not fit it.
     """
@@ -33,16 +33,16 @@ def construct(spec: NetworkSpec) -> Any:
 
 
 def build_on_meta(spec: NetworkSpec) -> Any:
-    """The network's shapes without its weights: nothing is allocated or loaded."""
+    """Construct the network with shapes only (meta tensors): nothing is allocated or loaded."""
     with torch.device("meta"):
         return construct(spec)
 
 
 def new_head(network: Any) -> None:
-    """Draw the classifier anew, uniformly in +-1/sqrt(fan-in)."""
+    """Initialise the classifier anew, uniformly in +-1/sqrt(fan-in)."""
     classifier = network.get_classifier()
     if not isinstance(classifier, nn.Linear):
-        return  # a convolution, say: the backbone's own initialisation is right
+        return  # for example a convolution, which keeps timm's initialisation
     bound = classifier.in_features**-0.5
     nn.init.uniform_(classifier.weight, -bound, bound)
     nn.init.uniform_(classifier.bias, -bound, bound)
@@ -54,7 +54,7 @@ def _create(spec: NetworkSpec, eps: float | None) -> Any:
         return timm.create_model(spec.model, **kwargs)
     try:
         network = timm.create_model(spec.model, norm_layer=norm_layer("gn", eps), **kwargs)
-    except (TypeError, AssertionError):  # takes no norm, or channels that groups of 8 do not divide
+    except (TypeError, AssertionError):  # takes no norm, or groups of 8 do not divide its channels
         network = timm.create_model(spec.model, **kwargs)
-    replace_batch_norm(network)  # what is left where the constructor did not pass it on
+    replace_batch_norm(network)  # the layers to which timm did not pass `norm_layer`
     return network

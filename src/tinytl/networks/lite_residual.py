@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tinytl.errors import UserError
 from tinytl.networks.norms import NormName, norm_layer
 
-# The published code counts the resolutions from here, whatever the image size, when it fits kernels.
+# The published code fits kernel sizes to maps as if every image had this resolution.
 NOMINAL_RESOLUTION = 128
 
 
@@ -32,7 +32,7 @@ class LiteResidualConfig:
 class LiteResidual(nn.Module):
     """Average pool, grouped convolution, norm, ReLU, 1x1 convolution, norm, upsample.
 
-    The last norm's scale starts at 0: the network starts as the one without the module.
+    The last norm's scale starts at 0, so that the module adds nothing at first.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LiteResidual(nn.Module):
 
 
 class LiteResidualBlock(nn.Module):
-    """An inverted bottleneck with its lite residual added (the block's own shortcut is within)."""
+    """An inverted bottleneck, which has its own shortcut, plus its lite residual."""
 
     def __init__(self, main_branch: nn.Module, lite_residual: LiteResidual) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class LiteResidualBlock(nn.Module):
 
 
 class LiteResidualShortcut(nn.Module):
-    """A ResNet block's shortcut with the lite residual added.
+    """A ResNet block's shortcut plus the lite residual.
 
-    Such a block ends in a ReLU after the sum; what joins its shortcut joins the sum before it.
+    The block adds its shortcut before its last ReLU, so the lite residual is part of that sum.
     """
 
     def __init__(self, shortcut: nn.Module, lite_residual: LiteResidual) -> None:
@@ -94,7 +94,7 @@ class LiteResidualShortcut(nn.Module):
 
 
 def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: NormName, eps: float) -> int:
-    """Add a lite residual to every block that can take one, in place; return how many.
+    """Add a lite residual to every block that can take one, in place; return their number.
 
     Raises UserError where the configuration does not fit the channels.
     """
@@ -123,14 +123,14 @@ def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: 
 
 
 def _shape(block: InvertedResidual | BasicBlock | Bottleneck) -> tuple[int, int, int] | None:
-    """(input channels, output channels, stride) of a block; None where it mixes several convolutions."""
+    """(input channels, output channels, stride) of a block; None for mixed convolutions."""
     if isinstance(block, InvertedResidual):
         first, last = block.conv_pw, block.conv_pwl
     else:
         first, last = block.conv1, block.conv3 if isinstance(block, Bottleneck) else block.conv2
     if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
         return None
-    strides = (getattr(child, "stride", 1) for child in block.children())  # of convolutions, blur pools
+    strides = (getattr(child, "stride", 1) for child in block.children())  # of convolutions and blur pools
     stride = math.prod(s[0] if isinstance(s, tuple) else s for s in strides)
     return first.in_channels, last.out_channels, stride
 
@@ -142,9 +142,9 @@ def _fitting_kernel(kernel_size: int, resolution: int) -> int:
 
 
 def is_pretrained(network: nn.Module) -> bool | None:
-    """Whether the lite residual modules bring learned weights; None: there are none.
+    """Whether the lite residual modules have learned weights; None if there are no such modules.
 
-    Those at random add nothing: their last norm's scale is 0.
+    New modules have 0 as the scale of their last norm.
     """
     scales: list[Any] = [m.final_bn.weight for m in network.modules() if isinstance(m, LiteResidual)]
     return any(bool(scale.any()) for scale in scales) if scales else None
@@ -152,9 +152,9 @@ def is_pretrained(network: nn.Module) -> bool | None:
 
 @torch.no_grad()
 def fit_statistics(network: nn.Module, images: Tensor) -> None:
-    """Store what BatchNorm in lite residual modules sees on `images` (N, 3, R, R).
+    """Store the statistics of `images` (N, 3, R, R) in the BatchNorm layers of lite residual modules.
 
-    Random modules have no statistics of their own, and norm=bn_frozen would use 0 and 1 instead.
+    New modules have none, and norm=bn_frozen would use mean 0 and variance 1 instead.
     """
     norms = [
         norm
@@ -166,7 +166,7 @@ def fit_statistics(network: nn.Module, images: Tensor) -> None:
     network.eval()
     for norm in norms:
         norm.train()
-        norm.momentum = 1.0  # these images alone
+        norm.momentum = 1.0  # the statistics of these images alone
     network(images)
     for norm in norms:
         norm.momentum = 0.1

@@ -1,7 +1,7 @@
-"""Which statistics normalise: of the batch, of channel groups, or the stored ones.
+"""Norm layers, which use the statistics of the batch, of channel groups, or stored ones.
 
-The norm is a constructor argument wherever timm takes one (`norm_layer=`); only a backbone that
-takes none has its layers replaced. Weight standardisation cannot be passed to a constructor, so
+The norm is a constructor argument wherever timm takes one (`norm_layer=`); only in a backbone that
+takes none are layers replaced. Weight standardisation cannot be passed to a constructor, so
 convolutions are replaced by ones that standardise, under the same name and with the same weights.
 """
 
@@ -25,16 +25,16 @@ WS_EPS = 1e-5  # Qiao et al., "Weight Standardization", arXiv 1903.10520; TinyTL
 
 
 def group_count(channels: int, group_size: int = GROUP_SIZE) -> int:
-    """Number of groups: `group_size` channels each, or the largest divisor of `channels` below it."""
+    """Number of groups of `group_size` channels, or of the largest smaller size that divides `channels`."""
     size = next(size for size in range(min(group_size, channels), 0, -1) if channels % size == 0)
     return channels // size
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm by group size, with the channels first, as timm calls its `norm_layer`.
+    """GroupNorm with a group size; the channels are the first argument, as timm calls its `norm_layer`.
 
-    Where timm wants norm and activation in one layer it takes its own GroupNormAct for a class of
-    this name, with the same keywords.
+    Where timm needs norm and activation in one layer, it recognises this class by its name and uses
+    its own GroupNormAct with the same keywords.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class GroupNorm(nn.GroupNorm):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm that takes the stored statistics where a channel has one value only.
+    """BatchNorm that uses the stored statistics where a channel has one value only.
 
-    A lite residual at batch 1 may see a 1x1 map; one value has no statistics.
+    A lite residual may see a 1x1 map at batch size 1, and one value has no variance.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def standardize(weight: Tensor) -> Tensor:
-    """Weight of a convolution, shape (out, in / groups, kh, kw), standardised per output channel."""
+    """Standardise the weight of a convolution, (out, in / groups, kh, kw), per output channel."""
     std, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)  # (out, 1, 1, 1)
     return (weight - mean) / (std + WS_EPS)
 
@@ -73,11 +73,12 @@ def standardize(weight: Tensor) -> Tensor:
 class WeightStandardizedConv2d(nn.Conv2d):
     """Convolution whose weight is standardised over (in, kh, kw) before each use.
 
-    w = (w - mean) / (std + 1e-5), std unbiased. `same` pads as TensorFlow does, for timm's tf_ models.
+    w = (w - mean) / (std + 1e-5) with the unbiased standard deviation. `same` pads as TensorFlow does,
+    for timm's tf_ models.
     """
 
     same: bool = False
-    standardize: Callable[[Tensor], Tensor] = staticmethod(standardize)  # an engine has its own
+    standardize: Callable[[Tensor], Tensor] = staticmethod(standardize)  # an engine may set its own
 
     def forward(self, input: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         if self.same:
@@ -91,10 +92,10 @@ def batch_norm_eps(network: nn.Module) -> float | None:
 
 
 def norm_layer(norm: NormName, eps: float) -> Callable[..., nn.Module]:
-    """The layer a constructor makes from a number of channels.
+    """Return a constructor of norm layers that takes the number of channels.
 
-    `bn` and `bn_frozen` are the same layer: which statistics it uses while training is a matter of
-    its mode (`tinytl.methods.set_train_mode`).
+    `bn` and `bn_frozen` are the same layer; its mode decides which statistics it uses in training
+    (`tinytl.methods.set_train_mode`).
     """
     if norm == "gn":
         return partial(GroupNorm, group_size=GROUP_SIZE, eps=eps)
@@ -128,7 +129,7 @@ def standardize_weights(network: nn.Module) -> None:
 
 
 def _standardizable(module: nn.Module) -> bool:
-    # A single weight per output channel has no deviation to standardise by.
+    # A single weight per output channel has no standard deviation.
     return type(module) in (nn.Conv2d, Conv2dSame) and module.bias is None and module.weight[0].numel() > 1  # type: ignore[index]
 
 
@@ -143,7 +144,7 @@ def _standardized(conv: Any) -> WeightStandardizedConv2d:
 
 
 def check_norm(norm: NormName, name: str, has_batch_norm: bool) -> None:
-    """Raise UserError where the backbone has nothing that `norm` could mean."""
+    """Raise UserError where `norm` is unknown or needs a BatchNorm that the backbone does not have."""
     if norm not in NORM_NAMES:
         raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
     if norm != "native" and not has_batch_norm:

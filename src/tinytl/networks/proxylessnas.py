@@ -1,7 +1,7 @@
-"""ProxylessNAS (Cai, Zhu, Han, ICLR 2019, arXiv 1812.00332) as timm models, which timm has not.
+"""ProxylessNAS (Cai, Zhu, Han, ICLR 2019, arXiv 1812.00332) as timm models; timm itself has none.
 
-The networks are plain inverted bottlenecks, so timm's EfficientNet builds them: every tool made for
-timm works on them, and the rest of tinytl needs no second block type.
+The networks consist of inverted bottlenecks, so each is an EfficientNet of timm. Tools made for timm
+work on them, and tinytl needs no second block type.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Architecture:
     head: int
 
     def definition(self) -> list[list[str]]:
-        """The network in timm's block notation, one list of blocks a stage."""
+        """The network in timm's block notation, one list of blocks per stage."""
         stages = [[f"ds_r1_k3_s1_c{self.first}"]]
         for channels, stride, blocks in self.stages:
             kept = [block for block in blocks if block]
@@ -104,7 +104,7 @@ ARCHITECTURES = {
 
 
 def _cfg(**overrides: Any) -> dict[str, Any]:
-    # The published weights are named by path or URL (checkpoint=...): their address has moved before.
+    # No URL: the address of the published weights has changed before; checkpoint= names them instead.
     return {
         "num_classes": 1000,
         "input_size": (3, 224, 224),

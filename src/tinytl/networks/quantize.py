@@ -1,9 +1,9 @@
-"""Frozen weights in 8 bits.
+"""Quantise frozen weights to 8 bits.
 
-`int8`: symmetric, one scale per output channel. `kmeans`: 256 centroids per tensor, as the paper's
-code does. Either way a weight afterwards takes one of 256 values per channel (per tensor); PyTorch's
-own operators need it in float32, so what lives in memory shrinks only under an engine that expands
-the codes layer by layer.
+`int8` is symmetric, with one scale per output channel. `kmeans` has 256 centroids per tensor, as in
+the paper's code. Afterwards a weight takes at most 256 values per channel or tensor. PyTorch's own
+operators need it in float32, so memory shrinks only under an engine that dequantises the codes layer
+by layer.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 QuantizeName = Literal["int8", "kmeans", "off"]
 CENTROIDS = 256
-KMEANS_STEPS = 50  # the published code's limit; it stops earlier once nothing moves
+KMEANS_STEPS = 50  # the published code's limit; we stop earlier if no centroid moves
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Codes of one byte an element and the values that they stand for."""
+    """Codes of one byte per element, and the values that they stand for."""
 
     codes: Tensor  # int8, the weight's shape; or uint8 where `values` is a table of centroids
-    values: Tensor  # float: scale per output channel, shape (out, 1, ...), or centroids, shape (256,)
+    values: Tensor  # float: a scale per output channel, (out, 1, ...), or centroids, (256,)
 
     def dequantize(self) -> Tensor:
         """The weight in floating point."""
@@ -32,14 +32,14 @@ class QuantizedTensor:
 
 
 def quantize_int8(weight: Tensor) -> QuantizedTensor:
-    """Symmetric int8 with one scale per output channel (dimension 0)."""
+    """Quantise symmetrically to int8, with one scale per output channel (dimension 0)."""
     scale = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True) / 127
-    scale = scale.clamp_min(torch.finfo(weight.dtype).tiny)  # a channel of zeros
+    scale = scale.clamp_min(torch.finfo(weight.dtype).tiny)  # for a channel of zeros
     return QuantizedTensor((weight / scale).round().clamp(-127, 127).to(torch.int8), scale)
 
 
 def quantize_kmeans(weight: Tensor) -> QuantizedTensor:
-    """256 centroids per tensor: Lloyd's algorithm in one dimension from evenly spaced centroids.
+    """Quantise to 256 centroids by Lloyd's algorithm in one dimension, from evenly spaced centroids.
 
     An even start keeps the rare large weights (Han et al., "Deep Compression", arXiv 1510.00149).
     """
@@ -67,9 +67,9 @@ def _nearest(weight: Tensor, centroids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def codes_of(weight: Tensor) -> QuantizedTensor | None:
-    """The 8-bit codes of a weight whose values are those of `int8` or `kmeans` already; else None.
+    """The 8-bit codes of a weight that `int8` or `kmeans` has rounded before; else None.
 
-    A weight without values (meta) has the shapes that `quantize_frozen` would have given it.
+    A weight on the meta device gets codes without values, by the quantiser that `quantize_frozen` noted.
     """
     if weight.is_meta:
         quantizer = getattr(weight, "quantizer", None)
@@ -88,10 +88,9 @@ QUANTIZERS = {"int8": quantize_int8, "kmeans": quantize_kmeans}
 
 @torch.no_grad()
 def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
-    """Round the frozen weights of convolutions and linear layers to 8 bits, in place; return how many.
+    """Round the frozen weights of convolutions and linear layers to 8 bits, in place; return their number.
 
-    Norm scales and shifts stay as they are: with one scale per channel nothing of them would be left
-    to code.
+    Norm scales and shifts stay as they are: they have one element per channel, and so would the scales.
     """
     if name == "off":
         return 0

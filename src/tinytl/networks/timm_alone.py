@@ -1,7 +1,7 @@
-"""timm without Weights & Biases, which it imports, for a class of its own, where it is installed.
+"""Import timm without Weights & Biases; this module must be imported before timm.
 
-That takes half a second, and makes temporary folders which stay if the process is killed. To be imported
-before timm.
+timm imports Weights & Biases, for one class, where it is installed. That takes half a second, and makes
+temporary folders that stay if the process is killed.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, whenever the process ends."""
+"""Write files that are whole or absent, whenever the process ends."""
 
 import os
 import secrets
@@ -10,12 +10,12 @@ UNFINISHED = ".tinytl-unfinished"  # suffix of a file that is still being writte
 
 
 def write_whole(path: Path, writer: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Let `writer` fill a file under a temporary name, then put it in the place of `path`.
+    """Let `writer` fill a file under a temporary name, then rename it to `path`.
 
     Whoever opens `path` sees the old content or the new one, also after a power cut, and a process that has
-    the old file open or mapped keeps it. The old file is kept as `keep`, if that is given. The folder is made
-    if need be. Errors of `writer` and of the file system are raised, `path` is then as before, and the
-    temporary file is gone.
+    the old file open or mapped keeps it. With `keep` the old file is first renamed to that, and
+    for a moment there is no `path`. The folder is made if need be. Errors of `writer` and of the file system
+    are raised; the temporary file is then removed, and `path` is as before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}{UNFINISHED}")
@@ -26,7 +26,7 @@ def write_whole(path: Path, writer: Callable[[Path], object], keep: Path | None 
             path.replace(keep)
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the file system is read-only by now
+        with suppress(OSError):  # the file system may have become read-only
             temporary.unlink(missing_ok=True)
         raise
     with suppress(OSError):  # some systems cannot open a folder; the rename itself is done
@@ -34,7 +34,7 @@ def write_whole(path: Path, writer: Callable[[Path], object], keep: Path | None 
 
 
 def _flush(path: Path) -> None:
-    """Have the system put a file, or a folder's list of names, onto the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,16 +43,13 @@ def _flush(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left in a folder."""
+    """Remove the unfinished files of killed processes from a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path | None:
-    """Where files that can be made again are kept: below XDG_CACHE_HOME or ~/.cache.
-
-    None where there is no home folder.
-    """
+    """The folder of files that can be made again: in XDG_CACHE_HOME or ~/.cache; None without a home."""
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     try:
         return (Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache") / "tinytl"

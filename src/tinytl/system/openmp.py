@@ -1,8 +1,8 @@
-"""How torch's threads wait for each other; to be imported before torch.
+"""Choose how torch's threads wait for each other; this module must be imported before torch.
 
-On a quiet machine they do so quickest by looking again and again (OpenMP's default). Where other processes
-want the cores too, threads that wait then take them from those that work, and a step can take ten times as
-long; there they had better sleep, which costs some 60 % on a quiet machine.
+On a quiet machine busy waiting, OpenMP's default, is fastest. Where other processes need the cores too, the
+waiting threads keep them from the working ones, and a step can take ten times as long. There the threads
+should sleep while they wait; on a quiet machine that makes a step some 60 % longer.
 """
 
 import os
@@ -17,8 +17,8 @@ BUSY_PERCENT = 10.0  # of the last ten seconds
 def is_busy(pressure: Path = PRESSURE) -> bool:
     """Whether processes have had to wait for a core just now; False where the system does not say."""
     with suppress(OSError):
-        found = re.search(r"some avg10=([\d.]+)", pressure.read_text())
-        return found is not None and float(found[1]) > BUSY_PERCENT
+        average = re.search(r"some avg10=([\d.]+)", pressure.read_text())
+        return average is not None and float(average[1]) > BUSY_PERCENT
     return False
 
 

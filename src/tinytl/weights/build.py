@@ -1,4 +1,4 @@
-"""From a description to a network with its weights."""
+"""Build a network from its description, and load its weights."""
 
 import logging
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def build_network(spec: NetworkSpec, class_names: Sequence[str] | None = None) -
     """Build the network on the default device and load its weights.
 
     The classifier is new, uniform in +-1/sqrt(fan-in), unless the checkpoint has one for as many
-    classes. Where both `class_names` and the checkpoint name the classes, they must be the same.
+    classes. It is also new if `class_names` and the checkpoint name different classes.
     Raises UserError where the model is unknown, or the norm, the lite residual or the checkpoint does
     not fit it.
     """
@@ -37,7 +37,7 @@ def build_network(spec: NetworkSpec, class_names: Sequence[str] | None = None) -
 
 
 def _build(spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None = None) -> Any:
-    """`chain` holds our own checkpoints whose base is being built."""
+    """Build a network; `chain` holds our own checkpoints whose base it is."""
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         network = construct(spec)
@@ -47,7 +47,7 @@ def _build(spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None = 
 
 
 def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None) -> bool:
-    """Fit the starting weights into the network; return whether a classifier came along."""
+    """Load the starting weights into the network; return whether they have a classifier for it."""
     source, head = spec.checkpoint or "", head_name(network)
     if source == EMBEDDED:
         checkpoint = checkpoints.embedded(spec.model, spec.norm)
@@ -55,7 +55,9 @@ def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[s
         checkpoint = checkpoints.read(source, spec.model)
     if checkpoint.own:
         if checkpoint.own.spec.model != spec.model:
-            raise UserError(f"checkpoint={source}: of model={checkpoint.own.spec.model}, not {spec.model}")
+            raise UserError(
+                f"checkpoint={source}: weights of model={checkpoint.own.spec.model}, not {spec.model}"
+            )
         checkpoint = _completed(checkpoint, checkpoint.own, chain)
     tensors = checkpoint.tensors
     if spec.lite_residual and not spec.lite_residual.pretrained:
@@ -74,26 +76,28 @@ def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool
 
 
 def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
-    """One of our own checkpoints, which holds what was trained, with the frozen part of its base."""
+    """Complete one of our own checkpoints, which holds what was trained, by the frozen part of its base."""
     base = _base(checkpoint, record, chain)
     trained = {canonical(key) for key in trainable_state(base)}
-    odd = sorted(trained.symmetric_difference(checkpoint.tensors))
-    if odd:
-        what = "lacks" if odd[0] in trained else "holds beside what was trained"
-        raise UserError(f"checkpoint={checkpoint.source}: damaged: it {what} {odd[0]} ({len(odd)} in all)")
+    wrong = sorted(trained.symmetric_difference(checkpoint.tensors))
+    if wrong:
+        verb = "lacks" if wrong[0] in trained else "holds the untrained"
+        raise UserError(
+            f"checkpoint={checkpoint.source}: damaged: it {verb} {wrong[0]} ({len(wrong)} in all)"
+        )
     frozen = {canonical(key): value for key, value in base.state_dict().items()}
-    images = {"mean": record.mean, "std": record.std}
-    cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in images.items() if value}}
+    statistics = {"mean": record.mean, "std": record.std}
+    cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in statistics.items() if value}}
     return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
 
 
 def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
-    """The network that a checkpoint of ours began as, proved by the hash of its frozen part."""
+    """The network that our own checkpoint was trained from; the hash of its frozen part must agree."""
     source, here = checkpoint.source, (checkpoint.path or Path(checkpoint.source)).resolve()
     if here in chain:
         raise UserError(f"checkpoint={source}: it is its own base, directly or through others")
     if record.frozen_sha256 and set(checkpoint.tensors) >= _names(record.spec):
-        return _begun(record, None, chain)  # all was trained
+        return _begun(record, None, chain)  # everything was trained
     hashes: dict[str | None, str] = {}
     for name in base_sources(record, here.parent, (*chain, here), source):
         try:
@@ -101,22 +105,22 @@ def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
         except UserError as error:
             raise UserError(f"checkpoint={source}: its base cannot be used: {error}") from error
         if record.frozen_sha256 is None:
-            log.warning("%s: of an older version; that %s is its base cannot be checked", source, name)
+            log.warning("%s is of an older version: that %s is its base cannot be checked", source, name)
             return base
         hashes[name] = frozen_sha256(base)
         if hashes[name] == record.frozen_sha256:
             return base
-    name, found = next(iter(hashes.items()))
+    name, sha256 = next(iter(hashes.items()))
     # Random numbers differ between kinds of processors and versions of PyTorch.
-    name = name or f"what seed {record.spec.seed} draws on this machine"
+    name = name or f"the network that seed {record.spec.seed} draws on this machine"
     raise UserError(
-        f"checkpoint={source}: {name} is not the base it was trained from: its frozen part has the SHA-256 "
-        f"{found}, that one's had {record.frozen_sha256}"
+        f"checkpoint={source}: {name} is not the base it was trained from: the SHA-256 of its frozen part is "
+        f"{sha256}, not {record.frozen_sha256}"
     )
 
 
 def _begun(record: OwnRecord, base: str | None, chain: Chain) -> Any:
-    """The network of a record as its run began with it."""
+    """The network as the run of `record` began with it, with the weights of `base`."""
     network = _build(replace(record.spec, checkpoint=base), chain)
     freeze(network, record.method, record.blocks)
     quantize_frozen(network, record.quantize)
@@ -129,7 +133,7 @@ def _names(spec: NetworkSpec) -> set[str]:
 
 
 def head_classes(source: str, model: str) -> int:
-    """How many classes a checkpoint's own classifier has. Raises UserError where it has none."""
+    """The number of classes of a checkpoint's classifier. Raises UserError where it has none."""
     head = architecture(model).head
     weight = checkpoints.read(source, model).tensors.get(f"{head}.weight")
     if weight is None or weight.ndim == 0:

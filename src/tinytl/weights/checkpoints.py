@@ -1,7 +1,7 @@
-"""Starting weights by path, address or name: read safely and renamed, whoever has written them.
+"""Read starting weights by path, URL or timm name, and rename their tensors to the canonical names.
 
-Three namings come in: the published one of ProxylessNAS and TinyTL, timm's, and our own (timm's, the
-trainable part only), each with whatever a trainer puts before the names.
+Three namings are known: the published one of ProxylessNAS and TinyTL, timm's, and our own (timm's, for the
+trained part only). Trainers may have put prefixes before any of them.
 """
 
 import difflib
@@ -26,9 +26,9 @@ from tinytl.weights.tensor_names import PUBLISHED, canonical, from_published, st
 from tinytl.weights.timm_weights import timm_network
 from tinytl.weights.weight_files import PRETRAINED_CFG, read_weights, save_weights
 
-# those of the package (`checkpoint=embedded`), by model and norm
+# weights that come with the package (`checkpoint=embedded`), by model and norm
 STARTING_POINTS = Path(__file__).parent / "starting_points"
-# what a folder may hold that was meant instead: of our runs, and of Hugging Face
+# files in a folder that were probably meant instead of it: of our runs, and of Hugging Face
 LIKELY_FILES = (
     *("weights.safetensors", "checkpoints/weights.safetensors", "best.ckpt", "last.ckpt"),
     *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors", "pytorch_model.bin"),
@@ -37,22 +37,22 @@ LIKELY_FILES = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by canonical name, and what the file says beside them."""
+    """Tensors by canonical name, and what the file holds beside them."""
 
     source: str
     tensors: dict[str, Tensor]
     path: Path | None = None  # None: timm has fetched it
-    own: OwnRecord | None = None  # our runs' only
-    pretrained_cfg: dict[str, Any] | None = None  # of timm, or mean and std of a whole network of ours
+    own: OwnRecord | None = None  # None: not written by one of our runs
+    pretrained_cfg: dict[str, Any] | None = None  # timm's, or mean and std of a network that `save` wrote
 
 
 def read(source: str, model: str) -> Checkpoint:
     """Read a checkpoint from a path, a URL or the name of timm weights (`mobilenetv2_100.ra_in1k`).
 
-    No code in a file is run. Raises UserError where there is no such thing, where it cannot be read, and
-    where it is a published ProxylessNAS of another model.
+    No code in a file is run. Raises UserError where nothing has this name, where it cannot be read, and where
+    it is a published ProxylessNAS of another model.
     """
-    architecture(model)  # an unknown model is told before anything is fetched
+    architecture(model)  # refuse an unknown model before anything is fetched
     if is_url(source):
         return _from_file(fetch(source), source, model)
     if os.path.isdir(source):
@@ -70,9 +70,9 @@ def read(source: str, model: str) -> Checkpoint:
 
 @cache
 def holds_lite_residuals(source: str | None, model: str) -> bool:
-    """Whether the starting weights have lite residual modules; those not on this machine are taken not to.
+    """Whether the starting weights have lite residual modules; False where they are not on this machine.
 
-    Raises UserError where they are here and cannot be read.
+    Raises UserError where they are here, but cannot be read.
     """
     if source == EMBEDDED:
         return True
@@ -100,13 +100,13 @@ def embedded(model: str, norm: NormName) -> Checkpoint:
 
 
 def save(network: Any, path: Path) -> None:
-    """Write all of a network's tensors whole, as safetensors in the canonical naming.
+    """Write all of a network's tensors as safetensors with canonical names, whole or not at all.
 
-    The mean and standard deviation of its `pretrained_cfg` go with them, and come back with them.
+    The mean and standard deviation of its `pretrained_cfg` are stored too; `read` returns them.
     """
-    images = {key: list(network.pretrained_cfg[key]) for key in ("mean", "std")}
+    statistics = {key: list(network.pretrained_cfg[key]) for key in ("mean", "std")}
     tensors = {canonical(name): tensor for name, tensor in network.state_dict().items()}
-    save_weights(path, tensors, {PRETRAINED_CFG: images})
+    save_weights(path, tensors, {PRETRAINED_CFG: statistics})
 
 
 def _from_file(path: Path, source: str, model: str) -> Checkpoint:
@@ -118,21 +118,21 @@ def _from_file(path: Path, source: str, model: str) -> Checkpoint:
     tensors = {canonical(key): value for key, value in state.items()}
     if len(tensors) < len(state):
         raise UserError(
-            f"checkpoint={source}: holds a tensor twice, with and without lite residuals around it"
+            f"checkpoint={source}: holds a tensor twice, under its names with and without lite residuals"
         )
-    images = content.pretrained_cfg
-    statistics = None if images is None else check_statistics(images, source)
+    cfg = content.pretrained_cfg
+    statistics = None if cfg is None else check_statistics(cfg, source)
     return Checkpoint(source, tensors, path, own, statistics)
 
 
 def _meant_in(folder: Path) -> str:
-    """The file in a folder that is probably meant."""
+    """Name the file in a folder that is probably meant, in words for an error."""
     files = [folder / name for name in LIKELY_FILES if (folder / name).is_file()]
     return f"; {files[0]} is probably meant" if files else ", not a file of weights"
 
 
 def _near(source: str) -> str:
-    """The nearest file beside it, or the nearest name of timm weights."""
+    """Suggest the file or the timm weights of the most similar name, in words for an error."""
     folder, name = os.path.split(source)
     files = []
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Weights from web addresses: fetched once, checked, kept under the whole address."""
+"""Download weights once, check them, and keep them by their whole URL."""
 
 import hashlib
 import http.client
@@ -20,35 +20,35 @@ from tinytl.weights.file_kinds import file_kind
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 20.0  # a server may take as long to answer, and between one piece and the next
+SILENCE_SECONDS = 20.0  # that a server may take to answer, and between two pieces
 PROGRESS_SECONDS = 5.0  # between two lines about a long download
 PIECE = 1 << 16  # bytes
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # of the content's SHA-256, as torch hub has it
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # start of the content's SHA-256, as in torch hub
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is an address rather than a path or a name."""
+    """Whether a source is a URL rather than a path or a name."""
     return "://" in source or source.startswith("file:")
 
 
 def local_path(source: str) -> Path | None:
-    """The file that a path or a file: address names, if there is one."""
+    """The file that a path or a file: URL names, if there is one."""
     path = _path_of_file_url(source) if source.startswith("file:") else source
     return Path(path) if os.path.isfile(path) else None
 
 
 def cached_path(url: str) -> Path:
-    """Where the download of an address is kept: its whole text counts, with what follows `?`."""
+    """Where the download of a URL is kept; the whole URL decides, with the part after `?`."""
     name = re.sub(r"[^\w.-]", "_", Path(unquote(urlsplit(url).path)).name)[-80:]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return Path(torch.hub.get_dir()) / "checkpoints" / f"{digest}-{name}"
 
 
 def fetch(url: str, silence_s: float = SILENCE_SECONDS) -> Path:
-    """The file of an address, from the disk where it was fetched before.
+    """Return the file of a URL; download it unless it was downloaded before.
 
     A download is kept only if it is as long as the server said, has the hash that is in its name, and is a
-    file of weights. Raises UserError where not, for other addresses than http, https and file, and where the
+    file of weights. Raises UserError where it is not, for URLs other than http, https and file, and where the
     server says nothing for `silence_s` seconds.
     """
     try:
@@ -80,26 +80,26 @@ def _local_file(url: str) -> Path:
 def _download(url: str, target: Path, silence_s: float) -> None:
     request = Request(url, headers={"User-Agent": "tinytl"})
     with urlopen(request, timeout=silence_s) as answer, target.open("wb") as file:
-        said = answer.headers.get("Content-Length")
-        length = int(said) if said else None
+        header = answer.headers.get("Content-Length")
+        length = int(header) if header else None
         digest, received = _copy(url, answer, file, length)
     if length is not None and received != length:
         raise OSError(f"it ended after {received} of {length} bytes")
-    wanted = HASH_IN_NAME.search(unquote(urlsplit(url).path).rpartition("/")[2])
-    if wanted and not digest.startswith(wanted[1]):
-        raise OSError(f"its SHA-256 begins with {digest[: len(wanted[1])]}, its name says {wanted[1]}")
+    in_name = HASH_IN_NAME.search(unquote(urlsplit(url).path).rpartition("/")[2])
+    if in_name and not digest.startswith(in_name[1]):
+        raise OSError(f"its SHA-256 begins with {digest[: len(in_name[1])]}, its name says {in_name[1]}")
     file_kind(target, url)
 
 
 def _copy(url: str, answer: Any, file: BinaryIO, length: int | None) -> tuple[str, int]:
-    """Write an answer into a file; return its SHA-256 and its length in bytes. Long ones are told of."""
-    digest, received, told = hashlib.sha256(), 0, time.monotonic()
+    """Write an answer into a file; return its SHA-256 and its length in bytes. Log the progress."""
+    digest, received, logged = hashlib.sha256(), 0, time.monotonic()
     while piece := answer.read(PIECE):
         file.write(piece)
         digest.update(piece)
         received += len(piece)
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - logged > PROGRESS_SECONDS:
+            logged = time.monotonic()
             total = f" of {length / 1e6:.1f}" if length else ""
             log.info("%s: %.1f%s MB fetched", url, received / 1e6, total)
     return digest.hexdigest(), received
@@ -113,7 +113,7 @@ def _why(error: Exception, silence_s: float) -> str:
     if isinstance(cause, HTTPError):
         return " ".join(f"the server answered {cause.code} {cause.reason}".split())
     if isinstance(cause, http.client.IncompleteRead):
-        return "it ended before its end"
+        return "the answer ended too early"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror if cause.filename is None else f"{cause.strerror}: {cause.filename}"
     return " ".join(str(cause).split()) or type(cause).__name__

@@ -1,4 +1,4 @@
-"""What kind of file something is, by its first bytes: what holds no weights is told in words."""
+"""Tell kinds of files by their first bytes, and say what a file without weights is."""
 
 import zipfile
 from pathlib import Path
@@ -24,14 +24,14 @@ FOREIGN = (
     (0, b"\xff\xd8\xff", "an image"),
     (0, b"%PDF", "a PDF file"),
 )
-# By the name alone: these formats begin with bytes that others have, too.
+# Told by the suffix alone: files of other formats can begin with the same bytes.
 FOREIGN_SUFFIXES = {
     ".onnx": "an ONNX model, not a file of PyTorch or safetensors",
     ".pb": "a TensorFlow graph, not a file of PyTorch or safetensors",
     ".index": "part of a TensorFlow checkpoint, not a file of PyTorch or safetensors",
     ".mlmodel": "a Core ML model, not a file of PyTorch or safetensors",
 }
-LONGEST_HEADER = 100_000_000  # bytes, of safetensors: its length (8 bytes), then JSON
+LONGEST_HEADER = 100_000_000  # bytes; a safetensors file begins with this length (8 bytes) and a JSON header
 PICKLE = b"\x80"  # how a file of torch.save before version 1.6 begins
 ZIP = b"PK\x03\x04"  # and one of later versions
 
@@ -39,8 +39,8 @@ ZIP = b"PK\x03\x04"  # and one of later versions
 def file_kind(path: Path, source: str) -> FileKind:
     """Which of the two readable formats a file has, whatever its name.
 
-    Raises UserError that says what it is instead: empty, cut off, a web page, of another library. Errors of
-    the file system are raised as they are (OSError).
+    Raises UserError that says what it is instead, for example empty, cut off, or a web page. Errors of the
+    file system are raised as they are (OSError).
     """
     with path.open("rb") as file:
         start = file.read(512)
@@ -84,8 +84,8 @@ def _check_archive(path: Path, source: str) -> None:
 
 
 def _is_whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
-    """Whether a member has the checksum that the archive says; torch.load itself does not look."""
-    if info.CRC == 0:  # written without: torch.serialization.set_crc32_options(False)
+    """Whether a member has the checksum that the archive states; torch.load does not check it."""
+    if info.CRC == 0:  # no checksum: torch.serialization.set_crc32_options(False)
         return True
     try:
         with archive.open(info) as member:

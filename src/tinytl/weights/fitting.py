@@ -1,4 +1,4 @@
-"""A checkpoint's tensors put into a network; what does not fit is told."""
+"""Load a checkpoint's tensors into a network, and say which do not fit."""
 
 import logging
 from collections.abc import Mapping
@@ -13,12 +13,13 @@ log = logging.getLogger(__name__)
 
 
 def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str) -> bool:
-    """Copy tensors (by canonical name) into the network; return whether a classifier came along.
+    """Copy tensors (by canonical name) into the network; return whether they have a classifier for it.
 
-    Three differences are taken, each with a word in the log: another number of classes (the head stays
-    as it is), no lite residual modules in the file (they start at random, adding nothing), BatchNorm
-    statistics for a network without BatchNorm. Anything else raises UserError with the first missing,
-    unexpected, mis-shaped and mis-typed names. Values are cast to the network's floating-point type.
+    Three differences are accepted: another number of classes (the network keeps its classifier), no
+    lite residual modules in the file (they start at random, adding nothing), and BatchNorm statistics
+    for a network without BatchNorm. The last two are logged. Any other difference raises UserError with
+    the first name that is missing, unexpected, mis-shaped or mis-typed. Values are cast to the network's
+    floating-point type.
     """
     state = network.state_dict()
     names = {canonical(key): key for key in state}
@@ -34,6 +35,7 @@ def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str) -> 
 
 
 def _drop_other_head(tensors: dict[str, Tensor], target: dict[str, Tensor], head: str) -> bool:
+    """Remove a classifier of another shape from `tensors`; return whether one is left."""
     keys = [key for key in target if key.startswith(f"{head}.")]
     if all(key in tensors and tensors[key].shape == target[key].shape for key in keys):
         return True
@@ -43,7 +45,7 @@ def _drop_other_head(tensors: dict[str, Tensor], target: dict[str, Tensor], head
 
 
 def _tolerated(tensors: dict[str, Tensor], target: dict[str, Tensor], source: str) -> set[str]:
-    """Names that may be in only one of the two."""
+    """Names that may be absent from the network or from the file."""
     tolerated = {key for key in target if key.endswith("num_batches_tracked")}
     if not any(".lite_residual." in key for key in tensors):
         lite = {key for key in target if ".lite_residual." in key}

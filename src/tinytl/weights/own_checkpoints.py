@@ -1,7 +1,7 @@
-"""Checkpoints of our own: they hold what was trained, and say what belongs to it.
+"""Our own checkpoints: they hold the tensors that were trained, and a record of the run.
 
-The frozen rest comes from the base, the weights that the run began with. The record names it by path, address
-or name, and holds a hash of the frozen part, by which another base is told.
+The frozen tensors come from the base, the weights that the run began with. The record names the base by path,
+URL or timm name, and holds a hash of the frozen part, by which a wrong base is recognised.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from tinytl.weights.weight_files import OWN, save_weights
 
 @dataclass(frozen=True)
 class OwnRecord:
-    """What a checkpoint of ours says of itself. What older versions did not record is None."""
+    """The record in our own checkpoint. Fields that older versions did not write are None."""
 
-    spec: NetworkSpec  # the network; its checkpoint is the base as the run was given it
+    spec: NetworkSpec  # the network; its `checkpoint` is the base, as the run's setting named it
     method: str
     quantize: QuantizeName
     blocks: int | None = None
     base_path: str | None = None  # absolute; None: the base is no file
     frozen_sha256: str | None = None
-    mean: list[float] | None = None  # of the images, per channel, as is the standard deviation
-    std: list[float] | None = None
+    mean: list[float] | None = None  # mean of the images, per channel
+    std: list[float] | None = None  # standard deviation of the images, per channel
     resolution: int | None = None  # pixels
     class_names: list[str] | None = None
 
@@ -44,9 +44,9 @@ def own_record(
     network: nn.Module, mean: Sequence[float], std: Sequence[float], resolution: int,
     class_names: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """What a checkpoint of ours must say of itself, as plain data.
+    """Return the record of our own checkpoint as plain data.
 
-    `network` is the one that is trained: after `freeze` and `quantize_frozen`, before `make_lean`.
+    `network` is the one to train, after `freeze` and `quantize_frozen` and before `make_lean`.
     """
     base = local_path(spec.checkpoint) if spec.checkpoint else None
     record = OwnRecord(
@@ -59,18 +59,18 @@ def own_record(
 
 
 def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write `trainable_state` and `own_record` whole as safetensors, for `checkpoint=PATH`."""
+    """Write `trainable_state` and `own_record` as safetensors, to be read by `checkpoint=PATH`."""
     save_weights(path, state, {OWN: record})
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
-    """What a training run may have changed: trainable parameters, and BatchNorm statistics."""
+    """The tensors that training may change: trainable parameters, and BatchNorm statistics."""
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
     return {k: v for k, v in network.state_dict().items() if k in trainable or k.endswith(STATISTICS)}
 
 
 def frozen_sha256(network: nn.Module) -> str:
-    """Hash of the names, types, shapes and values of all that training leaves as it is."""
+    """Hash the names, types, shapes and values of all tensors that training does not change."""
     trained = trainable_state(network).keys()
     frozen = {canonical(k): v for k, v in network.state_dict().items() if k not in trained}
     digest = hashlib.sha256()
@@ -81,11 +81,11 @@ def frozen_sha256(network: nn.Module) -> str:
 
 
 def base_sources(record: OwnRecord, folder: Path, chain: Collection[Path], source: str) -> list[str | None]:
-    """What may be the base of the checkpoint `source` in `folder`, the likeliest first.
+    """Candidates for the base of the checkpoint `source`, which lies in `folder`; the likeliest first.
 
-    A file is looked for where the run found it; then by the same relative path from here and from every
-    folder around the checkpoint, which helps where a project was moved as a whole; then by its name beside
-    the checkpoint. `chain` holds the checkpoints that lead here, which cannot be their own base. Raises
+    A file is looked for where the run found it; then at its relative path from the working directory and from
+    every folder above the checkpoint, as a project may have been moved as a whole; then by its name beside
+    the checkpoint. `chain` holds the checkpoints whose base this is; none can be its own base. Raises
     UserError where there is no such file.
     """
     given = record.spec.checkpoint
@@ -106,6 +106,6 @@ def base_sources(record: OwnRecord, folder: Path, chain: Collection[Path], sourc
         frozen = f", whose frozen part has the SHA-256 {record.frozen_sha256}" if record.frozen_sha256 else ""
         raise UserError(
             f"checkpoint={source}: the base it was trained from is missing{frozen}: neither {recorded} nor "
-            f"{folder / file.name}"
+            f"{folder / file.name} exists"
         )
     return usable

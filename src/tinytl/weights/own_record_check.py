@@ -1,4 +1,4 @@
-"""The record in a checkpoint of ours, checked: another version may have written it, or anybody."""
+"""Check the record in our own checkpoint: another version, or anybody, may have written it."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Record = TypeVar("Record")
 
 
 def check_record(plain: Any, source: str) -> OwnRecord:
-    """The record as an object. Raises UserError naming the first field that is missing, unknown or wrong."""
+    """Return the record as an object. Raises UserError naming a field that is missing, unknown or wrong."""
     plain = _mapping(plain, "", source)
     spec = _mapping(plain.get("spec"), "spec.", source)
     if spec.get("lite_residual") is not None:
@@ -31,15 +31,15 @@ def check_record(plain: Any, source: str) -> OwnRecord:
 
 
 def check_statistics(plain: Any, source: str) -> dict[str, list[float]]:
-    """Mean and standard deviation of images, as far as they are there: three numbers each.
+    """Return the mean and standard deviation of images, where given: three numbers each.
 
-    Raises UserError where they cannot be.
+    Raises UserError for values that cannot be right.
     """
     given = {key: value for key, value in _mapping(plain, "", source).items() if value is not None}
     for name, values in given.items():
         fits = name in ("mean", "std") and _has_type(values, list[float]) and len(values) == 3
         if not fits or (name == "std" and min(values) <= 0):
-            raise _refusal(source, f"{name}={values!r:.60} cannot be")
+            raise _refusal(source, f"{name}={values!r:.60} cannot be right")
     return given
 
 
@@ -50,7 +50,7 @@ def _mapping(value: Any, where: str, source: str) -> dict[str, Any]:
 
 
 def _make(record: type[Record], plain: dict[str, Any], where: str, source: str) -> Record:
-    """An object of the dataclass `record` from a mapping with its fields and no others."""
+    """Make an object of the dataclass `record` from a mapping with its fields and no others."""
     hints = get_type_hints(record)
     for name in plain:
         if name not in hints:
@@ -60,12 +60,12 @@ def _make(record: type[Record], plain: dict[str, Any], where: str, source: str) 
             raise _refusal(source, f"{where}{field.name} is missing")
     for name, value in plain.items():
         if not _has_type(value, hints[name]):
-            raise _refusal(source, f"{where}{name}={value!r:.60} cannot be")
+            raise _refusal(source, f"{where}{name}={value!r:.60} cannot be right")
     return record(**plain)
 
 
 def _has_type(value: Any, hint: Any) -> bool:
-    """Whether a value is what an annotation says: a class, a union, a list, some literals."""
+    """Whether a value has the annotated type: a class, a union, a list, or some literals."""
     kind, arguments = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         return any(_has_type(value, argument) for argument in arguments)

@@ -1,4 +1,4 @@
-"""The weights in what a trainer has saved: found among its other entries, and checked tensor by tensor."""
+"""Find the weights among the entries that a trainer has saved, and check each tensor."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,40 +11,42 @@ from tinytl.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Where trainers keep the weights. The first that is there is taken: those that were trained before their
-# moving averages.
+# Names of the entries in which trainers keep the weights. The first one present is read, so that trained
+# weights come before their moving averages.
 ENTRIES = (
     *("state_dict", "model", "model_state_dict", "model_state", "network", "net", "module", "params"),
     *("weights", "backbone", "encoder", "student", "teacher"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_ema", "params_ema", "ema"),
 )
-NOT_WEIGHTS = ("optim", "sched", "scaler", "callbacks", "loops")  # in the names of other entries
-DEPTH = 3  # entries within entries
-COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel's own, beside `module.`
+NOT_WEIGHTS = ("optim", "sched", "scaler", "callbacks", "loops")  # parts of the names of other entries
+DEPTH = 3  # levels of nested entries that are searched
+COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside `module.`
 
 
 def find_state_dict(content: Any, source: str) -> dict[str, Tensor]:
-    """The state dict among what was read from a file, by the names that trainers give it (`ENTRIES`).
+    """Find the state dict in the content of a file, by the names that trainers give it (`ENTRIES`).
 
-    A log line tells which of several is taken. Raises UserError where there is none, or only several of
-    unknown names.
+    If there are several, a log line says which is read. Raises UserError where there is none, or where there
+    are several, all with unknown names.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"checkpoint={source}: holds a {type(content).__name__}, not named tensors")
-    found = dict(_state_dicts(content, (), source))
-    if not found:
+    states = dict(_state_dicts(content, (), source))
+    if not states:
         keys = ", ".join(sorted(map(str, content))[:5]) or "nothing"
         raise UserError(f"checkpoint={source}: holds no named tensors (it has {keys})")
-    known = sorted((path for path in found if set(path) <= {*ENTRIES}), key=_rank)
-    chosen = next((path for path in known if path), () if () in found else None)
-    if chosen is None and len(found) > 1:
-        names = ", ".join(".".join(path) for path in found)
+    known = sorted((path for path in states if set(path) <= {*ENTRIES}), key=_rank)
+    chosen = next((path for path in known if path), () if () in states else None)
+    if chosen is None and len(states) > 1:
+        names = ", ".join(".".join(path) for path in states)
         raise UserError(f"checkpoint={source}: holds several state dicts ({names}); save one")
-    path = next(iter(found)) if chosen is None else chosen
-    if len(found) > 1:
-        others = ", ".join(".".join(other) or "tensors beside it" for other in found if other != path)
-        log.warning("%s: %s is read, not %s", source, ".".join(path) or "the tensors at its top", others)
-    return _tensors_only(found[path], source)
+    path = next(iter(states)) if chosen is None else chosen
+    if len(states) > 1:
+        others = ", ".join(".".join(other) or "tensors beside it" for other in states if other != path)
+        log.warning(
+            "%s: %s is read, not %s", source, ".".join(path) or "the tensors at its top level", others
+        )
+    return _tensors_only(states[path], source)
 
 
 def _rank(path: tuple[str, ...]) -> tuple[int, ...]:
@@ -54,29 +56,29 @@ def _rank(path: tuple[str, ...]) -> tuple[int, ...]:
 def _state_dicts(
     content: Mapping[Any, Any], path: tuple[str, ...], source: str
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """All mappings with tensors in them, by the names of the entries that lead there."""
+    """Yield (names of the entries that lead to it, mapping) for every mapping that holds tensors."""
     if any(isinstance(value, Tensor) for value in content.values()):
         unnamed = next((key for key in content if not isinstance(key, str)), None)
         if unnamed is not None:
             raise UserError(f"checkpoint={source}: holds tensors by {unnamed!r}, not by name")
         yield path, content
     for key, value in content.items():
-        other = any(word in str(key).lower() for word in NOT_WEIGHTS)
-        if isinstance(value, Mapping) and not other and len(path) < DEPTH:
+        no_weights = any(word in str(key).lower() for word in NOT_WEIGHTS)
+        if isinstance(value, Mapping) and not no_weights and len(path) < DEPTH:
             yield from _state_dicts(value, (*path, str(key)), source)
 
 
 def _tensors_only(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Without a moving average's counter, and without numbers, texts and mappings, which a line names."""
+    """Keep the tensors, except a moving average's counter; log the names of numbers and texts."""
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != COUNTER}
     others = [key for key, value in state.items() if not isinstance(value, Tensor | Mapping)]
     if others:
-        log.warning("%s: left out, as they are no tensors: %s", source, ", ".join(others))
+        log.warning("%s: left out, because they are no tensors: %s", source, ", ".join(others))
     return tensors
 
 
 def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError naming the first tensor that cannot be weights: without values, NaN, infinite."""
+    """Raise UserError naming the first tensor that cannot be weights: no values, NaN, infinite values."""
     for name, tensor in state.items():
         reason = _unusable(tensor)
         if reason:
@@ -94,7 +96,7 @@ def _unusable(tensor: Tensor) -> str | None:
         return "holds complex numbers"
     if not tensor.is_floating_point():
         return None
-    values = tensor.detach().float()  # as the network will have it: what is too large becomes infinite
+    values = tensor.detach().float()  # the network's type, in which too large values become infinite
     if values.isnan().any():
         return "holds NaN"
     return "holds infinite values" if values.isinf().any() else None

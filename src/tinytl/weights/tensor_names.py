@@ -1,7 +1,6 @@
 """The names of a network's tensors: ours and those of the published ProxylessNAS and TinyTL.
 
-Everything is compared in one canonical naming: timm's, without the wrappers that lite residuals put around
-a block.
+All are compared by canonical names: timm's, without the wrappers that lite residuals put around a block.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,13 +11,13 @@ from tinytl.errors import UserError
 from tinytl.networks.proxylessnas import ARCHITECTURES
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # the last parts of BatchNorm's buffers
-# what a lite residual wraps a block in: (in the network, in the canonical naming)
+# parts of names from the wrappers of lite residuals: (in the network, in the canonical name)
 WRAPPERS = (
     (".main_branch.", "."),
     (".downsample.shortcut.", ".downsample."),
     (".downsample.lite_residual.", ".lite_residual."),
 )
-PUBLISHED = "first_conv"  # only the published naming begins names so
+PUBLISHED = "first_conv"  # names begin so in the published naming only
 
 
 def canonical(key: str) -> str:
@@ -29,10 +28,10 @@ def canonical(key: str) -> str:
 
 
 def strip_prefix(state: Mapping[str, Tensor], children: Iterable[str]) -> dict[str, Tensor]:
-    """Remove what trainers and wrappers put before every name: `module.`, `model.`, also several of them.
+    """Remove one or several prefixes that trainers put before every name, such as `module.` or `model.`.
 
-    `children` are the first parts that the model's own names have. Where no prefix leads to them the names
-    stay as they are.
+    `children` are the first parts of the model's own names. Names stay as they are where removing prefixes
+    does not lead to one of them.
     """
     known = {*children, PUBLISHED}
     names = {key: key for key in state}
@@ -45,7 +44,7 @@ def strip_prefix(state: Mapping[str, Tensor], children: Iterable[str]) -> dict[s
 
 
 def published_modules(model: str) -> dict[str, str]:
-    """Published name -> canonical name of every layer of a ProxylessNAS, lite residuals included."""
+    """Map published to canonical names, for every layer of a ProxylessNAS and its lite residuals."""
     names = {
         "first_conv.conv": "conv_stem",
         "first_conv.bn": "bn1",
@@ -66,7 +65,7 @@ def published_modules(model: str) -> dict[str, str]:
 
 
 def from_published(state: Mapping[str, Tensor], model: str, source: str) -> dict[str, Tensor]:
-    """Rename a state dict from the published naming; names that are not known stay as they are.
+    """Rename a state dict from published to canonical names; unknown names stay as they are.
 
     Raises UserError where the model is no ProxylessNAS.
     """
@@ -82,7 +81,7 @@ def from_published(state: Mapping[str, Tensor], model: str, source: str) -> dict
 
 
 def to_published(keys: list[str], model: str) -> dict[str, str]:
-    """Network name -> published name of every tensor, for networks with or without lite residuals."""
+    """Map a network's names of tensors to the published ones, with or without lite residuals."""
     names = {plain: published for published, plain in published_modules(model).items()}
     wrapped = {key.split(".lite_residual.")[0] for key in keys if ".lite_residual." in key}
     result = {}

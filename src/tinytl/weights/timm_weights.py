@@ -1,4 +1,4 @@
-"""Weights by their timm name, with a word instead of minutes of silence where the network is not there."""
+"""Get weights by their timm name; without an internet connection this fails in seconds, not minutes."""
 
 import logging
 from pathlib import Path
@@ -15,15 +15,15 @@ from tinytl.weights.download import cached_path, fetch
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 10.0  # that Hugging Face has to answer at all
-FILES = ("model.safetensors", "pytorch_model.bin")  # the weights' names there, as timm looks for them
+ANSWER_SECONDS = 10.0  # within which Hugging Face must answer
+FILES = ("model.safetensors", "pytorch_model.bin")  # names of weights there, in timm's order
 
 
 def timm_network(name: str, answer_s: float = ANSWER_SECONDS) -> Any:
-    """A network of timm with the weights of that name (`mobilenetv2_100.ra_in1k`).
+    """Create a timm network with the weights of that name (`mobilenetv2_100.ra_in1k`).
 
-    Weights fetched before need no network. Raises UserError, within about `answer_s` seconds where nothing
-    answers, if they cannot be had.
+    Weights fetched before need no connection. Raises UserError if the weights cannot be had: within about
+    `answer_s` seconds if no server answers.
     """
     cfg = get_pretrained_cfg(name)
     kept = _kept_file(cfg)
@@ -42,25 +42,25 @@ def timm_network(name: str, answer_s: float = ANSWER_SECONDS) -> Any:
 
 
 def _kept_file(cfg: Any) -> Path | None:
-    """The weights on this machine from an earlier time; None: there are none, or timm must look itself."""
+    """The weights if they were fetched before; None if they were not, or timm must look itself."""
     if cfg is None or cfg.custom_load or cfg.hf_hub_filename or cfg.file:
         return None
     if not cfg.hf_hub_id:
         path = cached_path(cfg.url) if cfg.url else None
         return path if path and path.is_file() else None
     repository, _, revision = cfg.hf_hub_id.partition("@")
-    found = (try_to_load_from_cache(repository, name, revision=revision or None) for name in FILES)
-    return next((Path(path) for path in found if isinstance(path, str)), None)
+    cached = (try_to_load_from_cache(repository, name, revision=revision or None) for name in FILES)
+    return next((Path(path) for path in cached if isinstance(path, str)), None)
 
 
 def _ask(address: str, answer_s: float) -> None:
-    """Raise OSError where nothing answers; the hub itself would try for most of a minute."""
+    """Raise OSError if no server answers; the hub's own attempts would take most of a minute."""
     if constants.is_offline_mode():
         raise OSError("HF_HUB_OFFLINE is set, and they were not fetched before")
     try:
         urlopen(Request(address, method="HEAD", headers={"User-Agent": "tinytl"}), timeout=answer_s).close()
     except HTTPError:
-        return  # it does answer
+        return  # an error code is an answer, too
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise OSError(f"{address} does not answer: {getattr(reason, 'strerror', None) or reason}") from error

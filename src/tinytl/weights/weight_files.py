@@ -1,4 +1,4 @@
-"""Files of weights: what is read from them and how they are written. No code in them is ever run."""
+"""Read and write files of weights. No code in them is ever run."""
 
 import argparse
 import json
@@ -24,9 +24,9 @@ from tinytl.weights.state_dicts import check_tensors, find_state_dict
 
 log = logging.getLogger(__name__)
 
-OWN = "tinytl"  # key of our own files' record, in a checkpoint and in the metadata of safetensors
+OWN = "tinytl"  # key of the record in our own files: in a checkpoint, or in the metadata of safetensors
 PRETRAINED_CFG = "pretrained_cfg"  # key of mean and standard deviation in whole networks' metadata
-# What trainers store beside tensors: their arguments and figures. Building these runs nothing.
+# Types that trainers store beside tensors, in arguments and figures. Unpickling them runs no other code.
 HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
     numpy.dtype,
@@ -38,7 +38,7 @@ HARMLESS: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class WeightFile:
-    """Tensors by the names in the file, and what our own files say beside them."""
+    """Tensors by the names in the file, and what our own files hold beside them."""
 
     tensors: dict[str, Tensor]
     record: Any = None  # of a training run (`tinytl.weights.own_checkpoints`)
@@ -46,9 +46,9 @@ class WeightFile:
 
 
 def read_weights(path: Path, source: str) -> WeightFile:
-    """Read a file of torch.save or safetensors, by any trainer; every tensor is finite.
+    """Read a file of torch.save or safetensors, by any trainer, and check that every tensor is finite.
 
-    Raises UserError in one line that begins with `checkpoint=SOURCE` where that cannot be done.
+    Raises UserError, one line that begins with `checkpoint=SOURCE`, where the file or a tensor is unusable.
     """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint={source}: not a regular file")
@@ -70,7 +70,7 @@ def read_weights(path: Path, source: str) -> WeightFile:
 
 
 def _read_safetensors(path: Path, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, and our entries of the metadata."""
+    """Return the tensors, and our own entries of the metadata."""
     try:
         with safe_open(path, "pt") as file:
             entries = file.metadata() or {}
@@ -85,20 +85,20 @@ def _read_safetensors(path: Path, source: str) -> tuple[dict[str, Tensor], dict[
 
 
 def _unpickle(path: Path, source: str) -> Any:
-    """What torch.save wrote, as far as it is tensors and plain values."""
+    """Read what torch.save wrote; anything but tensors and plain values raises UserError."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
             warnings.simplefilter("ignore")
-            with path.open("rb") as file:  # by a path torch.load would go by the suffix
+            with path.open("rb") as file:  # given a path, torch.load would judge it by the suffix
                 return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a file may be broken in every way; torch's words are advice to run its code
+    except Exception as error:  # a file may be broken in any way, and torch advises to run its code
         raise UserError(f"checkpoint={source}: {_why_not(str(error))}") from error
 
 
 def _why_not(message: str) -> str:
-    """Our words for an error of torch.load."""
+    """Put an error of torch.load into our own words."""
     name = re.search(r"GLOBAL ([\w.]+)", message)
     if name and ("_reconstruct" in name[1] or "ndarray" in name[1]):
         return "holds NumPy arrays, which are not read; save tensors"
@@ -113,7 +113,7 @@ def _why_not(message: str) -> str:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-like metadata whole, as safetensors."""
+    """Write tensors and JSON-like metadata as safetensors, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     write_whole(path, lambda temporary: temporary.write_bytes(save(tensors, texts)))
