@@ -1,6 +1,5 @@
 """Get weights by their timm name; without an internet connection this fails in seconds, not minutes."""
 
-import logging
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -13,7 +12,6 @@ from timm.models import get_pretrained_cfg
 from tinytl.errors import UserError
 from tinytl.weights.download import cached_path, fetch
 
-log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0  # within which Hugging Face must answer
 FILES = ("model.safetensors", "pytorch_model.bin")  # names of weights there, in timm's order
