@@ -52,9 +52,9 @@ def write_report(outputs: Path, folder: Path) -> str:
     for name, table in made.items():
         long: Any = cells[cells.table == name] if name in LONG else table
         write_table(folder / name, table, long)
-    write_table(folder / "runs", plain := runs.drop(columns="record"), plain)
+    write_table(folder / "runs", plain := runs.drop(columns=["record", "results"]), plain)
     titled = {name: (TITLES[name], table) for name, table in made.items()}
-    write_text(folder / "index.html", page.page(runs, titled, os.path.relpath(outputs, folder)))
+    write_text(folder / "index.html", page.page(runs, titled, folder))
     return f"{len(runs)} finished runs, {len(others)} others; {len(made) + 1} tables in {folder}"
 
 
