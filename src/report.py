@@ -21,7 +21,7 @@ class Options:
 
     outputs: str = "outputs"  # folder of the runs, or a packed file
     output_dir: str = "report"
-    pack: str | None = None  # the packed file to write, in place of a report
+    pack: str = ""  # the packed file to write, in place of a report
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     with one_line_errors():
         options = key_values(sys.argv[1:], Options)
         outputs, folder = Path(options.outputs), Path(options.output_dir)
-        if options.pack is not None:
+        if options.pack:
             print(pack(outputs, Path(options.pack)))
         else:
             print(write_report(outputs, folder))

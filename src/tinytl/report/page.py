@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, and plots of the runs that the reader filters."""
+"""One self-contained HTML page: the tables, and plots of the runs, which the reader can filter."""
 
 import json
 import os
@@ -18,7 +18,7 @@ CURVES = ("epoch", "train/loss", "val/loss", "val/top1", "val/mean_accuracy")
 
 
 def page(runs: pandas.DataFrame, tables: dict[str, tuple[str, pandas.DataFrame]], folder: Path) -> str:
-    """The page. `tables`: name of the file -> title and table; `folder`: where the page will be."""
+    """The page's HTML. `tables`: file name -> title and table; `folder` is where the page will be written."""
     sources = files("tinytl.report")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (sources / "page.html").read_text()
@@ -49,7 +49,7 @@ def _rounded(values: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand in a script: no `<` can close it."""
+    """JSON without `<`, which could close the script that it stands in."""
     return json.dumps(value, default=float, allow_nan=False).replace("<", "\\u003c")
 
 
@@ -62,7 +62,7 @@ def _cells(table: pandas.DataFrame) -> list[list[str]]:
 
 
 def text(value: Any) -> str:
-    """A value for a person."""
+    """A value as text for people."""
     if value is None or (not isinstance(value, str) and pandas.isna(value)):
         return "—"
     if isinstance(value, float):
