@@ -1,7 +1,8 @@
-"""Finished runs in, tables and one page out.
+"""Write tables and one page from finished runs, or pack the runs into one file.
 
-python src/report.py                                   # outputs/ -> report/
-python src/report.py outputs=outputs output_dir=report
+python src/report.py                                     # outputs/ -> report/
+python src/report.py outputs=FOLDER output_dir=report    # or outputs=FILE.jsonl: a packed file
+python src/report.py outputs=FOLDER pack=FILE.jsonl      # a run a line; no report
 """
 
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from tinytl.experiment.terminal.options import key_values
 from tinytl.experiment.terminal.program import one_line_errors, quiet_libraries
+from tinytl.report.packed import pack
 from tinytl.report.write import write_report
 
 
@@ -17,18 +19,22 @@ from tinytl.report.write import write_report
 class Options:
     """The command line."""
 
-    outputs: str = "outputs"  # folder of the runs
+    outputs: str = "outputs"  # folder of the runs, or a packed file
     output_dir: str = "report"  # folder that the report is written into
+    pack: str = ""  # the packed file to write, in place of a report
 
 
 def main() -> None:
-    """Write the report, and print where it is."""
+    """Write the report, or the packed file, and print where it is."""
     quiet_libraries()
     with one_line_errors():
         options = key_values(sys.argv[1:], Options)
-        folder = Path(options.output_dir)
-        print(write_report(Path(options.outputs), folder))
-        print(folder / "index.html")
+        outputs, folder = Path(options.outputs), Path(options.output_dir)
+        if options.pack:
+            print(pack(outputs, Path(options.pack)))
+        else:
+            print(write_report(outputs, folder))
+            print(folder / "index.html")
 
 
 if __name__ == "__main__":

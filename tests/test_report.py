@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pandas
 import pytest
@@ -16,6 +17,7 @@ from conftest import ROOT
 import report
 from tinytl.paper import tables as paper
 from tinytl.report import coverage, tables, write
+from tinytl.report.packed import pack, runs_of
 from tinytl.report.runs import read
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -81,8 +83,8 @@ def outputs(folder):
 def reported(folder, tmp_path, monkeypatch):
     """Runs the program; returns the folder it wrote."""
 
-    def run():
-        arguments = [f"outputs={folder}", f"output_dir={tmp_path / 'report'}"]
+    def run(outputs=folder):
+        arguments = [f"outputs={outputs}", f"output_dir={tmp_path / 'report'}"]
         monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
         report.main()
         return tmp_path / "report"
@@ -381,3 +383,105 @@ def test_a_report_that_cannot_be_written(folder, tmp_path, monkeypatch, capsys, 
     assert stopped.value.code == 1 and capsys.readouterr().err.splitlines()[-1].startswith(
         "error: output_dir="
     )
+
+
+def packed_runs(path):
+    """The records of a packed file, by name in its order."""
+    return {run["name"]: run["record"] for run in map(json.loads, path.read_text().splitlines())}
+
+
+def test_packed_runs_make_the_same_report(outputs, folder, reported, tmp_path, monkeypatch, capsys):
+    for seed, name in enumerate(["b", "é b", "a"]):
+        outputs(name, {"config.seed": seed, "metrics.test/top1": 0.8 + seed / 100})
+    outputs("failed", {"status": "failed", "reason": "no\nreason"})
+    tables_before = {path.name: path.read_text() for path in reported().iterdir() if path.suffix == ".csv"}
+    packed = tmp_path / "new" / "runs.jsonl"
+    monkeypatch.setattr(sys, "argv", ["report.py", f"outputs={folder}", f"pack={packed}"])
+    shutil.rmtree(tmp_path / "report")
+    capsys.readouterr()
+    report.main()
+    assert capsys.readouterr().out == f"4 runs, 3 of them finished, in {packed}\n"
+    assert not (tmp_path / "report").exists()
+    records = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/results.json")}
+    assert packed_runs(packed) == records and list(packed_runs(packed)) == ["a", "b", "failed", "é b"]
+    shutil.rmtree(folder)
+    for place in (packed, packed.parent):
+        after = {path.name: path.read_text() for path in reported(place).iterdir() if path.suffix == ".csv"}
+        assert after == tables_before and cell(tmp_path / "report").seeds == 3
+
+
+def test_a_run_that_is_there_twice_is_its_folders(outputs, folder):
+    outputs("both", {"metrics.test/top1": 0.1})
+    outputs("packed", {"metrics.test/top1": 0.3})
+    pack(folder, folder / "a.jsonl")
+    for name in ("both", "packed"):
+        shutil.rmtree(folder / name)
+    outputs("both", {"metrics.test/top1": 0.2})
+    runs = read(folder)[0].set_index("name")
+    assert runs.accuracy.round(6).to_dict() == {"both": 20, "packed": 30}
+    assert runs.results.to_dict() == {"both": folder / "both" / "results.json", "packed": None}
+    (folder / "both" / "results.json").write_text("{")
+    assert read(folder)[0].set_index("name").accuracy["both"] == pytest.approx(10)
+    pack(folder, folder / "a.jsonl")  # its own runs are kept
+    assert list(packed_runs(folder / "a.jsonl")) == ["both", "packed"]
+
+
+def test_damaged_lines_and_foreign_files_are_named(outputs, folder, caplog):
+    outputs("run")
+    pack(folder, folder / "runs.jsonl")
+    shutil.rmtree(folder / "run")
+    good = (folder / "runs.jsonl").read_bytes()
+    no_metrics = b'{"name": "x", "record": {"status": "finished", "config": {}}}\n'
+    bad = [
+        good[:99] + b"\n",
+        b"\xff\n",
+        b"[1]\n",
+        b'{"name": 1, "record": {"status": "failed"}}\n',
+        no_metrics,
+    ]
+    (folder / "runs.jsonl").write_bytes(b"".join([*bad, good]))
+    (folder / "foreign.jsonl").write_text("a\nb\nc\n")
+    (folder / "empty.jsonl").touch()
+    (folder / ".sweep.1.jsonl").write_text("{}\n")  # a sweep's progress
+    runs, others = read(folder)
+    assert list(runs.name) == ["run"] and others.empty
+    said = [message.split(": not a run's results")[0] for message in caplog.messages]
+    lines = [f"{folder}/runs.jsonl:{number}" for number in range(1, 6)]
+    assert sorted(said) == sorted([f"{folder}/foreign.jsonl:1-3", *lines])
+    assert runs_of(folder / "foreign.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/runs.jsonl", "{}/file/runs.jsonl", "{}/folder.jsonl", "{}/runs.json"]
+)
+def test_a_packed_file_that_cannot_be_written(outputs, folder, tmp_path, monkeypatch, capsys, path):
+    outputs("run")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder.jsonl" / "inside").mkdir(parents=True)
+    path = path.format(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report.py", f"outputs={folder}", f"pack={path}"])
+    with pytest.raises(SystemExit) as stopped:
+        report.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and line.startswith(f"error: pack={path}: ")
+    assert not list(tmp_path.rglob("*unfinished*"))
+
+
+def test_nothing_to_pack(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", f"outputs={folder}", f"pack={tmp_path / 'runs.jsonl'}"])
+    with pytest.raises(SystemExit):
+        report.main()
+    assert capsys.readouterr().err == f"error: outputs={folder}: holds no runs\n"
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_the_page_has_links_to_folders_only(outputs, folder, reported):
+    outputs("packed run")
+    pack(folder, folder / "runs.jsonl")
+    shutil.rmtree(folder / "packed run")
+    outputs("a run?", {"config.seed": 1})
+    page = reported() / "index.html"
+    (shown,) = re.findall(r"const RUNS = (.*);$", page.read_text(), re.MULTILINE)
+    addresses = {run["name"]: run["address"] for run in json.loads(shown)}
+    assert addresses == {"a run?": "../outputs/a%20run%3F/results.json", "packed run": None}
+    assert (page.parent / unquote(addresses["a run?"])).is_file()

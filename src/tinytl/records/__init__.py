@@ -1,1 +1,1 @@
-"""What a run leaves: results.json, and what it was made with."""
+"""The record of a run: results.json, and the versions and machine that made it."""

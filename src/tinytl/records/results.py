@@ -1,4 +1,4 @@
-"""results.json: one file per run, the truth of what was run and what came out."""
+"""results.json, a file per run: what was run, with which settings and versions, and what came out."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from tinytl.system.files import write_whole
 
 log = logging.getLogger("tinytl")
 
-# Settings that say where a run stands and what it shows: its results are the same whatever they are.
+# Settings that do not change a run's results: where it is written, whether it resumes, what it prints.
 OF_NO_CONSEQUENCE = (
     *("name", "output_dir", "sweep", "resume", "overwrite", "retry_failed", "dry_run"),
     "checkpoint_every_minutes",
@@ -30,19 +30,19 @@ PACKAGES = (
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole. Numbers that JSON does not have become null."""
+    """Write a JSON file, whole or not at all. NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file whole."""
+    """Write a text file, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The content of a run's results.json; nothing where there is none.
+    """The content of a run's results.json; empty where there is no such file.
 
-    What is there but is no run's record is named in the log and taken as absent.
+    A file that is not the record of a run is named in the log and taken as absent.
     """
     try:
         record = json.loads(path.read_bytes())
@@ -66,7 +66,7 @@ def _finite(value: Any) -> Any:
 
 
 def provenance() -> dict[str, Any]:
-    """Git commit (and whether files differ from it), package versions, machine."""
+    """The git commit, whether files differ from it, package versions, and the machine."""
     changes = _git("status", "--porcelain")
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -83,12 +83,12 @@ def provenance() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
+    """The versions of those PACKAGES that are installed."""
+    versions = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _git(*arguments: str) -> str | None:

@@ -7,13 +7,16 @@ from tinytl.paper.tables import cells as paper_cells
 
 
 def coverage(beside: pandas.DataFrame) -> pandas.DataFrame:
-    """A row per cell of `tables.paper_cells`: its seeds, or the command that runs it, or why nothing can."""
-    found = beside.filter(["table", "row", "data", "seeds"])
-    found["missing"] = [
+    """A row per cell of `tables.paper_cells`: how many seeds it has.
+
+    Where it has none, `missing` is the command that runs it, or why it cannot be run.
+    """
+    table = beside.filter(["table", "row", "data", "seeds"])
+    table["missing"] = [
         "" if seeds else cell.why_not or command(cell)
-        for cell, seeds in zip(paper_cells(), found.seeds, strict=True)
+        for cell, seeds in zip(paper_cells(), table.seeds, strict=True)
     ]
-    return found
+    return table
 
 
 def command(cell: Cell) -> str:

@@ -1,9 +1,6 @@
 "use strict";
-// Filters, plots and sortable tables over RUNS. The address's #key=value sets the filters.
+// Filters, plots and sortable tables over RUNS, of which COLUMNS are shown. The address's #key=value sets the filters.
 const FILTERS = ["data", "model", "method", "norm", "batch_size", "engine"];
-const COLUMNS = ["data", "model", "method", "norm", "engine", "resolution", "batch_size", "budget_mb", "lr",
-  "epochs", "seed", "accuracy", "measured_mb", "paper_mb", "seconds"];
-const KINDS = ["parameters", "activations", "gradients", "optimizer", "batch", "transients"];
 const MOST_BARS = 30;
 const TICKS_MB = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
 // showSendToCloud: a button that would upload the figure, there unless told not to
@@ -69,7 +66,7 @@ function drawScatter(runs) {
     const mine = known.filter(run => run.method === method);
     return {name: method, mode: "markers", type: "scatter", marker: {size: 9, opacity: 0.85},
       x: mine.map(run => run.measured_mb), y: mine.map(run => run.accuracy), text: mine.map(describe),
-      customdata: mine.map(run => run.name), hovertemplate: "%{text}<br>%{y:.1f} % at %{x:.1f} MB<extra></extra>"};
+      customdata: mine.map(run => run.address), hovertemplate: "%{text}<br>%{y:.1f} % at %{x:.1f} MB<extra></extra>"};
   });
   const best = front(known);
   traces.push({name: "Pareto front", mode: "lines", type: "scatter", hoverinfo: "skip",
@@ -114,12 +111,12 @@ function drawRuns(runs) {
       const value = run[column];
       element(row, "td", value === null ? "—" : typeof value === "number" ? number(value) : value);
     }
-    element(element(row, "td", ""), "a", "results.json", {href: address(run.name), title: run.name});
+    const cell = element(row, "td", "", {title: run.name});
+    if (run.address) element(cell, "a", "results.json", {href: run.address});
+    else cell.textContent = "packed";
   }
   makeSortable(at("runs"));
 }
-
-const address = name => OUTPUTS + "/" + encodeURIComponent(name) + "/results.json";
 
 function makeSortable(table) {
   const numeric = text => text.trim() === "—" ? -Infinity : Number.parseFloat(text);
@@ -148,6 +145,6 @@ document.querySelectorAll("main > section:not(#plots) table").forEach(makeSortab
 makeFilters();
 draw();
 at("scatter").on("plotly_click", event => {
-  const name = event.points[0].customdata;
-  if (name) window.open(address(name));
+  const address = event.points[0].customdata;
+  if (address) window.open(address);
 });

@@ -1,40 +1,43 @@
-"""One self-contained HTML page: tables, and plots of the runs that the reader filters."""
+"""One self-contained HTML page: the tables, and plots of the runs, which the reader can filter."""
 
 import json
+import os
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas
 from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
-FIELDS = (
-    *("name", "data", "model", "method", "norm", "engine", "resolution", "batch_size", "budget_mb", "lr"),
-    *("epochs", "seed", "accuracy", "measured_mb", "paper_mb", "seconds"),
-)
+from tinytl.memory.meter import KINDS
+from tinytl.report.runs import ON_PAGE
+
 CURVES = ("epoch", "train/loss", "val/loss", "val/top1", "val/mean_accuracy")
 
 
-def page(runs: pandas.DataFrame, tables: dict[str, tuple[str, pandas.DataFrame]], to_outputs: str) -> str:
-    """The page. `tables`: name of the file -> title and table; `to_outputs`: relative address of the runs."""
-    folder = files("tinytl.report")
+def page(runs: pandas.DataFrame, tables: dict[str, tuple[str, pandas.DataFrame]], folder: Path) -> str:
+    """The page's HTML. `tables`: file name -> title and table; `folder` is where the page will be written."""
+    sources = files("tinytl.report")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (folder / "page.html").read_text()
+        (sources / "page.html").read_text()
     )
     return template.render(
         tables=[(name, title, _columns(table), _cells(table)) for name, (title, table) in tables.items()],
-        runs=_json([_run(row) for row in runs.to_dict("records")]), outputs=_json(to_outputs),
-        style=(folder / "page.css").read_text(), script=(folder / "page.js").read_text(),
-        plotly=get_plotlyjs(), finished=len(runs),
+        runs=_json([_run(row, folder) for row in runs.to_dict("records")]), columns=_json(ON_PAGE),
+        kinds=_json(KINDS), finished=len(runs), plotly=get_plotlyjs(),
+        style=(sources / "page.css").read_text(), script=(sources / "page.js").read_text(),
     )  # fmt: skip
 
 
-def _run(row: dict[str, Any]) -> dict[str, Any]:
+def _run(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     record = row["record"]
     split = (record.get("memory") or {}).get("measured_split_mb") or {}
     curves = {key: values for key, values in (record.get("curves") or {}).items() if key in CURVES}
-    values = {key: None if pandas.isna(row[key]) else row[key] for key in FIELDS}
-    return {**values, "split_mb": _rounded(split), "curves": {k: _rounded(v) for k, v in curves.items()}}
+    values = {key: None if pandas.isna(row[key]) else row[key] for key in ("name", *ON_PAGE)}
+    address = row["results"] and quote(os.path.relpath(row["results"], folder))
+    return {**values, "address": address, "split_mb": _rounded(split), "curves": _rounded(curves)}
 
 
 def _rounded(values: Any) -> Any:
@@ -46,7 +49,7 @@ def _rounded(values: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand in a script: no `<` can close it."""
+    """JSON without `<`, which could close the script that it stands in."""
     return json.dumps(value, default=float, allow_nan=False).replace("<", "\\u003c")
 
 
@@ -59,7 +62,7 @@ def _cells(table: pandas.DataFrame) -> list[list[str]]:
 
 
 def text(value: Any) -> str:
-    """A value for a person."""
+    """A value as text for people."""
     if value is None or (not isinstance(value, str) and pandas.isna(value)):
         return "—"
     if isinstance(value, float):

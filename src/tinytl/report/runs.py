@@ -1,18 +1,66 @@
-"""The runs of an output folder as one table; what did not finish stands in another."""
+"""The finished runs of an output folder as one table, and those that did not finish as another."""
 
-import json
-import logging
+from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas
 
 from tinytl.paper.recipe import departures, get, limited
+from tinytl.report.packed import NOT_RESULTS, Run, leave_out, runs_of
 
-log = logging.getLogger(__name__)
 
-# column -> where results.json has it
-COLUMNS = {
+def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """(finished runs with COLUMNS, the others with status and reason), a row per run, sorted by name.
+
+    Runs are read from `outputs/*/results.json`, from packed files `outputs/*.jsonl`, or from `outputs`
+    itself where it is a packed file. What holds no run's results is named in the log and left out.
+    `record` is the content of results.json, `results` its path (None: the run is packed).
+    """
+    finished, others = [], []
+    for run in runs_of(outputs):
+        try:
+            if run.record["status"] == "finished":
+                finished.append(_row(run))
+            else:
+                reason = run.record.get("reason")
+                others.append({"name": run.name, "status": run.record["status"], "reason": reason})
+        except NOT_RESULTS as error:
+            leave_out(run.place, error)
+    columns = pandas.Index(["name", *COLUMNS, "record", "results"])
+    return (
+        pandas.DataFrame(finished, columns=columns).astype(dict.fromkeys(FIGURES, float)),
+        pandas.DataFrame(others, columns=pandas.Index(["name", "status", "reason"])),
+    )
+
+
+def _row(run: Run) -> dict[str, Any]:
+    record = run.record
+    row = {
+        column: source(record) if callable(source) else get(record, source)
+        for column, source in COLUMNS.items()
+    }
+    figures = {column: nan if row[column] is None else float(row[column]) for column in FIGURES}
+    return {"name": run.name, **row, **figures, "record": record, "results": run.results}
+
+
+def _accuracy(record: dict[str, Any], part: str = "test") -> float | None:
+    """In %: top-1, or the mean accuracy of multi-label data; None where there is none."""
+    metrics = record["metrics"]
+    accuracy = metrics.get(f"{part}/top1", metrics.get(f"{part}/mean_accuracy"))
+    return None if accuracy is None else 100 * accuracy
+
+
+def _test_accuracy(record: dict[str, Any]) -> float | None:
+    """None also where a part of the test set was left out."""
+    return None if limited(record["config"], "trainer.limit_test_batches") else _accuracy(record)
+
+
+# Column -> its key in results.json, or what computes it from the content of results.json.
+COLUMNS: dict[str, str | Callable[[dict[str, Any]], Any]] = {
+    "accuracy": _test_accuracy,
+    "prequential": lambda record: _accuracy(record, "stream"),  # while a stream was trained on
     "sweep": "sweep", "data": "config.data.name", "model": "config.model.name",
     "method": "config.method.name", "norm": "config.norm.name", "engine": "config.engine.name",
     "resolution": "config.resolution", "batch_size": "config.batch_size",
@@ -22,51 +70,14 @@ COLUMNS = {
     "paper_mb": "memory.paper_mb", "predicted_mb": "memory.predicted_mb",
     "measured_mb": "memory.measured_mb", "process_mb": "memory.process_mb",
     "trainable": "params.trainable", "total": "params.total", "seconds": "time.seconds",
+    **{key: f"config.lite_residual.{key}"
+       for key in ("kernel_size", "groups", "expansion", "pooling", "upsampling")},
+    "as_paper": lambda record: not departures(record["config"]),
+    "lite_residual_pretrained": "params.lite_residual_pretrained",
 }  # fmt: skip
-LITE_RESIDUAL = ("kernel_size", "groups", "expansion", "pooling", "upsampling")
-
-
-def read(outputs: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """(finished runs, the others with status and reason), a row per `outputs/*/results.json`.
-
-    `accuracy` is in %, top-1 or for multilabel data the mean accuracy; a run that was tested on a part of the
-    test set has none. `prequential` is a stream's, in % too. Files that are no results are named in the log
-    and left out.
-    """
-    finished, others = [], []
-    for path in sorted(outputs.glob("*/results.json")):
-        try:
-            record = json.loads(path.read_text())
-            status = record["status"]
-            if status == "finished":
-                finished.append(_row(path, record))
-            else:
-                others.append({"name": path.parent.name, "status": status, "reason": record.get("reason")})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("%s: not a run's results (%s: %s)", path, type(error).__name__, error)
-    columns = ["name", "accuracy", "prequential", *COLUMNS, *LITE_RESIDUAL]
-    columns += ["as_paper", "lite_residual_pretrained", "record"]
-    return (
-        pandas.DataFrame(finished, columns=pandas.Index(columns)),
-        pandas.DataFrame(others, columns=pandas.Index(["name", "status", "reason"])),
-    )
-
-
-def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    whole = not limited(record["config"], "trainer.limit_test_batches")
-    return {
-        "name": path.parent.name,
-        "accuracy": _accuracy(record["metrics"], "test") if whole else None,
-        "prequential": _accuracy(record["metrics"], "stream"),
-        **{column: get(record, key) for column, key in COLUMNS.items()},
-        **{key: get(record, f"config.lite_residual.{key}") for key in LITE_RESIDUAL},
-        "as_paper": not departures(record["config"]),
-        "lite_residual_pretrained": get(record, "params.lite_residual_pretrained"),
-        "record": record,
-    }
-
-
-def _accuracy(metrics: dict[str, Any], part: str) -> float | None:
-    """In %; None: there is none."""
-    found = metrics.get(f"{part}/top1", metrics.get(f"{part}/mean_accuracy"))
-    return None if found is None else 100 * found
+FIGURES = ("accuracy", "prequential", "paper_mb", "measured_mb")  # numbers; NaN where there is none
+# What the page shows of a run, in this order.
+ON_PAGE = (
+    *("data", "model", "method", "norm", "engine", "resolution", "batch_size", "budget_mb", "lr", "epochs"),
+    *("seed", "accuracy", "measured_mb", "paper_mb", "seconds"),
+)

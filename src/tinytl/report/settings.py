@@ -1,10 +1,10 @@
-"""What runs of one row of a table differ in: runs of other settings are no other seeds."""
+"""The settings in which runs of one row of a table differ: only runs that agree in them are its seeds."""
 
 import pandas
 
 from tinytl.records.results import OF_NO_CONSEQUENCE
 
-# What tells a row's seeds apart, and what other keys have decided or copied.
+# Settings that may differ within a row: the seed, those without consequence, those that other keys decide.
 NO_OTHER_ROW = (
     *OF_NO_CONSEQUENCE,
     *("seed", "data.lr", "data.lr_batch1", "data.lr_full", "data.epochs", "data.image_px"),
@@ -13,12 +13,15 @@ NO_OTHER_ROW = (
 
 
 def differences(runs: pandas.DataFrame, keys: list[str]) -> pandas.Series:
-    """Per run the settings in which runs with the same `keys` differ, as on the command line; "": in none."""
+    """The settings of each run, as on the command line, in which runs with the same `keys` differ.
+
+    The text is empty where they differ in none.
+    """
     if runs.empty:
         return pandas.Series(index=runs.index, dtype=str)
     configs = pandas.json_normalize([record["config"] for record in runs.record]).set_index(runs.index)
     configs = configs.drop(columns=list(NO_OTHER_ROW), errors="ignore").filter(regex=r"^(?!wandb\.)")
-    # NaN: a key that an older run does not know
+    # NaN stands for a key that an older run does not have.
     values = configs.map(lambda value: "null" if value is None or value != value else str(value))
     row = runs.groupby(keys, dropna=False).ngroup()
     differ = values.groupby(row).transform("nunique").gt(1)

@@ -1,4 +1,4 @@
-"""Tables: the paper's with our runs beside its figures, and our own."""
+"""The tables of the report: the paper's with our runs beside its figures, and our own."""
 
 from functools import cache
 from typing import Any
@@ -17,39 +17,45 @@ from tinytl.report.settings import differences
 
 COUNTED_CLASSES = 102  # the paper gives one figure for all data sets
 LAYERS = {"relu": ("ReLU", "ReLU6"), "sigmoid": ("Sigmoid",), "h-swish": ("Hardswish", "HardswishMe")}
-# of our own sweeps: what a row is, beside the data set
+# Our own sweeps: name -> title of the table, and the columns that tell its rows apart, beside data and model.
 OURS = {
-    "norms": ["norm", "batch_size", "method"],
-    "budgets": ["method", "budget_mb", "resolution"],
-    "lite_residual": ["expansion", "pooling", "groups"],
-    "lr": ["method", "lr"],
-    "real_images": ["norm", "resolution", "batch_size", "epochs", "method"],
-    "batch_sizes": ["norm", "resolution", "epochs", "method", "batch_size"],
-    "streams": ["norm", "resolution", "drift", "method"],
-}
+    "norms": ("Norms and batch sizes", ["norm", "batch_size", "method"]),
+    "budgets": ("Memory budgets", ["method", "budget_mb", "resolution"]),
+    "lite_residual": ("Shapes of the lite residual", ["expansion", "pooling", "groups"]),
+    "lr": ("Learning rates", ["method", "lr"]),
+    "real_images": (
+        "Every method on real images", ["norm", "resolution", "batch_size", "epochs", "method"]
+    ),
+    "batch_sizes": (
+        "Batch sizes on real images", ["norm", "resolution", "epochs", "method", "batch_size"]
+    ),
+    "streams": (
+        "Each image once, predicted before it is trained on", ["norm", "resolution", "drift", "method"]
+    ),
+}  # fmt: skip
 
 
 def paper_cells(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """Every cell of the paper with our runs of the same configuration, a row each.
+    """A row per cell of the paper, with the mean of our runs of the same configuration.
 
-    Accuracies in %, `difference` in points, `std` over seeds (of the sample); memory in MB of 1e6 bytes:
-    the paper's figure, our count by its rule, and what runs measured.
+    Accuracies are in %, `difference` in points, `std` is the sample's over seeds. Memory is in MB of 1e6
+    bytes: the paper's figure, our count by its rule, and the mean of what runs measured.
     """
     return pandas.DataFrame([_beside(cell, runs) for cell in paper.cells()])
 
 
 def _beside(cell: Cell, runs: pandas.DataFrame) -> dict[str, Any]:
-    mine = _of_cell(cell, runs)
-    ours, measured = mine.accuracy.astype(float), mine.measured_mb.astype(float)
+    same = _of_cell(cell, runs)
+    ours = same.accuracy
     return {
         "table": cell.table, "row": cell.row, "data": cell.data, "paper": cell.accuracy,
-        "ours": ours.mean(), "std": ours.std(), "seeds": len(mine), "difference": ours.mean() - cell.accuracy,
-        "paper_mb": cell.memory_mb, "count_mb": count_mb(cell), "measured_mb": measured.mean(),
+        "ours": ours.mean(), "std": ours.std(), "seeds": len(ours), "difference": ours.mean() - cell.accuracy,
+        "paper_mb": cell.memory_mb, "count_mb": count_mb(cell), "measured_mb": same.measured_mb.mean(),
     }  # fmt: skip
 
 
 def _of_cell(cell: Cell, runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs of a cell's configuration, one a seed."""
+    """The runs of a cell's configuration, one per seed."""
     norms = ["gn"] if str(cell.model).startswith("proxylessnas") else ["bn", "native"]
     same = (
         runs.as_paper.eq(True) & runs.data.eq(cell.data) & runs.model.eq(cell.model)
@@ -58,8 +64,8 @@ def _of_cell(cell: Cell, runs: pandas.DataFrame) -> pandas.DataFrame:
     )  # fmt: skip
     if cell.lite_residual_pretrained is not None:
         same &= runs.lite_residual_pretrained.eq(cell.lite_residual_pretrained)
-    mine: Any = runs[same & runs.accuracy.notna()]
-    return mine.drop_duplicates("seed")
+    seeds: Any = runs[same & runs.accuracy.notna()]
+    return seeds.drop_duplicates("seed")
 
 
 def count_mb(cell: Cell) -> float | None:
@@ -77,7 +83,7 @@ def _count(model: str, method: str, resolution: int) -> PaperCount:
 
 
 def wide(cells: pandas.DataFrame) -> pandas.DataFrame:
-    """A paper's table as it prints it: methods down, data sets across, `paper / ours ± std (difference)`."""
+    """The paper's layout: a row per method, a column per data set of `paper / ours ± std (difference)`."""
     texts = cells.assign(text=[_text(cell) for cell in cells.itertuples()])
     rows = texts.pivot(index="row", columns="data", values="text")
     rows = rows.reindex(index=cells.row.unique(), columns=cells.data.unique()).fillna("—")
@@ -101,7 +107,7 @@ def _figure(value: float | None) -> str:
 
 
 def table1(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """Bits per element that an activation layer keeps: the paper's, and what runs measured by engine."""
+    """Bits per element that an activation layer keeps: the paper's, and as measured under each engine."""
     measured: dict[tuple[str, str], set[float]] = {}
     for run in runs.to_dict("records"):
         for name, bits in ((run["record"].get("memory") or {}).get("activation_bits") or {}).items():
@@ -121,7 +127,7 @@ def _union(measured: dict[tuple[str, str], set[float]], engine: str, names: tupl
 
 
 def figure1() -> pandas.DataFrame:
-    """Parameters and activations of two networks at batch size 16, by the paper's count."""
+    """The paper's count of two networks' parameters and activations at batch size 16."""
     counts = {name: _count(name, "full", 224) for name in ("resnet50", "mobilenetv2_140")}
     rows = [
         {"model": name, "parameters, MB": c.params_bytes / 1e6,
@@ -133,17 +139,15 @@ def figure1() -> pandas.DataFrame:
 
 
 def ours(name: str, runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs of one of our own sweeps, mean and standard deviation over seeds.
+    """One of our own sweeps: the mean and standard deviation over seeds, a row per setting.
 
-    Runs that differ in more than that are rows of their own; `settings` says in what. Streams have a
-    prequential accuracy too.
+    Runs that differ in more than the seed and the table's columns have rows of their own; `settings` says
+    in what they differ. Streams have a prequential accuracy too.
     """
-    keys = ["data", "model", *OURS[name]]
-    mine: Any = runs[runs.sweep.eq(name)].astype(
-        dict.fromkeys(("accuracy", "prequential", "measured_mb"), float)
-    )
-    mine = mine.assign(settings=differences(mine, keys))
-    groups = mine.groupby([*keys, "settings"], dropna=False, sort=True)
+    keys = ["data", "model", *OURS[name][1]]
+    sweep: Any = runs[runs.sweep.eq(name)]
+    sweep = sweep.assign(settings=differences(sweep, keys))
+    groups = sweep.groupby([*keys, "settings"], dropna=False, sort=True)
     stream = {"prequential": ("prequential", "mean")} if name == "streams" else {}
     return groups.agg(
         **stream, accuracy=("accuracy", "mean"), std=("accuracy", "std"), seeds=("accuracy", "count"),
@@ -152,50 +156,49 @@ def ours(name: str, runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def real_images(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """Every method beside the last layer and full fine-tuning: `gap_closed`, in % of what lies between.
+    """Every method, with the share of the gap from the last layer to full fine-tuning that it closes.
 
-    Where either of these two was run with several settings there is no such gap.
+    `gap_closed` is in %. There is none where either end of the gap was run with several settings.
     """
-    found = _with_lean_mb(ours("real_images", runs), runs)
-    trained = ["data", "model", "norm", "resolution", "batch_size", "epochs"]
-    only: Any = found[~found.duplicated([*trained, "method"], keep=False)]
-    ends = only.pivot_table(index=trained, columns="method", values="accuracy", dropna=False)
+    table = _with_lean_mb(ours("real_images", runs), runs)
+    keys = ["data", "model", "norm", "resolution", "batch_size", "epochs"]
+    unique: Any = table[~table.duplicated([*keys, "method"], keep=False)]
+    ends = unique.pivot_table(index=keys, columns="method", values="accuracy", dropna=False)
     ends = ends.reindex(columns=pandas.Index(["last", "full"])).reset_index()
-    found = found.merge(ends, on=trained, how="left")
-    found["gap_closed"] = 100 * (found.accuracy - found["last"]) / (found["full"] - found["last"])
-    return found.drop(columns=["last", "full"])
+    table = table.merge(ends, on=keys, how="left")
+    table["gap_closed"] = 100 * (table.accuracy - table["last"]) / (table["full"] - table["last"])
+    return table.drop(columns=["last", "full"])
 
 
 def batch_sizes(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """What each norm reaches at each batch size, beside its memory."""
+    """The accuracy of each norm at each batch size, with its memory."""
     return _with_lean_mb(ours("batch_sizes", runs), runs)
 
 
-def _with_lean_mb(found: pandas.DataFrame, runs: pandas.DataFrame) -> pandas.DataFrame:
-    """With the lean engine's measured step of the same kind, the least of several engine plans' (`lean_mb`).
+def _with_lean_mb(table: pandas.DataFrame, runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Add `lean_mb`: the same step's measured memory under the lean engine, the least of its engine plans.
 
-    From runs of `real_images_memory`, which train two batches.
+    It is measured by runs of the sweep `real_images_memory`, which train two batches.
     """
-    alike = ["data", "model", "norm", "resolution", "batch_size", "method"]
-    lean = runs[runs.sweep.eq("real_images_memory")].astype({"measured_mb": float})
-    lean_mb = lean.groupby(alike).measured_mb.min().rename("lean_mb").reset_index()
-    return found.merge(lean_mb, on=alike, how="left")
+    keys = ["data", "model", "norm", "resolution", "batch_size", "method"]
+    lean: Any = runs[runs.sweep.eq("real_images_memory")]
+    lean_mb = lean.groupby(keys).measured_mb.min().rename("lean_mb").reset_index()
+    return table.merge(lean_mb, on=keys, how="left")
 
 
 def pareto(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """Per data set, the runs that none beats in both accuracy and measured memory, from the smallest."""
+    """The runs of each data set that no run beats in both accuracy and measured memory, smallest first."""
     columns = ["data", "measured_mb", "accuracy", "method", "model", "norm", "batch_size", "resolution"]
     known = runs.dropna(subset=["accuracy", "measured_mb"])
     known = known.sort_values(["data", "measured_mb", "accuracy"], ascending=[True, True, False])
-    best = known.groupby("data").accuracy.transform(lambda a: a.astype(float).cummax().shift(fill_value=-1.0))
-    return known.loc[known.accuracy.astype(float) > best.astype(float), [*columns, "name"]]
+    best = known.groupby("data").accuracy.transform(lambda a: a.cummax().shift(fill_value=-1.0))
+    return known.loc[known.accuracy > best, [*columns, "name"]]
 
 
 def memory(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """What the measured memory is made of, in MB, mean over runs that differ in data or seed alone."""
+    """The parts of the measured memory, in MB: means over the runs that agree in the columns named here."""
     keys = ["model", "method", "norm", "engine", "resolution", "batch_size", "budget_mb"]
     split = pandas.DataFrame([get(record, "memory.measured_split_mb") or {} for record in runs.record])
-    split = split.reindex(columns=pandas.Index(KINDS)).set_index(runs.index)
-    figures = ["paper_mb", "measured_mb", *KINDS]
-    whole: Any = pandas.concat([runs, split], axis=1).astype(dict.fromkeys(figures, float))
-    return whole.groupby(keys, dropna=False)[figures].mean().reset_index()
+    split = split.reindex(columns=pandas.Index(KINDS)).set_index(runs.index).astype(float)
+    table: Any = pandas.concat([runs, split], axis=1)
+    return table.groupby(keys, dropna=False)[["paper_mb", "measured_mb", *KINDS]].mean().reset_index()

@@ -12,7 +12,6 @@ from timm.models import get_pretrained_cfg
 from tinytl.errors import UserError
 from tinytl.weights.download import cached_path, fetch
 
-
 ANSWER_SECONDS = 10.0  # within which Hugging Face must answer
 FILES = ("model.safetensors", "pytorch_model.bin")  # names of weights there, in timm's order
 
