@@ -107,9 +107,7 @@ class LiveMemory(TorchDispatchMode):
         if module in self._names:
             self._running.pop()
             for tensor in _tensors(output):
-                if (
-                    tensor.grad_fn is not None
-                ):  # noted on the node: a reference to it would keep what it saved
+                if tensor.grad_fn is not None:  # noted on the node: a reference would keep what it saved
                     _notes(tensor.grad_fn).setdefault(LAYER, self._names[module])
 
     def _current_layer(self) -> str:
