@@ -24,7 +24,7 @@ class Setting:
     time: float
 
     def plan(self, base: EnginePlan, micro_batch: int) -> EnginePlan:
-        """Return this setting's engine plan; if it recomputes all blocks, slices grow with the micro-batch."""
+        """Return this setting's engine plan; if all blocks are recomputed, slices grow with micro-batches."""
         slice_kb = 400.0 * min(micro_batch, 8) if self.recompute_above_px == 0 else 2000.0
         return replace(
             base, micro_batch=micro_batch, slice_kb=slice_kb, keep_projection=self.keep_projection,
