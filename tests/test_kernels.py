@@ -174,7 +174,7 @@ def test_without_a_compiler_plain_operators_take_over(compiler, monkeypatch, cap
     make_lean(network, EnginePlan())
     assert type(kernels.choose_kernels("auto")) is Kernels
     assert kernels.operators_in_use("auto", torch.device("cpu")) == "plain"
-    assert caplog.text.count("plain PyTorch ones, slower, take over") == 1
+    assert caplog.text.count("slower ones in plain PyTorch take over") == 1
 
 
 def test_a_failure_costs_its_time_once(compiler):

@@ -1,4 +1,4 @@
-"""One training step described, and a network made ready for it."""
+"""Describe one training step, and make a network ready for it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -16,13 +16,13 @@ from tinytl.networks.norms import NormName
 from tinytl.networks.quantize import QuantizeName, quantize_frozen
 from tinytl.networks.spec import NetworkSpec
 
-# "checkpoints": stock PyTorch with timm's gradient checkpointing
+# "checkpoints" is stock PyTorch with timm's gradient checkpointing.
 Engine = Literal["stock", "checkpoints", "lean"]
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Which network is trained, how, on how much at a time, and by which engine under which plan."""
+    """Which network is trained, by which method, on which batch, and by which engine under which plan."""
 
     spec: NetworkSpec
     method: str
@@ -30,24 +30,22 @@ class TrainingStep:
     resolution: int  # pixels
     quantize: QuantizeName = "int8"
     multilabel: bool = False
-    blocks: int | None = None  # only the last so many are trained; None: all
+    blocks: int | None = None  # only this many of the last blocks are trained; None: all
     engine: Engine = "lean"
-    plan: EnginePlan = field(
-        default_factory=EnginePlan
-    )  # stock PyTorch follows no more of it than the micro-batch
+    plan: EnginePlan = field(default_factory=EnginePlan)  # stock PyTorch uses only its micro_batch
     channels_last: bool = False  # memory layout under stock PyTorch
 
     @staticmethod
     def of(
         model: str, norm: NormName, method: str, batch_size: int, resolution: int, num_classes: int
     ) -> "TrainingStep":
-        """From random weights, with the paper's lite residual modules where the method trains them."""
+        """Describe a step from random weights, with lite residual modules where the method trains them."""
         lite = LiteResidualConfig() if METHODS[method].needs_lite_residual else None
         return TrainingStep(NetworkSpec(model, norm, num_classes, lite), method, batch_size, resolution)
 
     @property
     def shapes(self) -> "TrainingStep":
-        """The same step without its weights and memory layout: what its memory depends on."""
+        """The same step without weights and memory layout, which its memory does not depend on."""
         return replace(self, spec=replace(self.spec, checkpoint=None, seed=0), channels_last=False)
 
     @property
@@ -63,7 +61,7 @@ def prepare(network: Any, step: TrainingStep) -> None:
 
 
 def engage(network: Any, step: TrainingStep) -> None:
-    """Set the training mode, and hand a prepared network over to the engine."""
+    """Set a prepared network's training mode, and convert it for the engine."""
     set_train_mode(network, step.spec.norm)
     if step.engine == "lean":
         make_lean(network, step.plan)
@@ -74,17 +72,17 @@ def engage(network: Any, step: TrainingStep) -> None:
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters to optimize."""
+    """The parameters to optimise."""
     return [p for p in network.parameters() if p.requires_grad]
 
 
 def adam(parameters: Iterable[Any], step: TrainingStep, *, lr: float, weight_decay: float = 0.0) -> Any:
-    """Adam as the engine wants it, over parameters or groups of them."""
+    """Make Adam for the step's engine, over parameters or parameter groups."""
     if step.engine == "lean":
         return lean_optimizer.adam(parameters, lr=lr, weight_decay=weight_decay, plan=step.plan)
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
 
 
 def adam_of(step: TrainingStep) -> Any:
-    """`adam` for one training step, to be called with parameters, lr and weight_decay."""
+    """Return `adam` for one training step; it takes parameters, lr and weight_decay."""
     return partial(adam, step=step)

@@ -1,3 +1,3 @@
-"""From BatchNorm to GroupNorm by distillation, and how much survives."""
+"""Convert networks from BatchNorm to GroupNorm by distillation, and probe how good their features stay."""
 
 import tinytl.networks.timm_alone  # noqa: F401  (before timm)

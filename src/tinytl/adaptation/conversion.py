@@ -1,8 +1,8 @@
-"""From BatchNorm to GroupNorm and weight standardisation, a layer at a time.
+"""Convert a network from BatchNorm to GroupNorm and weight standardisation, a layer at a time.
 
-Converted all at once a network forgets what it knew: a standardised depthwise filter has no response to
-a constant, so the scales of all maps behind it change. Converted from the input on, one norm with the
-convolutions before it at a time, what follows is still the teacher and says what it needs.
+Converted all at once, a network forgets what it knew: a standardised depthwise filter does not respond to a
+constant, so that the scales of all maps after it change. So norms are converted one at a time, with the
+convolutions before them, from the input on; the layers that follow are still the teacher's.
 """
 
 import copy
@@ -19,31 +19,31 @@ from torch import Tensor, nn
 from tinytl.networks.norms import WeightStandardizedConv2d, standardize
 from tinytl.weights.checkpoints import canonical
 
-LARGEST_SCALE = 20.0  # of a norm; a dead channel would ask for any
+LARGEST_SCALE = 20.0  # of a norm; a dead channel's would grow without limit
 
 
 @dataclass
 class Unit:
-    """A norm and the convolutions before it, by their names in the student."""
+    """A norm and the convolutions before it, by their names in the student, with the final layers."""
 
     norm: str
-    final_norm: nn.GroupNorm  # what it becomes
-    target_std: Tensor  # of the teacher's norm's output, per channel, shape (C,)
-    target_mean: Tensor
-    convs: dict[str, WeightStandardizedConv2d] = field(default_factory=dict)  # what they become
+    final_norm: nn.GroupNorm
+    target_std: Tensor  # per channel, of the output of the teacher's norm, (C,)
+    target_mean: Tensor  # likewise
+    convs: dict[str, WeightStandardizedConv2d] = field(default_factory=dict)  # name -> final convolution
 
     def layers(self) -> list[nn.Module]:
-        """All that it becomes."""
+        """The final layers."""
         return [self.final_norm, *self.convs.values()]
 
 
 class Conversion(nn.Module):
-    """A student of norm=gn that begins as its teacher and is converted unit by unit, in place.
+    """A student with norm=gn that begins with its teacher's layers and is converted unit by unit, in place.
 
-    `teacher` and `student` are the same timm model with the same weights, the student with GroupNorm and
-    weight standardisation and possibly with lite residual modules, which the teacher need not have.
-    `images` (N, 3, R, R) show both what maps look like. Both networks must be in evaluation mode.
-    `learned` are the parameters of what is there and of what will be.
+    `teacher` and `student` are the same timm model with the same weights; the student has GroupNorm and
+    weight standardisation, and may have lite residual modules, which the teacher need not have. `images`
+    (N, 3, R, R) serve to measure typical maps. Both networks must be in evaluation mode. `learned` are
+    the student's parameters, before and after conversion.
     """
 
     images: Tensor
@@ -53,26 +53,26 @@ class Conversion(nn.Module):
         self.student, self.converted = student, 0
         self.names = {canonical(f"{name}.")[:-1]: name for name, _ in student.named_modules()}
         self.units = list(self._units(teacher, images))
-        # modules and buffers of this one, so that they move to another device with it
+        # registered as buffer and modules, so that they move to another device with this module
         self.register_buffer("images", images, persistent=False)
         self.later = nn.ModuleList([layer for unit in self.units for layer in unit.layers()])
-        final = list(student.parameters())
+        final_parameters = list(student.parameters())
         for unit in self.units:
             self._install(unit.norm, copy.deepcopy(teacher.get_submodule(canonical(f"{unit.norm}.")[:-1])))
             for name, conv in unit.convs.items():
                 self._install(name, _plain(conv))
-        self.learned = list({id(p): p for p in [*final, *student.parameters()]}.values())
+        self.learned = list({id(p): p for p in [*final_parameters, *student.parameters()]}.values())
 
     def _units(self, teacher: nn.Module, images: Tensor) -> Iterator[Unit]:
         convs: dict[str, WeightStandardizedConv2d] = {}
-        for name, std, mean in _in_order(teacher, images):
-            own = self.names[name]
-            layer: Any = self.student.get_submodule(own)
+        for name, std, mean in _layers_in_order(teacher, images):
+            student_name = self.names[name]
+            layer: Any = self.student.get_submodule(student_name)
             if std is None:
                 if isinstance(layer, WeightStandardizedConv2d):
-                    convs[own] = layer
+                    convs[student_name] = layer
             else:
-                yield Unit(own, layer, std, mean, convs)
+                yield Unit(student_name, layer, std, mean, convs)
                 convs = {}
 
     def _install(self, name: str, layer: nn.Module) -> None:
@@ -81,20 +81,20 @@ class Conversion(nn.Module):
 
     @torch.no_grad()
     def convert_up_to(self, count: int) -> list[nn.Parameter]:
-        """Convert units until `count` are; return the parameters whose values are new."""
-        begun = self.units[self.converted : count]
-        for unit in begun:
+        """Convert units until `count` are converted; return the parameters of the new layers."""
+        new_units = self.units[self.converted : count]
+        for unit in new_units:
             for name, conv in unit.convs.items():
                 conv.weight.copy_(standardize(conv.weight) / conv.weight[0].numel() ** 0.5)
                 self._install(name, conv)
             self._install(unit.norm, unit.final_norm)
-        if begun:
-            self._fit_scales(begun)
+        if new_units:
+            self._fit_scales(new_units)
         self.converted = max(self.converted, count)
-        return [p for unit in begun for layer in unit.layers() for p in layer.parameters()]
+        return [p for unit in new_units for layer in unit.layers() for p in layer.parameters()]
 
     def _fit_scales(self, units: list[Unit]) -> None:
-        """Give the norms' outputs the teacher's mean and deviation per channel, one after the other."""
+        """Give the norms' outputs the teacher's mean and standard deviation per channel, in forward order."""
 
         def fit(unit: Unit, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             norm = unit.final_norm
@@ -111,7 +111,7 @@ class Conversion(nn.Module):
 
 
 def _plain(conv: Any) -> nn.Conv2d:
-    """The convolution without standardisation; the weight is shared."""
+    """Return the convolution without standardisation, sharing its weight."""
     kind: Any = Conv2dSame if conv.same else nn.Conv2d
     layer = kind(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
@@ -122,10 +122,10 @@ def _plain(conv: Any) -> nn.Conv2d:
 
 
 @torch.no_grad()
-def _in_order(teacher: nn.Module, images: Tensor) -> list[tuple[str, Any, Any]]:
-    """(name, None, None) of every convolution and (name, std, mean) of every BatchNorm's output, as called.
+def _layers_in_order(teacher: nn.Module, images: Tensor) -> list[tuple[str, Any, Any]]:
+    """List (name, None, None) of convolutions and (name, std, mean) of BatchNorm outputs, in call order.
 
-    The output is that of the norm itself, before an activation that timm puts into it.
+    The output is that of the norm itself, before any activation that timm builds into it.
     """
     calls: list[tuple[str, Any, Any]] = []
 

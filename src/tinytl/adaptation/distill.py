@@ -1,4 +1,4 @@
-"""Norm adaptation: from BatchNorm to GroupNorm and weight standardisation, by distillation."""
+"""Norm adaptation: distil a network with BatchNorm into one with GroupNorm and weight standardisation."""
 
 import math
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ from torchmetrics import MeanMetric, Metric
 
 from tinytl.adaptation.conversion import Conversion
 
-TEMPERATURE = 2.0  # of the logits (Hinton et al., arXiv 1503.02531)
-CONVERTING = 0.8  # of the steps, evenly over the layers; the rest is for the whole network
+TEMPERATURE = 2.0  # divides the logits (Hinton et al., arXiv 1503.02531)
+CONVERTING = 0.8  # share of the steps in which layers are converted, evenly; then the whole network trains
 WARM_UP = 20  # steps
 
 
 class NormAdaptation(LightningModule):
     """Distils `teacher` (norm=bn_frozen) into `student` (norm=gn, the same weights).
 
-    Layers are converted from the input on while both networks' last maps, pooled features and logits are
-    matched; labels are not used. `images` (N, 3, R, R) show what maps look like. Adam, constant and then
-    cosine to zero. `test/agreement`: on what fraction of the images both have the same top-1.
+    Layers are converted from the input on, while the student learns to match the teacher's last maps, pooled
+    features and logits; labels are not used. `images` (N, 3, R, R) serve to measure typical maps. Adam's
+    rate is constant, then falls as a cosine to zero. `test/agreement` is the fraction of images to which
+    both give the same top-1.
     """
 
     def __init__(self, teacher: Any, student: Any, images: Tensor, *, lr: float, seed: int = 0) -> None:
@@ -38,19 +39,19 @@ class NormAdaptation(LightningModule):
         self.scales = maps.var().item(), features.var(dim=0).mean().item()
 
     def train(self, mode: bool = True) -> "NormAdaptation":
-        """Neither network has a training mode: no dropout, stored statistics until they are gone."""
+        """Keep both networks in evaluation mode: without dropout, BatchNorm with stored statistics."""
         return super().train(False)
 
     def epoch_metrics(self) -> Mapping[str, Metric]:
-        """What is summed up over an epoch of training."""
+        """The metrics that add up over an epoch of training."""
         return {"train/loss": self.train_loss}
 
     def on_train_epoch_start(self) -> None:
-        """The images of an epoch depend on seed and epoch alone: a resumed run has the same."""
+        """Seed an epoch's images by seed and epoch alone, so that a resumed run has the same."""
         torch.manual_seed(self.seed + self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Convert as many layers as are due; what is converted anew has no moments in Adam."""
+        """Convert the layers that are due, and reset Adam's moments of the new ones."""
         units = len(self.conversion.units)
         done = (self.global_step + 1) / max(1, CONVERTING * self.trainer.estimated_stepping_batches)
         optimizer: Any = self.optimizers()
@@ -58,27 +59,27 @@ class NormAdaptation(LightningModule):
             optimizer.state.pop(parameter, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """How much is converted, beside the weights."""
+        """Save how many units are converted, in addition to the weights."""
         checkpoint["converted"] = self.conversion.converted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Convert as much again: the layers; their values are loaded next."""
+        """Convert the same number of units again, so that their values can be loaded."""
         self.conversion.convert_up_to(checkpoint["converted"])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Distance from the teacher: of last maps and pooled features (MSE), and of logits (KL)."""
+        """Return the distance from the teacher: in last maps and pooled features (MSE), in logits (KL)."""
         images = batch[0].contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             maps, features, logits = _outputs(self.teacher, images)
-        own_maps, own_features, own_logits = _outputs(self.student, images)
+        student_maps, student_features, student_logits = _outputs(self.student, images)
         divergence = F.kl_div(
-            (own_logits / TEMPERATURE).log_softmax(1), (logits / TEMPERATURE).log_softmax(1),
+            (student_logits / TEMPERATURE).log_softmax(1), (logits / TEMPERATURE).log_softmax(1),
             log_target=True, reduction="batchmean",
         )  # fmt: skip
         map_variance, feature_variance = self.scales
         loss = (
-            F.mse_loss(own_maps, maps) / map_variance
-            + F.mse_loss(own_features, features) / feature_variance
+            F.mse_loss(student_maps, maps) / map_variance
+            + F.mse_loss(student_features, features) / feature_variance
             + TEMPERATURE * divergence
         )
         self.train_loss.update(loss.detach(), len(images))
@@ -86,12 +87,12 @@ class NormAdaptation(LightningModule):
         return loss
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Share of images (B, 3, R, R) to which both networks give the same class."""
+        """Log the share of images (B, 3, R, R) to which both networks give the same class."""
         same = self.student(batch[0]).argmax(1) == self.teacher(batch[0]).argmax(1)
         self.log("test/agreement", same.float().mean(), batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> Any:
-        """Adam on all but the classifier; the rate falls once everything is converted."""
+        """Return Adam on all but the classifier; its rate falls once everything is converted."""
         head = {id(p) for p in self.student.get_classifier().parameters()}
         learned = [p for p in self.conversion.learned if id(p) not in head]
         optimizer = torch.optim.Adam(learned, lr=self.lr, betas=(0.9, 0.99))
@@ -109,6 +110,6 @@ class NormAdaptation(LightningModule):
 
 
 def _outputs(network: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Last maps (B, C, H, W), pooled features (B, C), logits (B, classes) of a timm model."""
+    """Last maps (B, C, H, W), pooled features (B, F) and logits (B, classes) of a timm model."""
     maps = network.forward_features(images)
     return maps, network.forward_head(maps, pre_logits=True), network.forward_head(maps)

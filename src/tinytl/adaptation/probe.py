@@ -1,4 +1,4 @@
-"""How good features are: a linear classifier on top of a frozen network."""
+"""Measure how good features are by a linear classifier on top of a frozen network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ from tinytl.data.images import Images, Transformed
 from tinytl.data.splits import Splits
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression
-HELD_OUT = 0.2  # of the training set, to choose among them
+HELD_OUT = 0.2  # of the training set, to choose the strength on
 
 
 def linear_probe(network: Any, splits: Splits, transform: Callable[[Any], Tensor], seed: int = 0) -> float:
-    """Top-1 on the test set of a logistic regression on standardised features, as a fraction.
+    """Return a logistic regression's top-1 on the test set, as a fraction; features are standardised.
 
-    Its strength is chosen on a fifth of the training set; the test set is used once.
+    Its regularisation is chosen on a fifth of the training set; the test set is used once.
     """
     train, labels = _features(network, splits.train, transform)
     test, test_labels = _features(network, splits.test, transform)
@@ -40,7 +40,7 @@ def _classifier(strength: float) -> Any:
 
 @torch.no_grad()
 def _features(network: Any, images: Images, transform: Callable[[Any], Tensor]) -> tuple[Any, Any]:
-    """(pooled features (N, C), labels) of a timm model in evaluation mode."""
+    """The pooled features (N, F) of a timm model in evaluation mode, and the labels (N,)."""
     network.eval()
     device = next(network.parameters()).device
     batches = DataLoader(Transformed(images, range(len(images)), transform), batch_size=64)

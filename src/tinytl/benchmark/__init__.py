@@ -1,1 +1,1 @@
-"""Memory and step time of training steps: the lean engine beside stock PyTorch."""
+"""Compare the memory and time of training steps under the lean engine and under stock PyTorch."""

@@ -1,4 +1,4 @@
-"""The plans that are compared, by name."""
+"""The named engine plans that a benchmark compares."""
 
 from dataclasses import replace
 from itertools import product
@@ -18,8 +18,8 @@ PLANS: dict[str, tuple[Engine, EnginePlan]] = {
     "smallest": ("lean", SMALLEST),
     "smallest 8 bits": ("lean", replace(SMALLEST, optimizer_bits=8)),
 }
-# From the least memory to the least time: images at a time; p: projections kept; px: the largest maps
-# that are kept, a side.
+# From the least memory to the least time. In the names, numbers are images per micro-batch, p says that
+# projections are kept, and px are pixels per side up to which maps are kept.
 CURVE: dict[str, tuple[Engine, EnginePlan]] = {
     **{
         f"{m}{' p' if keep else ''}": (
@@ -33,22 +33,25 @@ CURVE: dict[str, tuple[Engine, EnginePlan]] = {
         for px in (7, 14, 28, 56, None)
     },
 }
-LARGEST_STOCK_BATCH = 32  # above, stock PyTorch is neither measured nor timed: 70 MB an image
+LARGEST_STOCK_BATCH = 32  # larger ones are neither measured under stock PyTorch nor timed: 70 MB per image
 
 
 def steps_under(
     cell: TrainingStep, names: list[str], slice_kb: float | None = None
 ) -> dict[str, TrainingStep]:
-    """A training step under those of the named plans that it allows, by name."""
-    chosen = {}
+    """Return the training step under each of the named plans that it allows, by name.
+
+    `curve` names all plans of CURVE, and stock PyTorch.
+    """
+    named = {}
     for name in names:
-        chosen |= {"stock": PLANS["stock"], **CURVE} if name == "curve" else {name: PLANS[name]}
+        named |= {"stock": PLANS["stock"], **CURVE} if name == "curve" else {name: PLANS[name]}
     allowed = {}
-    for name, (engine, plan) in chosen.items():
+    for name, (engine, plan) in named.items():
         whole_only = cell.spec.norm == "bn" and plan.micro_batch is not None
         too_large = engine != "lean" and cell.batch_size > LARGEST_STOCK_BATCH and plan.micro_batch is None
         if not whole_only and not too_large:
-            # one micro-batch a step: the optimizer may step in the backward pass
+            # A step of one micro-batch allows the optimizer to step in the backward pass.
             in_backward = cell.batch_size == 1 and plan.optimizer_bits == 8
             plan = replace(plan, step_in_backward=in_backward, slice_kb=slice_kb or plan.slice_kb)
             allowed[name] = replace(cell, engine=engine, plan=plan)

@@ -1,4 +1,4 @@
-"""Training steps measured: every plan in a fresh process, step times interleaved in one."""
+"""Measure training steps: memory of every plan in a fresh process, step times interleaved in one."""
 
 import statistics
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tinytl.paper.count import count_as_paper
 def rows_of(
     cell: TrainingStep, steps: dict[str, TrainingStep], rounds: int, console: Console
 ) -> Iterator[dict[str, Any]]:
-    """One row for each of the plans; the steps are timed `rounds` times, interleaved."""
+    """Yield one row per plan; the steps are timed `rounds` times, interleaved."""
     paper = count_as_paper(cell.spec, cell.method, cell.resolution)
     seconds = {}
     if rounds and cell.batch_size <= LARGEST_STOCK_BATCH:
@@ -41,7 +41,7 @@ def rows_of(
 
 
 def figures(memory: StepMemory) -> dict[str, Any]:
-    """In MB, what took them by kind, and the layers that hold most at the peak."""
+    """Return the figures in MB, also by kind of tensor, and by the five layers that hold most at the peak."""
     report = memory.report
     return {
         "measured_mb": report.peak_mb,
@@ -55,7 +55,7 @@ def figures(memory: StepMemory) -> dict[str, Any]:
 
 
 def ratio(seconds: dict[str, list[float]], name: str) -> float | None:
-    """Median over the rounds of a plan's time to stock's in the same round."""
+    """Median, over the rounds, of a plan's time divided by stock PyTorch's in the same round."""
     if name not in seconds or "stock" not in seconds:
         return None
     return statistics.median(a / b for a, b in zip(seconds[name], seconds["stock"], strict=True))

@@ -1,4 +1,4 @@
-"""What was measured, as a table and as a plot."""
+"""Show what a benchmark measured, as a table and as a plot."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from tinytl.assembly import TrainingStep
 
 
 def show(cell: TrainingStep, rows: list[dict[str, Any]], console: Console) -> None:
-    """Print a cell's table and what takes the memory at the peak."""
+    """Print a cell's table, and what takes the memory at each plan's peak."""
     spec = cell.spec
     table = Table(
         title=f"{spec.model}, {spec.norm}, {cell.method}, batch {cell.batch_size}, {cell.resolution} px",
-        caption="MB of 1e6 bytes; time of a step, stock = 1",
+        caption="1 MB = 1e6 bytes; time of a step, stock = 1",
     )
     columns = {
         "measured": "measured_mb",
@@ -38,7 +38,7 @@ def show(cell: TrainingStep, rows: list[dict[str, Any]], console: Console) -> No
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Step time against measured memory, a line per method, a point per plan."""
+    """Plot step time against measured memory, with a line per method and a point per plan."""
     import matplotlib.pyplot as plt  # slow to import
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")

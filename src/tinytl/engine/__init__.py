@@ -1,4 +1,4 @@
-"""Training in little memory: lean operators, recomputation, slices, micro-batches."""
+"""The lean engine trains in little memory: lean operators, recomputation, slices, micro-batches."""
 
 import tinytl.networks.timm_alone  # noqa: F401  (before timm)
 

@@ -1,9 +1,10 @@
-"""The inverted bottleneck in slices: its expanded maps never stand whole in memory.
+"""The inverted bottleneck, computed in slices: its expanded maps are never whole in memory.
 
-Expansion, depthwise convolution and projection act on each group of expanded channels alone, and so do
-the norms between them (GroupNorm by group, stored statistics by channel). A few channels at a time,
-expanded, filtered and added into the output, take a slice of memory and give the same numbers; in the
-backward pass each slice is computed again and its part of the gradients added up.
+The expansion and the depthwise convolution compute each expanded channel alone, the norms after them each
+group of channels (or, with stored statistics, each channel), and the projection sums over channels. So a
+few channels at a time are expanded, filtered and added to the output: the numbers are the same, and only
+one slice is in memory. The backward pass computes the slices again, where they were not kept, and sums
+their parts of the gradients.
 """
 
 from collections.abc import Iterator
@@ -26,9 +27,9 @@ from tinytl.errors import UserError
 class SlicedBottleneck(nn.Module):
     """Replaces an inverted bottleneck with frozen convolutions; its norms keep their names and parameters.
 
-    The expansion is a 1x1 convolution or, for the network's stem and its first block taken as one
-    bottleneck, any other; without one the block is a depthwise separable convolution. A norm under the
-    name `outside` stays registered where it was.
+    The expansion is a 1x1 convolution, or the network's stem where stem and first block are taken as one
+    bottleneck. Without an expansion the block is a depthwise separable convolution. The norm named
+    `outside` stays registered where it was.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class SlicedBottleneck(nn.Module):
         for name, norm in norms.items():
             if name != "outside":
                 self.add_module(name, norm)
-        self.norms = tuple(norms.values())  # of the expansion (if there is one), the filter, the projection
+        self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         if any(has_hooks(norm) for norm in self.norms):
@@ -57,7 +58,7 @@ class SlicedBottleneck(nn.Module):
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has forward or backward hooks of its own."""
+    """Whether hooks are registered on the module itself."""
     kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     return any(getattr(module, f"_{kind}") for kind in kinds)
 
@@ -86,12 +87,12 @@ class _Bottleneck(torch.autograd.Function):
         maps = [_Maps(*flat[i : i + len(_Maps._fields)]) for i in range(0, len(flat), len(_Maps._fields))]
         projection = None if normed is None else (normed, rstd)
         step = _Step(ctx.block, x, ctx.statistics, affine)
-        by_x, by_affine = step.backward(grad.contiguous(), projection, maps, ctx.needs_input_grad)
-        return by_x, None, None, *by_affine
+        grad_x, grad_affine = step.backward(grad.contiguous(), projection, maps, ctx.needs_input_grad)
+        return grad_x, None, None, *grad_affine
 
 
 class _Maps(NamedTuple):
-    """Normalised maps of a slice, and the 1 / deviation of their norms."""
+    """The normalised maps of a slice, and 1 / standard deviation as their norms computed it."""
 
     expanded: Tensor  # (n, c, H, W)
     expanded_rstd: Tensor | None  # None: the block has no expansion
@@ -100,7 +101,7 @@ class _Maps(NamedTuple):
 
 
 class _Step:
-    """The arithmetic of one pass through a block; backward gradients are named `by_...`."""
+    """The arithmetic of one pass through a block; `grad_x` is the gradient with respect to x."""
 
     def __init__(self, block: SlicedBottleneck, x: Tensor, statistics: list[Statistics], affine: Any) -> None:
         self.block, self.kernels, self.x = block, block.kernels, x
@@ -113,18 +114,18 @@ class _Step:
         self.size = height, width  # of the expanded maps
 
     def recomputed(self) -> bool:
-        """Whether the backward pass computes the maps of the slices again."""
+        """Whether the backward pass computes the slices' maps again."""
         above = self.block.plan.recompute_above_px
         return above is not None and max(self.x.shape[2:]) > above
 
     def slices(self) -> Iterator[tuple[slice, slice]]:
-        """(images, expanded channels) of every slice; channels of one group stay together."""
+        """Yield (images, expanded channels) of every slice; channels of one group stay together."""
         width = len(self.block.depthwise.codes)
         group = max(1, *(norm.statistics.per_group for norm in self.norms[:-1]))
         map_bytes = self.size[0] * self.size[1] * self.x.element_size()
         slice_bytes = self.block.plan.slice_bytes
         images = int(max(1, min(len(self.x), slice_bytes // (width * map_bytes))))
-        # a channel takes its maps and its row of the expanded weights
+        # a channel needs its maps and its rows of the weights in floating point
         weight_bytes = (self.x.shape[1] + self.block.project.codes.shape[1]) * self.x.element_size()
         channel_bytes = images * map_bytes + weight_bytes
         channels = int(min(width, group * max(1, slice_bytes // (group * channel_bytes))))
@@ -133,9 +134,9 @@ class _Step:
                 yield slice(image, image + images), slice(channel, channel + channels)
 
     def normed_projection(self, maps: list[_Maps] | None = None) -> tuple[Tensor, Tensor]:
-        """The projection's output (B, out, H/stride, W/stride), normalised, and 1 / deviation.
+        """The normalised output of the projection (B, out, H/stride, W/stride), and 1 / standard deviation.
 
-        What the slices computed is appended to `maps`, if given.
+        The maps of every slice are appended to `maps`, if given.
         """
         out = None
         for images, channels in self.slices():
@@ -159,7 +160,7 @@ class _Step:
         return _Maps(expanded, expanded_rstd, *self.filter(channels, expanded))
 
     def expand(self, images: slice, channels: slice) -> tuple[Tensor, Tensor | None]:
-        """Expanded and normalised maps of a slice (n, c, H, W), and 1 / deviation."""
+        """The expanded, normalised maps of a slice (n, c, H, W), and 1 / standard deviation."""
         if self.block.expand is None:
             return self.x[images, channels].contiguous(), None
         weight, x = self.block.expand.expand(self.kernels, channels), self.x[images]
@@ -171,14 +172,20 @@ class _Step:
         return out, self.norms[0].statistics.normalize_(self.kernels, out, channels)
 
     def filter(self, channels: slice, expanded: Tensor) -> tuple[Tensor, Tensor]:
-        """Depthwise convolution of the activated expansion, normalised (n, c, H/stride, W/stride)."""
+        """Apply activation, depthwise convolution and norm: (n, c, H, W) -> (n, c, H/stride, W/stride).
+
+        Returns 1 / standard deviation, too.
+        """
         block, weight = self.block, self.block.depthwise.expand(self.kernels, channels)
-        before = self.norms[0].affine(channels) if block.expand else _nothing(weight)
+        before = self.norms[0].affine(channels) if block.expand else _identity(weight)
         out = self.kernels.act_depthwise(expanded, *before, weight, block.stride, block.padding)
         return out, self.norms[-2].statistics.normalize_(self.kernels, out, channels)
 
     def needs_projection(self, needs: tuple[bool, ...]) -> bool:
-        """Whether the backward pass needs the normalised projection: stored statistics spare it."""
+        """Whether the backward pass needs the normalised projection.
+
+        It does not where the last norm uses stored statistics and its scale (`needs[-2]`) is frozen.
+        """
         return any(needs) and (self.norms[-1].statistics.per_group > 0 or needs[-2])
 
     def backward(
@@ -188,75 +195,78 @@ class _Step:
         maps: list[_Maps],
         needs: tuple[bool, ...],
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients by the input (None where not needed) and by every scale and shift.
+        """Gradients with respect to the input (None if not needed) and to every scale and shift.
 
-        `projection`, `maps`: what was kept of the forward pass.
+        `grad` is the gradient with respect to the output; `projection` and `maps` are what the forward
+        pass kept.
         """
-        by_affine = [torch.zeros_like(t) for norm in self.norms for t in (norm.scale, norm.shift)]
-        by_projection = self._backward_last_norm(grad, projection, needs, by_affine)
-        by_x = None
+        grad_affine = [torch.zeros_like(t) for norm in self.norms for t in (norm.scale, norm.shift)]
+        grad_projection = self._backward_last_norm(grad, projection, needs, grad_affine)
+        grad_x = None
         if needs[0]:
-            by_x = grad.clone() if self.block.has_skip else torch.zeros_like(self.x)
+            grad_x = grad.clone() if self.block.has_skip else torch.zeros_like(self.x)
         for number, (images, channels) in enumerate(self.slices()):
             kept = maps[number] if maps else None
-            self._backward_slice(images, channels, kept, by_projection, by_x, by_affine)
-        return by_x, by_affine
+            self._backward_slice(images, channels, kept, grad_projection, grad_x, grad_affine)
+        return grad_x, grad_affine
 
     def _backward_last_norm(
         self,
         grad: Tensor,
         projection: tuple[Tensor, Tensor] | None,
         needs: tuple[bool, ...],
-        by_affine: list[Tensor],
+        grad_affine: list[Tensor],
     ) -> Tensor:
-        norm, by_projection = self.norms[-1], grad.clone()
+        norm, grad_projection = self.norms[-1], grad.clone()
         if self.needs_projection(needs):
             normed, rstd = projection or self.normed_projection()
-            by_affine[-2], by_affine[-1] = self._norm_backward(norm, slice(None), by_projection, normed, rstd)
+            grad_affine[-2], grad_affine[-1] = self._norm_backward(
+                norm, slice(None), grad_projection, normed, rstd
+            )
         else:
             assert norm.statistics.rstd is not None
-            by_affine[-1] = grad.sum((0, 2, 3))
-            by_projection.mul_((norm.scale * norm.statistics.rstd)[:, None, None])
-        return by_projection
+            grad_affine[-1] = grad.sum((0, 2, 3))
+            grad_projection.mul_((norm.scale * norm.statistics.rstd)[:, None, None])
+        return grad_projection
 
     def _backward_slice(
         self,
         images: slice,
         channels: slice,
         kept: _Maps | None,
-        by_projection: Tensor,
-        by_x: Tensor | None,
-        by_affine: list[Tensor],
+        grad_projection: Tensor,
+        grad_x: Tensor | None,
+        grad_affine: list[Tensor],
     ) -> None:
         block = self.block
         expanded, expanded_rstd, filtered, filtered_rstd = kept or self.compute(images, channels)
-        by_filtered = torch.empty_like(filtered)
+        grad_filtered = torch.empty_like(filtered)
         _pointwise(
-            block.project.expand(self.kernels, channels), by_projection[images], by_filtered, add=False
+            block.project.expand(self.kernels, channels), grad_projection[images], grad_filtered, add=False
         )
-        sums = self._norm_backward(self.norms[-2], channels, by_filtered, filtered, filtered_rstd)
-        _add_rows(by_affine[-4:-2], channels, sums)
+        sums = self._norm_backward(self.norms[-2], channels, grad_filtered, filtered, filtered_rstd)
+        _add_rows(grad_affine[-4:-2], channels, sums)
         del filtered
         weight = block.depthwise.expand(self.kernels, channels)
-        by_expanded = self.kernels.depthwise_backward(
-            by_filtered, weight, self.size, block.stride, block.padding
+        grad_expanded = self.kernels.depthwise_backward(
+            grad_filtered, weight, self.size, block.stride, block.padding
         )
-        del by_filtered
+        del grad_filtered
         if block.expand is None:
-            if by_x is not None:
-                by_x[images, channels] += by_expanded
+            if grad_x is not None:
+                grad_x[images, channels] += grad_expanded
             return
         assert expanded_rstd is not None
-        sums = self._norm_backward(self.norms[0], channels, by_expanded, expanded, expanded_rstd)
-        _add_rows(by_affine[:2], channels, sums)
-        if by_x is None:
+        sums = self._norm_backward(self.norms[0], channels, grad_expanded, expanded, expanded_rstd)
+        _add_rows(grad_affine[:2], channels, sums)
+        if grad_x is None:
             return
         weight = block.expand.expand(self.kernels, channels)
         if weight.shape[-1] > 1:
-            shape = by_x[images].shape
-            by_x[images] += conv2d_input(shape, weight, by_expanded, *block.expand_options)
+            shape = grad_x[images].shape
+            grad_x[images] += conv2d_input(shape, weight, grad_expanded, *block.expand_options)
         else:
-            _pointwise(weight.flatten(1).t(), by_expanded, by_x[images], add=True)
+            _pointwise(weight.flatten(1).t(), grad_expanded, grad_x[images], add=True)
 
     def _norm_backward(
         self, norm: NormAct, channels: slice, grad: Tensor, normed: Tensor, rstd: Tensor
@@ -268,7 +278,7 @@ class _Step:
 
 
 def _pointwise(weight: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
-    """1x1 convolution into `out`, or added to it: (out, in), (n, in, H, W) -> (n, out, H, W)."""
+    """Write a 1x1 convolution into `out`, or add it: (out, in), (n, in, H, W) -> (n, out, H, W)."""
     for image, target in zip(x.flatten(2), out.flatten(2), strict=True):  # (in, H * W), (out, H * W)
         torch.addmm(target, weight, image, beta=float(add), out=target)
 
@@ -278,7 +288,7 @@ def _add_rows(totals: list[Tensor], channels: slice, parts: tuple[Tensor, Tensor
         total[channels] += part
 
 
-def _nothing(weight: Tensor) -> tuple[Tensor, Tensor, Clamp]:
+def _identity(weight: Tensor) -> tuple[Tensor, Tensor, Clamp]:
     """Scale, shift and activation that leave the input as it is."""
-    one = weight.new_ones(len(weight))
-    return one, torch.zeros_like(one), LINEAR
+    ones = weight.new_ones(len(weight))
+    return ones, torch.zeros_like(ones), LINEAR

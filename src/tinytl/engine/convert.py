@@ -1,4 +1,4 @@
-"""A network made lean: the same function, the same gradients, less kept."""
+"""Make a network lean: the same outputs and gradients, with less kept for the backward pass."""
 
 from typing import Any
 
@@ -23,9 +23,9 @@ CLAMPS = {nn.ReLU: Clamp(0.0, float("inf")), nn.ReLU6: Clamp(0.0, 6.0), nn.Ident
 def make_lean(network: Any, plan: EnginePlan) -> Any:
     """Convert a timm CNN in place, after `freeze` and `set_train_mode`; return it.
 
-    Trainable parameters keep their names and values, so that checkpoints fit either engine. What is
-    frozen now stays frozen: its weights become 8-bit codes where their values allow it. Raises UserError
-    for hooks, which layers that are taken together would not call.
+    Trainable parameters keep their names and values, so that checkpoints fit either engine. Frozen
+    weights cannot be trained afterwards: they become 8-bit codes where their values allow it. Raises
+    UserError where a module has hooks, because fused layers would not call them.
     """
     _refuse_hooks(network)
     kernels = choose_kernels(plan.compile)
@@ -54,9 +54,9 @@ def _slice_bottlenecks(network: nn.Module, plan: EnginePlan, kernels: Kernels) -
 
 
 def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> None:
-    """Take the stem and the depthwise separable block behind it as one bottleneck.
+    """Replace the stem and the depthwise separable block after it by one sliced bottleneck.
 
-    The widest maps of the network lie between them and are then never whole.
+    The network's largest maps lie between the two; in slices they are never whole.
     """
     conv, norm = getattr(network, "conv_stem", None), getattr(network, "bn1", nn.Identity())
     stages = getattr(network, "blocks", [])
@@ -68,11 +68,11 @@ def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> None:
     convs, norms = _parts(first)
     network.blocks[0][0] = _sliced([conv, *convs], {"outside": norm, **norms}, False, plan, kernels)
     network.conv_stem = nn.Identity()
-    norm.forward = lambda input: input  # its parameters stay under their name; the block applies them
+    norm.forward = lambda input: input  # its parameters keep their names here; the block applies them
 
 
 def _parts(block: Any) -> tuple[list[Any], dict[str, Any]]:
-    """([expansion], filter, projection) and the norms behind them."""
+    """The convolutions ([expansion], depthwise, projection) and, by name, the norms after them."""
     if isinstance(block, InvertedResidual):
         convs = [block.conv_pw, block.conv_dw, block.conv_pwl]
     else:
@@ -81,14 +81,14 @@ def _parts(block: Any) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _sliceable(block: Any) -> bool:
-    """Plain frozen convolutions with lean norms between them, and nothing else in the block."""
+    """Whether a block holds plain frozen convolutions, a clamped norm after each, and nothing else."""
     if type(block) not in (InvertedResidual, DepthwiseSeparableConv):
         return False
     convs, norms = _parts(block)
-    others = [getattr(block, name, None) for name in ("conv_s2d", "aa", "se", "dw_tfm", "drop_path")]
+    extras = [getattr(block, name, None) for name in ("conv_s2d", "aa", "se", "dw_tfm", "drop_path")]
     pointwise = [conv for conv in convs if conv is not block.conv_dw]
     return (
-        all(other is None or isinstance(other, nn.Identity) for other in others)
+        all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
         and all(_is_frozen_plain(conv) for conv in convs)
         and all(_is_clamped_norm(norm) for norm in norms.values())
         and type(list(norms.values())[-1].act) is nn.Identity
@@ -113,13 +113,13 @@ def _is_frozen_plain(conv: Any) -> bool:
 
 
 def _is_lean_norm(norm: Any) -> bool:
-    """GroupNorm, or BatchNorm frozen to its stored statistics, with scale and shift."""
+    """Whether it is a GroupNorm, or a BatchNorm that uses stored statistics, with scale and shift."""
     stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
 
 
 def _is_clamped_norm(norm: Any) -> bool:
-    """A lean norm and, in it, no activation but a clamp."""
+    """Whether it is a lean norm whose built-in activation is a clamp or none."""
     act, drop = getattr(norm, "act", nn.Identity()), getattr(norm, "drop", nn.Identity())
     return _is_lean_norm(norm) and type(act) in CLAMPS and isinstance(drop, nn.Identity)
 
@@ -157,7 +157,7 @@ def _lean_layers(network: nn.Module, kernels: Kernels) -> None:
 
 
 def _recompute(block: nn.Module, above_px: int) -> None:
-    if isinstance(block, LiteResidualBlock):  # its branches one after the other
+    if isinstance(block, LiteResidualBlock):  # each branch alone, so that only one is recomputed at a time
         _recompute(block.main_branch, above_px)
         _recompute(block.lite_residual, above_px)
     elif not isinstance(block, SlicedBottleneck) and not _draws_random_numbers(block):

@@ -1,4 +1,4 @@
-"""Frozen weights as they live under the lean engine: in 8 bits where their values allow it."""
+"""Frozen weights as the lean engine stores them: in 8 bits where their values allow it."""
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,11 @@ from tinytl.networks.quantize import QuantizedTensor, codes_of
 
 
 class FrozenWeight(nn.Module):
-    """A frozen weight, expanded to floating point when it is used, all of it or some rows.
+    """A frozen weight that is expanded to floating point, whole or some rows of it, when it is used.
 
-    One byte an element where the values are those of int8 per channel or of a table of 256; otherwise
-    as it is. Weight standardisation is a scale and a shift per output channel, computed here once.
-    `transposed`: (out, in) is kept, and expanded, as (in, out).
+    It takes one byte per element where its values are quantised (int8 with a scale per channel, or a
+    table of 256 values), and otherwise stays as it is. Weight standardisation is a scale and a shift per
+    output channel, computed once here. With `transposed`, (out, in) is stored and expanded as (in, out).
     """
 
     codes: Tensor
@@ -24,7 +24,7 @@ class FrozenWeight(nn.Module):
     def __init__(self, layer: nn.Conv2d | nn.Linear, transposed: bool = False) -> None:
         super().__init__()
         weight = layer.weight.detach()
-        channel = (len(weight), *[1] * (weight.ndim - 1))  # a value per output channel
+        channel = (len(weight), *[1] * (weight.ndim - 1))  # shape of one value per output channel
         scale, shift = weight.new_ones(channel), None
         if isinstance(layer, WeightStandardizedConv2d):
             std, mean = torch.std_mean(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)

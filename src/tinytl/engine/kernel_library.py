@@ -1,11 +1,11 @@
-"""kernels.cpp as a library for this machine: compiled once, kept in the user's cache folder.
+"""Compile kernels.cpp into a library for this machine, once, and keep it in the user's cache folder.
 
-The name of a kept library holds the hash of its content, so that one that was cut off, replaced or written
-by another program is told before it is loaded (loading a truncated library kills the process) and compiled
-again. A kept library is never changed in place: other processes may have it mapped.
+The file name of a kept library holds the hash of its content. So a truncated, replaced or foreign file is
+recognised before it is loaded (loading a truncated library kills the process), and compiled again. A kept
+library is never changed in place, because other processes may have it mapped.
 
-torch.utils.cpp_extension.load would need ninja, waits for ever on the lock of a process that was killed, and
-compiles torch's headers for half a minute; this takes seconds.
+torch.utils.cpp_extension.load is not used: it needs ninja, waits for ever on the lock of a process that was
+killed, and compiles torch's headers for half a minute. This takes seconds.
 """
 
 import ctypes
@@ -26,25 +26,25 @@ from tinytl.system.files import cache_folder, write_whole
 log = logging.getLogger("tinytl")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-# OpenMP's runtime is not linked: torch has loaded its own, and a second one would fight it for the cores.
+# OpenMP's runtime is not linked: torch has loaded its own, and a second one would compete for the cores.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 C_TYPES = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long}
-COMPILER_SECONDS = 120.0  # it takes two to five
+COMPILER_SECONDS = 120.0  # time limit; the compiler takes two to five
 
 
 class CompileError(Exception):
-    """The operators cannot be compiled or loaded here; the message is one line that says why."""
+    """The operators cannot be compiled or loaded on this machine; the message says why in one line."""
 
 
 def load_library(signatures: Mapping[str, str], limit_s: float = COMPILER_SECONDS) -> ctypes.CDLL:
     """Load the kept library, or compile one and keep it.
 
-    `signatures` holds the type of every argument per function: p a pointer, d a double, l a long. Raises
-    CompileError where there is no compiler that can do it within `limit_s` seconds.
+    `signatures` maps each function to its arguments' types: p a pointer, d a double, l a long. Raises
+    CompileError where no compiler on this machine can do it within `limit_s` seconds.
     """
     folder, stem = cache_folder(), f"kernels-{_fingerprint()}"
     for path in _kept(folder, stem):
-        with suppress(OSError, AttributeError):  # not to be loaded from there, or gone by now
+        with suppress(OSError, AttributeError):  # cannot be loaded from there, or was deleted meanwhile
             if path.name == _name(stem, path.read_bytes()):
                 return _load(path, signatures)
     try:
@@ -52,7 +52,7 @@ def load_library(signatures: Mapping[str, str], limit_s: float = COMPILER_SECOND
             compiled = Path(temporary) / "kernels.so"
             _compile(compiled, limit_s)
             kept = _keep(compiled.read_bytes(), folder, stem)
-            with suppress(OSError):  # file systems may forbid it, in either place
+            with suppress(OSError):  # either file system may forbid loading libraries (noexec)
                 return _load(kept or compiled, signatures)
             return _load(compiled, signatures)
     except (OSError, AttributeError) as error:
@@ -60,7 +60,7 @@ def load_library(signatures: Mapping[str, str], limit_s: float = COMPILER_SECOND
 
 
 def _kept(folder: Path | None, stem: str) -> list[Path]:
-    """The libraries of a stem in the cache; none where it is no folder or may not be read."""
+    """The kept libraries whose names begin with `stem`; none where the folder cannot be read."""
     with suppress(OSError):
         return sorted(folder.glob(f"{stem}-*.so")) if folder else []
     return []
@@ -75,9 +75,9 @@ def _load(path: Path, signatures: Mapping[str, str]) -> ctypes.CDLL:
 
 
 def _keep(content: bytes, folder: Path | None, stem: str) -> Path | None:
-    """Store a library for later processes; return its path, None where that is not possible.
+    """Store a library for later processes; return its path, or None where that is not possible.
 
-    Libraries of the same stem that are not what their name says are removed.
+    Libraries of the same stem whose content does not match their name are removed.
     """
     name = _name(stem, content)
     try:
@@ -90,7 +90,7 @@ def _keep(content: bytes, folder: Path | None, stem: str) -> Path | None:
         return folder / name
     except OSError as error:
         reason = error.strerror or error
-        log.warning("compiled operators cannot be kept (%s): every start compiles them, in seconds", reason)
+        log.warning("compiled operators cannot be kept (%s): every run compiles them, in seconds", reason)
         return None
 
 
@@ -99,9 +99,9 @@ def _name(stem: str, content: bytes) -> str:
 
 
 def _compile(target: Path, limit_s: float) -> None:
-    """Run the compiler, and end it and what it started after `limit_s` seconds, or when we are stopped."""
+    """Run the compiler; kill it and its children after `limit_s` seconds, or if this process is stopped."""
     command = [*_compiler(), *FLAGS, str(SOURCE), "-o", str(target)]
-    with tempfile.TemporaryFile() as output:  # a pipe would be held open by what a compiler leaves behind
+    with tempfile.TemporaryFile() as output:  # a surviving child of the compiler would hold a pipe open
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -119,12 +119,12 @@ def _compile(target: Path, limit_s: float) -> None:
         output.seek(0)
         lines = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
     if status or not target.is_file():
-        said = next((line for line in lines if "error" in line.lower()), lines[0])
-        raise CompileError(f"the compiler {command[0]} made no library: {said}")
+        message = next((line for line in lines if "error" in line.lower()), lines[0])
+        raise CompileError(f"the compiler {command[0]} made no library: {message}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the compiler's whole group of processes if it has not ended."""
+    """Kill the compiler's process group if it has not ended."""
     if process.poll() is not None:
         return
     if hasattr(os, "killpg"):
@@ -135,16 +135,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _compiler() -> list[str]:
-    """The C++ compiler with its first arguments, as CXX says."""
-    chosen = os.environ.get("CXX", "")
+    """The C++ compiler and its first arguments from the variable CXX; c++ where it is not set."""
+    cxx = os.environ.get("CXX", "")
     try:
-        return shlex.split(chosen) or ["c++"]
+        return shlex.split(cxx) or ["c++"]
     except ValueError as error:
-        raise CompileError(f"CXX={chosen} cannot be understood ({error})") from error
+        raise CompileError(f"CXX={cxx} cannot be understood ({error})") from error
 
 
 def _fingerprint() -> str:
-    """Of what the library is made of and for: source, flags, compiler, and the kind of processor."""
+    """Hash what the library depends on: source, flags, compiler and the kind of processor."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]

@@ -1,9 +1,10 @@
-// Normalisation + activation and the depthwise convolution, each in one pass over a slice.
+// Normalisation with activation, and the depthwise convolution, each in one pass over a slice; then, for
+// weights, the expansion of 8-bit codes and standardisation.
 //
 // A slice is a contiguous (N, C, H, W) tensor that fits a cache: some images, some channels, whole maps.
 // An activation is a clamp to (low, high): ReLU (0, inf), ReLU6 (0, 6), none (-inf, inf). kernels.py
-// holds the same functions in plain PyTorch; nothing here includes a header of torch's, so that it
-// compiles in seconds. At the end, what weights need: 8-bit codes expanded, standardisation.
+// holds the same functions in plain PyTorch. No header of torch is included, so that this file compiles
+// in seconds.
 
 #include <cmath>
 #include <cstring>
@@ -11,14 +12,14 @@
 
 namespace {
 
-constexpr long CHUNK = 1024;  // elements are summed in chunks, chunks in double
-constexpr long PARALLEL_FROM = 16384;  // elements; below, threads cost more than they save
+constexpr long CHUNK = 1024;  // elements summed in their own type; the chunks' sums are added in double
+constexpr long PARALLEL_FROM = 16384;  // elements; for fewer, threads cost more than they save
 #ifdef __AVX512F__
 constexpr long VECTOR_BYTES = 64;
 #else
 constexpr long VECTOR_BYTES = 32;
 #endif
-constexpr long TILE = 4 * VECTOR_BYTES / 4;  // most outputs that correlate computes at a time
+constexpr long TILE = 4 * VECTOR_BYTES / 4;  // outputs that correlate computes at a time, at most (float)
 
 template <typename T>
 double sum_of(const T* x, long n) {
@@ -46,8 +47,8 @@ double squares_about(const T* x, long n, T mean) {
   return total;
 }
 
-// x becomes (x - mean) * rstd; statistics over `per_group` channels of one image, rstd (N, groups) is
-// written. Variances of channels are combined by Chan's formula.
+// Normalises x in place to (x - mean) * rstd, with statistics over `per_group` channels of one image, and
+// writes rstd (N, groups). Variances of channels are combined by Chan's formula.
 template <typename T>
 void group_normalize(T* x, T* rstd, long images, long channels, long per_group, long area, double eps) {
   const long planes = images * channels, groups = planes / per_group;
@@ -78,6 +79,7 @@ void group_normalize(T* x, T* rstd, long images, long channels, long per_group, 
   }
 }
 
+// x = clamp(x * scale + shift), in place; scale and shift (C).
 template <typename T>
 void affine_clamp(T* x, const T* scale, const T* shift, T low, T high, long images, long channels, long area) {
 #pragma omp parallel for
@@ -92,14 +94,16 @@ void affine_clamp(T* x, const T* scale, const T* shift, T low, T high, long imag
   }
 }
 
-// g: gradient by the activation's output, becomes the gradient by the input of the normalisation.
-// per_group 0: stored statistics, which do not depend on the input; rstd is then (C).
-// by_scale, by_shift: (N, C), sums over the map.
+// Turns g, the gradient with respect to the activation's output, into that with respect to the input of
+// the normalisation: with h = g * scale where the activation lets g pass,
+//   rstd * (h - mean(h) - normed * mean(h * normed)),
+// means over a group. per_group 0: stored statistics do not depend on the input, so that it is rstd * h,
+// and rstd is (C). grad_scale, grad_shift: (N, C), sums over the map.
 template <typename T>
-void norm_act_backward(T* g, const T* normed, const T* scale, const T* shift, const T* rstd, T* by_scale,
-                       T* by_shift, T low, T high, long images, long channels, long per_group, long area) {
+void norm_act_backward(T* g, const T* normed, const T* scale, const T* shift, const T* rstd, T* grad_scale,
+                       T* grad_shift, T low, T high, long images, long channels, long per_group, long area) {
   const long planes = images * channels, groups = per_group ? planes / per_group : 0;
-  std::vector<double> along_one(groups), along_normed(groups);
+  std::vector<double> mean_h(groups), mean_h_normed(groups);
 #pragma omp parallel
   {
 #pragma omp for
@@ -122,18 +126,18 @@ void norm_act_backward(T* g, const T* normed, const T* scale, const T* shift, co
         shift_total += shift_part;
         scale_total += scale_part;
       }
-      by_shift[p] = T(shift_total);
-      by_scale[p] = T(scale_total);
+      grad_shift[p] = T(shift_total);
+      grad_scale[p] = T(scale_total);
     }
 #pragma omp for
     for (long i = 0; i < groups; i++) {
-      double one = 0, along = 0;
+      double h = 0, h_normed = 0;
       for (long p = i * per_group; p < (i + 1) * per_group; p++) {
-        one += double(scale[p % channels]) * by_shift[p];
-        along += double(scale[p % channels]) * by_scale[p];
+        h += double(scale[p % channels]) * grad_shift[p];
+        h_normed += double(scale[p % channels]) * grad_scale[p];
       }
-      along_one[i] = one / (per_group * area);
-      along_normed[i] = along / (per_group * area);
+      mean_h[i] = h / (per_group * area);
+      mean_h_normed[i] = h_normed / (per_group * area);
     }
 #pragma omp for
     for (long p = 0; p < planes; p++) {
@@ -141,16 +145,16 @@ void norm_act_backward(T* g, const T* normed, const T* scale, const T* shift, co
       const T* xhat = normed + p * area;
       const T r = per_group ? rstd[p / per_group] : rstd[p % channels];
       const T a = scale[p % channels] * r;
-      const T one = per_group ? T(along_one[p / per_group]) * r : T(0);
-      const T along = per_group ? T(along_normed[p / per_group]) * r : T(0);
+      const T h = per_group ? T(mean_h[p / per_group]) * r : T(0);
+      const T h_normed = per_group ? T(mean_h_normed[p / per_group]) * r : T(0);
 #pragma omp simd
-      for (long i = 0; i < area; i++) grad[i] = grad[i] * a - one - xhat[i] * along;
+      for (long i = 0; i < area; i++) grad[i] = grad[i] * a - h - xhat[i] * h_normed;
     }
   }
 }
 
-// out[i] = sum over taps of weight[k] * in[i + offset[k]], for i < count; rounds count up to a tile.
-// The tile's sums stay in registers: compilers leave an array in memory here, five times slower.
+// out[i] = sum over taps k of weight[k] * in[i + offset[k]], for i < count, rounded up to whole tiles.
+// Four named vectors hold a tile's sums in registers; compilers keep an array in memory, five times slower.
 template <typename T>
 void correlate(const T* in, const long* offset, const T* weight, long taps, long count, T* out) {
   typedef T Vector __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
@@ -170,8 +174,8 @@ void correlate(const T* in, const long* offset, const T* weight, long taps, long
   }
 }
 
-// A padded map split by the phase of its rows and columns modulo the stride, so that a strided
-// convolution, too, reads its input contiguously.
+// A padded map, split into one plane per phase (row and column modulo the stride), so that a convolution
+// with a stride, too, reads its input contiguously.
 struct Layout {
   long height, width, kernel, stride, padding, out_height, out_width, row, plane;
   Layout(long h, long w, long k, long s, long p)
@@ -181,14 +185,14 @@ struct Layout {
     plane = row * ((h + 2 * p + s - 1) / s);
   }
   long size() const { return plane * stride * stride; }
-  long count() const { return out_height * row; }  // outputs with the garbage between their rows
-  // First element of the phase of row i and column j, and how far into it they lie.
+  long count() const { return out_height * row; }  // outputs, and unused values between their rows
+  // Where row i, column j of the padded map lies.
   long offset(long i, long j) const {
     return ((i % stride) * stride + j % stride) * plane + (i / stride) * row + j / stride;
   }
 };
 
-// Depthwise convolution of clamp(x * scale + shift).
+// Depthwise convolution of clamp(x * scale + shift): (N, C, H, W) -> (N, C, H', W'); weight (C, 1, k, k).
 template <typename T>
 void act_depthwise(const T* x, const T* scale, const T* shift, T low, T high, const T* weight, T* out,
                    long images, long channels, long h, long w, long kernel, long stride, long padding) {
@@ -226,12 +230,12 @@ void act_depthwise(const T* x, const T* scale, const T* shift, T low, T high, co
   }
 }
 
-// Gradient of the depthwise convolution by its input: (N, C, H', W') -> (N, C, H, W).
+// Gradient with respect to the input of the depthwise convolution: (N, C, H', W') -> (N, C, H, W).
 template <typename T>
-void depthwise_backward(const T* g, const T* weight, T* by_input, long images, long channels, long h, long w,
+void depthwise_backward(const T* g, const T* weight, T* grad_x, long images, long channels, long h, long w,
                         long kernel, long stride, long padding) {
   const Layout at(h, w, kernel, stride, padding);
-  const long margin = kernel * at.row + kernel;  // zeros before the gradient: taps look back
+  const long margin = kernel * at.row + kernel;  // zeros before the gradient: taps reach backwards
 #pragma omp parallel
   {
     std::vector<T> flat(margin + at.plane + margin + 2 * TILE), phase_plane(at.plane + TILE), taps;
@@ -252,12 +256,12 @@ void depthwise_backward(const T* g, const T* weight, T* by_input, long images, l
               offsets.push_back(margin - (i / stride) * at.row - j / stride);
             }
           correlate(flat.data(), offsets.data(), taps.data(), long(taps.size()), at.plane, phase_plane.data());
-          // rows y of the map with (y + padding) % stride == py, columns likewise
+          // this phase gives the rows y with (y + padding) % stride == py, and likewise the columns
           const long y0 = ((py - padding) % stride + stride) % stride;
           const long x0 = ((px - padding) % stride + stride) % stride;
           for (long y = y0; y < h; y += stride) {
             const T* source = &phase_plane[((y + padding) / stride) * at.row + (x0 + padding) / stride];
-            T* target = by_input + (p * h + y) * w;
+            T* target = grad_x + (p * h + y) * w;
             if (stride == 1)
               std::memcpy(target, source, w * sizeof(T));
             else
@@ -268,8 +272,8 @@ void depthwise_backward(const T* g, const T* weight, T* by_input, long images, l
   }
 }
 
-// 8-bit codes of a weight, (rows, columns), to floating point. One scale and shift (or null) a row, or,
-// if by_column, a column.
+// Expands the 8-bit codes of a weight, (rows, columns), to floating point: codes * scale + shift. There is
+// one scale and shift (or null: none) per row, or per column if by_column.
 template <typename T>
 void expand_codes(const T* scale, const signed char* codes, const T* shift, T* out, long rows, long columns,
                   long by_column) {
@@ -288,8 +292,8 @@ void expand_codes(const T* scale, const signed char* codes, const T* shift, T* o
   }
 }
 
-// Weight standardisation of each row, out = (w - mean) / (deviation + eps), the deviation unbiased; given
-// a gradient, instead the gradient by the weight.
+// Weight standardisation of each row: out = (w - mean) / (std + eps), std the unbiased standard deviation.
+// Where grad, the gradient with respect to that, is given, out is the gradient with respect to w instead.
 template <typename T>
 void standardize(const T* weight, const T* grad, T* out, long rows, long n, double eps) {
 #pragma omp parallel for if (rows * n > PARALLEL_FROM)
@@ -297,8 +301,8 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
     const T* w = weight + r * n;
     T* target = out + r * n;
     const double mean = sum_of(w, n) / n;
-    const double deviation = std::sqrt(squares_about(w, n, T(mean)) / (n - 1));
-    const T m = T(mean), scale = T(1 / (deviation + eps));
+    const double std_dev = std::sqrt(squares_about(w, n, T(mean)) / (n - 1));
+    const T m = T(mean), scale = T(1 / (std_dev + eps));
     if (!grad) {
 #pragma omp simd
       for (long i = 0; i < n; i++) target[i] = (w[i] - m) * scale;
@@ -309,7 +313,7 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
 #pragma omp simd reduction(+ : along)
     for (long i = 0; i < n; i++) along += g[i] * (w[i] - m);
     const T mean_grad = T(sum_of(g, n) / n) * scale;
-    const T factor = deviation > 0 ? T(along * scale * scale / (deviation * (n - 1))) : T(0);
+    const T factor = std_dev > 0 ? T(along * scale * scale / (std_dev * (n - 1))) : T(0);
 #pragma omp simd
     for (long i = 0; i < n; i++) target[i] = g[i] * scale - mean_grad - (w[i] - m) * factor;
   }
@@ -317,6 +321,7 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
 
 }  // namespace
 
+// What kernels.py calls: every function for float32 and float64.
 #define FOR_TYPE(T, suffix)                                                                                   \
   extern "C" void group_normalize_##suffix(T* x, T* rstd, long n, long c, long per_group, long area,          \
                                            double eps) {                                                      \
@@ -327,9 +332,9 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
     affine_clamp<T>(x, scale, shift, T(low), T(high), n, c, area);                                            \
   }                                                                                                           \
   extern "C" void norm_act_backward_##suffix(T* g, const T* normed, const T* scale, const T* shift,           \
-                                             const T* rstd, T* by_scale, T* by_shift, double low,             \
+                                             const T* rstd, T* grad_scale, T* grad_shift, double low,         \
                                              double high, long n, long c, long per_group, long area) {        \
-    norm_act_backward<T>(g, normed, scale, shift, rstd, by_scale, by_shift, T(low), T(high), n, c,            \
+    norm_act_backward<T>(g, normed, scale, shift, rstd, grad_scale, grad_shift, T(low), T(high), n, c,        \
                          per_group, area);                                                                    \
   }                                                                                                           \
   extern "C" void act_depthwise_##suffix(const T* x, const T* scale, const T* shift, double low, double high, \
@@ -337,9 +342,9 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
                                          long stride, long padding) {                                         \
     act_depthwise<T>(x, scale, shift, T(low), T(high), weight, out, n, c, h, w, k, stride, padding);          \
   }                                                                                                           \
-  extern "C" void depthwise_backward_##suffix(const T* g, const T* weight, T* by_input, long n, long c,       \
+  extern "C" void depthwise_backward_##suffix(const T* g, const T* weight, T* grad_x, long n, long c,         \
                                               long h, long w, long k, long stride, long padding) {            \
-    depthwise_backward<T>(g, weight, by_input, n, c, h, w, k, stride, padding);                               \
+    depthwise_backward<T>(g, weight, grad_x, n, c, h, w, k, stride, padding);                                 \
   }                                                                                                           \
   extern "C" void expand_codes_##suffix(const T* scale, const signed char* codes, const T* shift, T* out,     \
                                         long rows, long columns, long by_column) {                            \

@@ -1,7 +1,7 @@
-"""Fused operators on slices of feature maps: plain PyTorch, and the same compiled from kernels.cpp.
+"""Fused operators on slices of feature maps: in plain PyTorch, and compiled from kernels.cpp.
 
-Normalisation and activation in one pass, the depthwise convolution with the activation before it,
-and their backward passes. PyTorch's own take one pass over memory for every step of these, and its
+They are normalisation with activation, the depthwise convolution with the activation before it, and
+their backward passes. PyTorch's own operators pass over memory once for every step of these, and its
 depthwise kernels are slow on small batches.
 """
 
@@ -22,7 +22,7 @@ log = logging.getLogger("tinytl")
 
 
 class Clamp(NamedTuple):
-    """An activation between two bounds: ReLU (0, inf), ReLU6 (0, 6), none (-inf, inf)."""
+    """An activation as a clamp to two bounds: ReLU (0, inf), ReLU6 (0, 6), none (-inf, inf)."""
 
     low: float
     high: float
@@ -32,10 +32,10 @@ LINEAR = Clamp(-float("inf"), float("inf"))
 
 
 class Kernels:
-    """The operators in plain PyTorch, for any device and type. `x` is always a contiguous (N, C, H, W)."""
+    """The operators in plain PyTorch, for any device and type; `x` is a contiguous (N, C, H, W) tensor."""
 
     def group_normalize_(self, x: Tensor, per_group: int, eps: float) -> Tensor:
-        """Normalise over groups of `per_group` channels, in place; return 1 / deviation, (N, groups)."""
+        """Normalise groups of `per_group` channels in place; return 1 / standard deviation, (N, groups)."""
         groups = x.view(len(x), x.shape[1] // per_group, -1)  # (N, groups, per_group * H * W)
         variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
         rstd = (variance + eps).rsqrt_()
@@ -43,7 +43,7 @@ class Kernels:
         return rstd[..., 0]
 
     def affine_clamp_(self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp) -> Tensor:
-        """clamp(x * scale + shift), in place; scale and shift (C)."""
+        """Turn x into clamp(x * scale + shift) in place and return it; scale and shift are (C)."""
         x.mul_(scale[:, None, None]).add_(shift[:, None, None])
         return x if act == LINEAR else x.clamp_(*act)
 
@@ -57,71 +57,72 @@ class Kernels:
         per_group: int,
         act: Clamp,
     ) -> tuple[Tensor, Tensor]:
-        """Turn the gradient by clamp(normed * scale + shift) into that by the norm's input, in place.
+        """Turn `g` in place: from the gradient of the activation's output into that of the norm's input.
 
-        `rstd` (N, groups), or (C) with `per_group` 0: stored statistics, which do not depend on the
-        input. Returns the gradients by scale and shift, (C).
+        The output is clamp(normed * scale + shift). `rstd` is (N, groups), or (C) with `per_group` 0,
+        for stored statistics, which do not depend on the input. Returns the gradients with respect to
+        scale and shift, (C).
         """
         if act != LINEAR:
             z = normed * scale[:, None, None] + shift[:, None, None]
             g.mul_((z > act.low) & (z < act.high))
-        by_shift, by_scale = g.sum((0, 2, 3)), (g * normed).sum((0, 2, 3))  # (C)
+        grad_shift, grad_scale = g.sum((0, 2, 3)), (g * normed).sum((0, 2, 3))  # (C)
         g.mul_(scale[:, None, None])
         if per_group == 0:
             g.mul_(rstd[:, None, None])
-            return by_scale, by_shift
+            return grad_scale, grad_shift
         shape = (len(g), g.shape[1] // per_group, -1)
         grad, xhat = g.view(shape), normed.view(shape)  # (N, groups, per_group * H * W)
         along = (grad * xhat).mean(2, keepdim=True)
         grad.sub_(grad.mean(2, keepdim=True)).sub_(xhat * along).mul_(rstd[..., None])
-        return by_scale, by_shift
+        return grad_scale, grad_shift
 
     def act_depthwise(
         self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp, weight: Tensor, stride: int, padding: int
     ) -> Tensor:
-        """Depthwise convolution of clamp(x * scale + shift); weight (C, 1, k, k)."""
+        """Depthwise convolution of clamp(x * scale + shift); the weight is (C, 1, k, k)."""
         active = self.affine_clamp_(x.clone(), scale, shift, act)
         return F.conv2d(active, weight, None, stride, padding, groups=x.shape[1])
 
     def depthwise_backward(
         self, g: Tensor, weight: Tensor, size: tuple[int, int], stride: int, padding: int
     ) -> Tensor:
-        """Gradient of the depthwise convolution by its input, (N, C, *size)."""
+        """Gradient with respect to the input of the depthwise convolution, (N, C, *size)."""
         shape = (*g.shape[:2], *size)
         return conv2d_input(shape, weight, g, stride, padding, groups=g.shape[1])
 
     def expand_codes(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-        """codes * scale + shift; scale and shift hold a value per row or per column of codes, (rows, ...)."""
+        """Return codes * scale + shift; codes are (rows, ...), scale and shift per row or per column."""
         weight = codes * scale
         return weight if shift is None else weight.add_(shift)
 
     def standardize(self, weight: Tensor, eps: float) -> Tensor:
-        """(w - mean) / (deviation + eps) per output channel, the deviation unbiased."""
-        centered, deviation = _centered(weight)
-        return (centered / (deviation + eps)).view_as(weight)
+        """Return (w - mean) / (unbiased standard deviation + eps) per output channel."""
+        centered, std = _centered(weight)
+        return (centered / (std + eps)).view_as(weight)
 
     def standardize_backward(self, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
-        """Gradient by the weight from that by the standardised weight."""
-        centered, deviation = _centered(weight)
-        scale = 1 / (deviation + eps)
-        by_centered = grad.flatten(1) * scale
-        # the deviation d depends on the weight too: d' = centered / (d (n - 1))
-        d = deviation.clamp_min(torch.finfo(weight.dtype).tiny)
-        along = (by_centered * centered).sum(1, keepdim=True) * scale / (d * (centered.shape[1] - 1))
-        by_centered -= along * centered
-        return (by_centered - by_centered.mean(1, keepdim=True)).view_as(weight)
+        """Gradient with respect to the weight, from that with respect to the standardised weight."""
+        centered, std = _centered(weight)
+        scale = 1 / (std + eps)
+        grad_centered = grad.flatten(1) * scale
+        # the standard deviation d depends on the weight, too: d' = centered / (d (n - 1))
+        d = std.clamp_min(torch.finfo(weight.dtype).tiny)
+        along = (grad_centered * centered).sum(1, keepdim=True) * scale / (d * (centered.shape[1] - 1))
+        grad_centered -= along * centered
+        return (grad_centered - grad_centered.mean(1, keepdim=True)).view_as(weight)
 
 
 def _centered(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in * kh * kw) minus its mean by row, and the unbiased deviation, (out, 1)."""
+    """The weight minus its mean per row, (out, in * kh * kw), and its unbiased std, (out, 1)."""
     flat = weight.flatten(1)
     centered = flat - flat.mean(1, keepdim=True)
-    # norm instead of torch.std, which is six times slower here
+    # torch.std is six times slower here than a norm
     return centered, torch.linalg.vector_norm(centered, dim=1, keepdim=True) / (flat.shape[1] - 1) ** 0.5
 
 
 class CompiledKernels(Kernels):
-    """The same by kernels.cpp where the tensor is float32 or float64 on the CPU."""
+    """The operators of kernels.cpp for float32 and float64 on the CPU, and plain ones for other tensors."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -158,8 +159,8 @@ class CompiledKernels(Kernels):
         self._call(
             "norm_act_backward", g, normed, scale, shift, rstd, sums[0], sums[1], *act, n, c, per_group, h * w
         )
-        by_scale, by_shift = sums.sum(1)
-        return by_scale, by_shift
+        grad_scale, grad_shift = sums.sum(1)
+        return grad_scale, grad_shift
 
     def act_depthwise(
         self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp, weight: Tensor, stride: int, padding: int
@@ -178,9 +179,9 @@ class CompiledKernels(Kernels):
         if not _supported(g):
             return super().depthwise_backward(g, weight, size, stride, padding)
         n, c = g.shape[:2]
-        by_input = g.new_empty(n, c, *size)
-        self._call("depthwise_backward", g, weight, by_input, n, c, *size, weight.shape[-1], stride, padding)
-        return by_input
+        grad_x = g.new_empty(n, c, *size)
+        self._call("depthwise_backward", g, weight, grad_x, n, c, *size, weight.shape[-1], stride, padding)
+        return grad_x
 
     def expand_codes(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
         if codes.dtype != torch.int8 or not _supported(scale):
@@ -206,7 +207,7 @@ class CompiledKernels(Kernels):
         return out
 
     def _call(self, name: str, first: Tensor, *others: Any) -> None:
-        if first.is_meta:  # shapes alone, to see what would be allocated
+        if first.is_meta:  # the memory prediction needs the shapes of outputs only
             return
         suffix = "float32" if first.dtype == torch.float32 else "float64"
         arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
@@ -218,7 +219,7 @@ def _supported(x: Tensor) -> bool:
     return x.device.type in ("cpu", "meta") and x.dtype in (torch.float32, torch.float64)
 
 
-# of the functions in kernels.cpp: p a pointer, d a double, l a long
+# The argument types of the functions in kernels.cpp: p a pointer, d a double, l a long.
 SIGNATURES = {
     "group_normalize": "pplllld",
     "affine_clamp": "pppddlll",
@@ -231,7 +232,7 @@ SIGNATURES = {
 
 
 def compiled_kernels() -> CompiledKernels:
-    """The operators of kernels.cpp. Raises CompileError where they cannot be had on this machine."""
+    """The operators of kernels.cpp. Raises CompileError where this machine cannot compile them."""
     library = _library()
     if isinstance(library, CompileError):
         raise library
@@ -240,7 +241,7 @@ def compiled_kernels() -> CompiledKernels:
 
 @cache
 def _library() -> ctypes.CDLL | CompileError:
-    """Loaded once per process; a failure is kept, too, so that a compiler that hangs costs its limit once."""
+    """Load once per process; a failure is kept, too, so that a hanging compiler is waited for only once."""
     try:
         return load_library(SIGNATURES)
     except CompileError as error:
@@ -249,9 +250,9 @@ def _library() -> ctypes.CDLL | CompileError:
 
 @cache
 def choose_kernels(compile: str) -> Kernels:
-    """The compiled operators where wanted (auto, on) and possible, otherwise plain ones.
+    """The compiled operators where `compile` is auto or on and they can be compiled, otherwise plain ones.
 
-    Raises UserError where they are wanted by all means (on) and cannot be had.
+    Raises UserError where it is on and they cannot be compiled.
     """
     if compile == "off":
         return Kernels()
@@ -260,11 +261,11 @@ def choose_kernels(compile: str) -> Kernels:
     except CompileError as error:
         if compile == "on":
             raise UserError(f"engine.compile=on: {error}") from error
-        log.warning("no compiled operators (%s): plain PyTorch ones, slower, take over", error)
+        log.warning("no compiled operators (%s): slower ones in plain PyTorch take over", error)
         return Kernels()
 
 
 def operators_in_use(compile: str, device: torch.device) -> Literal["compiled", "plain"]:
-    """Which operators a lean network on `device` runs; results differ between the two in the last bits."""
+    """Tell which operators a lean network on `device` runs; the two differ in the last bits of results."""
     compiled = isinstance(choose_kernels(compile), CompiledKernels)
     return "compiled" if compiled and device.type == "cpu" else "plain"

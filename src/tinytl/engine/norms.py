@@ -1,4 +1,4 @@
-"""What the fused operators need of a norm layer."""
+"""Describe a norm layer for the fused operators."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 
 
 class Statistics(NamedTuple):
-    """How a norm normalises: by groups of `per_group` channels, or (0) by stored `mean` and `rstd`, (C)."""
+    """How a norm normalises: over groups of `per_group` channels, or (0) by stored `mean` and `rstd`, (C)."""
 
     per_group: int
     eps: float
@@ -18,14 +18,14 @@ class Statistics(NamedTuple):
 
     @staticmethod
     def of(norm: Any) -> "Statistics":
-        """Of a GroupNorm, or of a BatchNorm that uses its stored statistics."""
+        """Describe a GroupNorm, or a BatchNorm that uses its stored statistics."""
         if isinstance(norm, _BatchNorm):
             assert norm.running_var is not None
             return Statistics(0, norm.eps, norm.running_mean, (norm.running_var + norm.eps).rsqrt())
         return Statistics(norm.num_channels // norm.num_groups, norm.eps)
 
     def normalize_(self, kernels: Kernels, x: Tensor, channels: slice = slice(None)) -> Tensor:
-        """Normalise some channels in place; return 1 / deviation: (N, groups), or stored, (C)."""
+        """Normalise some channels in place; return 1 / standard deviation: (N, groups), or stored, (C)."""
         if self.per_group:
             return kernels.group_normalize_(x, self.per_group, self.eps)
         assert self.mean is not None and self.rstd is not None
@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
 
 
 class NormAct(NamedTuple):
-    """A norm and the activation after it, as one pass needs them; scale and shift are (C)."""
+    """A norm and the activation after it, for one fused pass; scale and shift are (C)."""
 
     statistics: Statistics
     scale: Tensor
@@ -43,5 +43,5 @@ class NormAct(NamedTuple):
     act: Clamp
 
     def affine(self, channels: slice = slice(None)) -> tuple[Tensor, Tensor, Clamp]:
-        """What follows the normalisation, for some channels."""
+        """Scale, shift and activation, which follow the normalisation, for some channels."""
         return self.scale[channels], self.shift[channels], self.act

@@ -1,4 +1,4 @@
-"""Layers of any CNN that keep no more for the backward pass than it needs.
+"""Layers of any CNN that keep for the backward pass no more than it needs:
 
 convolution, linear with a frozen weight    nothing (stock PyTorch: the input)
 ReLU, ReLU6                                 one bit per element (stock: the input or output)
@@ -25,9 +25,9 @@ from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
 
 class FrozenConv2d(nn.Module):
-    """A convolution whose weight is frozen; its bias may train. `same`: pad as TensorFlow does.
+    """A convolution whose weight is frozen; its bias may train. With `same` it pads as TensorFlow does.
 
-    The weight is expanded, and used, in slices of output channels of about `slice_bytes`.
+    The weight is expanded and used a slice of output channels at a time, of about `slice_bytes`.
     """
 
     def __init__(self, conv: Any, same: bool, kernels: Kernels, slice_bytes: float) -> None:
@@ -49,7 +49,7 @@ class FrozenConv2d(nn.Module):
         return _FrozenConv.apply(x, self.bias, self, self.options)
 
     def slices(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some output channels and their weight, until all were."""
+        """Yield a slice of the output channels and its weight, until all are covered."""
         for start in range(0, len(self.weight.codes), self.rows):
             rows = slice(start, start + self.rows)
             yield rows, self.weight.expand(self.kernels, rows)
@@ -66,12 +66,12 @@ class _FrozenConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by_x = None
+        grad_x = None
         if ctx.needs_input_grad[0]:
             for rows, weight in ctx.layer.slices():
                 part = conv2d_input(ctx.shape, weight.to(grad.dtype), grad[:, rows], *ctx.options)
-                by_x = part if by_x is None else by_x.add_(part)
-        return by_x, grad.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None, None
+                grad_x = part if grad_x is None else grad_x.add_(part)
+        return grad_x, grad.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None, None
 
 
 class FrozenLinear(nn.Module):
@@ -95,16 +95,16 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by_x = None
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            by_x = grad @ ctx.layer.weight.expand(ctx.layer.kernels).to(grad.dtype)
-        return by_x, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
+            grad_x = grad @ ctx.layer.weight.expand(ctx.layer.kernels).to(grad.dtype)
+        return grad_x, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
 
 
 def lean_norm(norm: Any, act: Clamp, kernels: Kernels) -> None:
-    """Let a norm layer, with the activation in it, keep little; its parameters stay in place.
+    """Let a norm layer with its built-in activation keep little; its parameters stay in place.
 
-    The norm is a GroupNorm, or a BatchNorm that is frozen to its stored statistics.
+    The norm is a GroupNorm, or a BatchNorm that uses its stored statistics.
     """
     norm.forward = partial(_norm_act, norm, act, kernels)
 
@@ -143,14 +143,14 @@ class _NormAct(torch.autograd.Function):
         saved = ctx.saved_tensors
         if len(saved) == 4:
             normed, rstd, scale, shift = saved
-            by_x = grad.clone(memory_format=torch.contiguous_format)
-            arguments = (by_x, normed, scale, shift, rstd, ctx.statistics.per_group, ctx.act)
-            by_scale, by_shift = ctx.kernels.norm_act_backward_(*arguments)
-            return by_x, by_scale, by_shift, None, None, None
+            grad_x = grad.clone(memory_format=torch.contiguous_format)
+            arguments = (grad_x, normed, scale, shift, rstd, ctx.statistics.per_group, ctx.act)
+            grad_scale, grad_shift = ctx.kernels.norm_act_backward_(*arguments)
+            return grad_x, grad_scale, grad_shift, None, None, None
         factor, *gate = saved
-        by_out = grad * unpack(gate[0], ctx.shape) if gate else grad
-        by_shift = by_out.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return by_out * factor[:, None, None], None, by_shift, None, None, None
+        grad_affine = grad * unpack(gate[0], ctx.shape) if gate else grad
+        grad_shift = grad_affine.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return grad_affine * factor[:, None, None], None, grad_shift, None, None, None
 
 
 def lean_clamp(module: nn.Module, act: Clamp) -> None:
@@ -173,7 +173,7 @@ class _Clamp(torch.autograd.Function):
 
 
 def lean_standardization(conv: WeightStandardizedConv2d, kernels: Kernels) -> None:
-    """Let a convolution whose standardised weight trains keep that weight alone, and compute it faster."""
+    """Let a trainable convolution standardise its weight faster, and keep for it the weight alone."""
     conv.standardize = lambda weight: _Standardize.apply(weight, kernels)  # type: ignore[method-assign]
 
 
@@ -191,18 +191,18 @@ class _Standardize(torch.autograd.Function):
 
 
 def _inside(out: Tensor, act: Clamp) -> Tensor:
-    """Where the gradient passes; at a bound itself it does not, as in PyTorch."""
+    """Where the gradient passes: strictly between the bounds, as in PyTorch."""
     return (out > act.low) & (out < act.high)
 
 
 def pack(gate: Tensor) -> Tensor:
-    """Eight booleans to a byte: any shape -> (ceil(elements / 8)), uint8."""
+    """Pack booleans into bits: any shape -> (ceil(elements / 8)), uint8."""
     flat = F.pad(gate.flatten().to(torch.uint8), (0, -gate.numel() % 8)).view(-1, 8)
     return flat.mul_(_powers(gate.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
-    """Inverse of `pack`: booleans of the given shape."""
+    """Undo `pack`: return booleans of the given shape."""
     flat = packed[:, None].bitwise_and(_powers(packed.device)).ne_(0).to(torch.bool)
     return flat.flatten()[: shape.numel()].view(shape)
 

@@ -13,15 +13,16 @@ from tinytl.errors import UserError
 
 
 def adam(parameters: ParamsT, lr: float, weight_decay: float, plan: EnginePlan) -> Any:
-    """Adam as the plan wants it: fused (without temporaries), in 8 bits, stepping in the backward pass.
+    """Make Adam as the plan says: fused (no temporaries) or in 8 bits, perhaps stepping in the backward pass.
 
-    8 bits: blockwise dynamic quantisation (Dettmers et al., ICLR 2022, arXiv 2110.02861) by bitsandbytes;
-    tensors below 4,096 elements stay in 32 bits. Raises UserError where bitsandbytes is not installed.
+    8 bits are bitsandbytes' blockwise dynamic quantisation (Dettmers et al., ICLR 2022, arXiv 2110.02861);
+    the moments of tensors below 4,096 elements stay in 32 bits. Raises UserError where bitsandbytes is not
+    installed.
     """
     if plan.optimizer_bits == 8:
         if find_spec("bitsandbytes") is None:
             raise UserError("engine.optimizer_bits=8 needs bitsandbytes: pip install -e '.[8bit]'")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels not needed here
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels not needed here
         import bitsandbytes  # slow to import, and optional
 
         adam8bit: Any = bitsandbytes.optim.Adam8bit
@@ -34,7 +35,7 @@ def adam(parameters: ParamsT, lr: float, weight_decay: float, plan: EnginePlan) 
 
 
 def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer step on each gradient as soon as it is there, and drop it."""
+    """Let the optimizer step on each gradient as soon as it is complete, and free it then."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.register_post_accumulate_grad_hook(_stepper(optimizer))
@@ -42,7 +43,7 @@ def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
 
 def _stepper(optimizer: Any) -> Any:
     def step(parameter: nn.Parameter) -> None:
-        optimizer.step()  # the others have no gradient now, so that this one alone moves
+        optimizer.step()  # no other parameter has a gradient now, so only this one moves
         parameter.grad = None
 
     return step

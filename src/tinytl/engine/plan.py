@@ -1,4 +1,4 @@
-"""How a training step is executed: what is kept, computed again, cut into slices."""
+"""An engine plan: what a training step keeps, what it computes again, what it cuts into slices."""
 
 import math
 from dataclasses import dataclass
@@ -6,23 +6,25 @@ from typing import Literal
 
 from tinytl.errors import UserError
 
-# Of the largest expanded maps, per pixel of an image: about a hundred channels in float32 at half the
-# resolution.
+# Size of the largest expanded maps per pixel of an image: about 100 channels in float32 (4 bytes) at half
+# the resolution (a quarter of the pixels).
 EXPANDED_BYTES = 100 * 4 / 4
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """The knobs of the lean engine; gradients are the same under every plan.
+    """The settings of the lean engine; gradients are the same under every plan.
 
-    `micro_batch`: images computed at a time, gradients added up; None: the whole batch.
-    `recompute_above_px`: blocks whose input has more pixels a side keep only that and are computed again
-    in the backward pass; 0: all blocks, None: none. `slice_kb`: about the
-    size of one expanded map of a slice of an inverted bottleneck (1 kB = 1e3 bytes); None: whole maps.
-    `keep_projection`: such a block also keeps its normalised projection, which spares a third pass.
-    `optimizer_bits`: of Adam's moments. `step_in_backward`: the optimizer steps as soon as a gradient is
-    there, so that gradients never stand together; for steps of one micro-batch. `compile`: compiled
-    operators where they can be had (auto), always (on) or never (off).
+    `micro_batch`: images computed at a time, their gradients summed; None: the whole batch.
+    `recompute_above_px`: blocks whose input has more pixels per side keep only that input and are
+    computed again in the backward pass; 0: all blocks, None: none.
+    `slice_kb`: about the size of the expanded maps in a slice of an inverted bottleneck (1 kB = 1e3
+    bytes); None: whole maps.
+    `keep_projection`: a recomputed bottleneck keeps its normalised projection, which spares a third pass.
+    `optimizer_bits`: bits of each of Adam's moments.
+    `step_in_backward`: the optimizer steps on each gradient as soon as it is complete, so that all
+    gradients are never in memory together; it needs micro_batch to be the whole batch.
+    `compile`: use compiled operators where possible (auto), always (on) or never (off).
     """
 
     micro_batch: int | None = None
@@ -35,11 +37,11 @@ class EnginePlan:
 
     @property
     def slice_bytes(self) -> float:
-        """`slice_kb` in bytes; without one, more than any map takes."""
+        """`slice_kb` in bytes; where it is None, more than any map takes."""
         return 1e3 * (self.slice_kb or 1e12)
 
     def slices(self, batch_size: int, resolution: int) -> int:
-        """About how many slices the largest map of a micro-batch is computed in."""
+        """About how many slices a micro-batch's largest map is cut into."""
         if self.slice_kb is None:
             return 1
         pixels = batch_size // self.micro_batches(batch_size) * resolution**2

@@ -1,4 +1,4 @@
-"""A block whose maps are computed again in the backward pass: only its inputs are kept."""
+"""Keep only the inputs of a block, and compute its maps again in the backward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,10 @@ from tinytl.engine.autocast import autocast_device
 
 
 def recompute_in_backward(block: nn.Module, above_px: int) -> None:
-    """Let `block` keep its inputs alone where the first has more pixels a side than `above_px`.
+    """Let `block` keep only its inputs where the first has more pixels per side than `above_px`.
 
-    It must give one tensor and draw no random numbers. A block that takes no tensor first stays as it is.
+    The block must return one tensor and draw no random numbers. Nothing changes where its first input is
+    not a tensor.
     """
     block.forward = partial(_forward, block, block.forward, above_px)  # type: ignore[method-assign]
 
@@ -29,13 +30,13 @@ def _forward(block: nn.Module, forward: Any, above_px: int, *inputs: Any) -> Ten
 
 
 class _Recompute(torch.autograd.Function):
-    # Unlike torch.utils.checkpoint, the parameters are inputs and their gradients results, so that the
-    # meter sees what is kept and distributed training its gradients.
+    # Unlike in torch.utils.checkpoint, the parameters are inputs and their gradients are returned, so that
+    # the memory meter sees what is kept, and distributed training sees the gradients.
     @staticmethod
     def forward(ctx: Any, block: nn.Module, forward: Any, count: int, *arguments: Any) -> Tensor:
         inputs, parameters = arguments[:count], arguments[count:]
         ctx.block, ctx.forward_function, ctx.count = block, forward, count
-        ctx.others = [None if isinstance(i, Tensor) else i for i in inputs]
+        ctx.not_tensors = [None if isinstance(i, Tensor) else i for i in inputs]
         ctx.save_for_backward(*(i for i in inputs if isinstance(i, Tensor)), *parameters)
         ctx.device = autocast_device(inputs[0])
         ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
@@ -47,8 +48,8 @@ class _Recompute(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         needs = ctx.needs_input_grad[3:]
         inputs = [
-            next(saved).detach().requires_grad_(need) if other is None else other
-            for other, need in zip(ctx.others, needs, strict=False)
+            next(saved).detach().requires_grad_(need) if not_tensor is None else not_tensor
+            for not_tensor, need in zip(ctx.not_tensors, needs, strict=False)
         ]
         wanted = [t for t, need in zip([*inputs, *saved], needs, strict=True) if need]
         enabled, dtype = ctx.autocast
@@ -58,13 +59,13 @@ class _Recompute(torch.autograd.Function):
             _statistics_counted_already(ctx.block),
         ):
             out = ctx.forward_function(*inputs)
-        found = iter(torch.autograd.grad(out, wanted, grad, allow_unused=True))
-        return None, None, None, *(next(found) if need else None for need in needs)
+        grads = iter(torch.autograd.grad(out, wanted, grad, allow_unused=True))
+        return None, None, None, *(next(grads) if need else None for need in needs)
 
 
 @contextmanager
 def _statistics_counted_already(block: nn.Module) -> Iterator[None]:
-    """The second forward pass moves no running statistics."""
+    """Keep the second forward pass from updating running statistics."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

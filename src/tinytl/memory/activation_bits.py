@@ -1,4 +1,4 @@
-"""What an activation layer keeps for its backward pass (the paper's Table 1), measured."""
+"""Measure what an activation layer keeps for its backward pass (the paper's Table 1)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ FROM = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.a
 
 
 def activation_bits(network: nn.Module) -> dict[str, float]:
-    """Bits per element that each kind of activation layer keeps, as the engine runs it: class -> bits."""
+    """Bits per element that each class of activation layer keeps, as the engine runs it: class -> bits."""
     kinds = {type(module).__name__: module for module in network.modules() if type(module).__module__ in FROM}
     return {name: _bits(module) for name, module in sorted(kinds.items())}
 
@@ -25,5 +25,5 @@ def _bits(activation: nn.Module) -> float:
     device = None if weight is None else weight.device
     x = torch.ones(1, 8, 8, 8, device=device, requires_grad=True)
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        activation(x + 0)  # in place works on what is not a leaf
+        activation(x + 0)  # x + 0: an in-place activation refuses a leaf
     return 8 * kept / x.numel()

@@ -1,4 +1,4 @@
-"""Whether a network takes images of a size: tried on shapes alone, without weights or arithmetic."""
+"""Check whether a network takes images of a size, on the meta device: without weights or arithmetic."""
 
 from dataclasses import replace
 from functools import cache
@@ -10,12 +10,13 @@ from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, set_train_mode
 from tinytl.networks.construct import build_on_meta
 
-SIZES = range(32, 513, 32)  # px: tried where another does not work
+SIZES = range(32, 513, 32)  # px: tried where the given one does not work
 
 
 def check_image_size(step: TrainingStep) -> None:
     """Raise UserError where the network takes no such images; it names the nearest resolution that works."""
-    # The rest does not matter. Where batches give their own statistics one image may be too few.
+    # Everything else is made equal, so that results are cached. The batch size matters up to 2: BatchNorm
+    # that computes statistics may refuse a single image.
     spec = replace(step.shapes.spec, num_classes=2)
     shapes = replace(step, spec=spec, batch_size=min(step.batch_size, 2))
     reason = _refusal(shapes)
@@ -29,7 +30,7 @@ def check_image_size(step: TrainingStep) -> None:
 
 @cache
 def _refusal(step: TrainingStep) -> str | None:
-    """What the network's layers say to such images in training; None: they take them."""
+    """The error of the network's layers for such images in training; None where they take them."""
     network = build_on_meta(step.spec).eval()
     if step.method in METHODS:
         freeze(network, step.method, step.blocks)

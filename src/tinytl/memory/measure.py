@@ -1,4 +1,4 @@
-"""Measure training steps: memory in a fresh process, times interleaved in one."""
+"""Measure training steps: the memory of each in a fresh process, the times of all in one."""
 
 import ctypes
 import gc
@@ -24,23 +24,23 @@ from tinytl.memory.step import build, lower_bound, metered, run
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What a training step took."""
+    """The memory that a training step took."""
 
     report: MemoryReport
-    process_bytes: int  # peak of the process above what it had with its libraries loaded
+    process_bytes: int  # peak of the process, less what it took idle with its libraries loaded
     cuda_bytes: int | None
     lower_bound_bytes: int
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own: nothing earlier is counted and nothing stays behind."""
+    """Call a function in a new process, so that no earlier memory counts and none is left afterwards."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def measure_memory(step: TrainingStep) -> StepMemory:
-    """Peak of the process over three steps, then the meter on a fourth."""
+    """Measure the process's peak over three steps, then run the meter on a fourth."""
     load_libraries(step.plan)
     idle = process.process_bytes()
     network, optimizer = build(step)
@@ -54,7 +54,7 @@ def measure_memory(step: TrainingStep) -> StepMemory:
 
 
 def load_libraries(plan: EnginePlan) -> None:
-    """One step of a network of a few bytes: the code of the operators is not what a plan takes."""
+    """Run one step of a tiny network, so that the operators' code does not count as a step's memory."""
     layers = [nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.BatchNorm2d(8), nn.ReLU6(), nn.AvgPool2d(2)]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     optimizer = adam(network.parameters(), lr=0.0, weight_decay=0.0, plan=plan)
@@ -64,22 +64,22 @@ def load_libraries(plan: EnginePlan) -> None:
 
 
 def time_steps(steps: dict[str, TrainingStep], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each of the training steps, one after the other, `rounds` times."""
+    """Time the training steps one after the other, `rounds` times; return the seconds of each by name."""
     built = {name: (step, *build(step)) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, (step, network, optimizer) in built.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             run(step, network, optimizer)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if number:  # the first warms up
-                seconds[name].append(time.perf_counter() - begun)
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def release() -> None:
-    """Give freed memory back to the system, so that it is not counted twice."""
+    """Return freed memory to the operating system, which would still count it."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc alone has it
+    with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,9 +1,9 @@
-"""Live tensor bytes of one training step: what really lives, exactly and repeatably.
+"""Measure the live tensor bytes of one training step, exactly and repeatably.
 
-Every operator's outputs pass through a dispatch mode, in the forward as in the backward pass, on any
-device. Each storage is counted once, from its first appearance until it is freed; scratch memory inside
-a kernel is not a tensor and is not seen. The step is kept as a timeline of allocations and frees, and
-what each storage was (parameter, gradient, ...) is decided at the end, when it is known.
+A dispatch mode sees every operator's outputs, in the forward and the backward pass, on any device. Each
+storage is counted once, from its first appearance until it is freed. Scratch memory inside a kernel is
+not a tensor and is not seen. The step is recorded as a timeline of allocations and frees; the kind of each
+storage (parameter, gradient, ...) is entered when it becomes known.
 """
 
 import weakref
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 Kind = Literal["parameters", "activations", "gradients", "optimizer", "batch", "transients"]
-LAYER = "tinytl layer"  # key in a graph node's metadata
+LAYER = "tinytl layer"  # key in the metadata of a node of the autograd graph
 KINDS: tuple[Kind, ...] = ("parameters", "activations", "gradients", "optimizer", "batch", "transients")
 
 
@@ -27,12 +27,12 @@ KINDS: tuple[Kind, ...] = ("parameters", "activations", "gradients", "optimizer"
 class MemoryReport:
     """Live tensor bytes of one training step."""
 
-    peak_bytes: int  # most at any moment of the step
-    end_of_forward_bytes: int  # when the loss is known and the backward pass has not begun
-    peak_split_bytes: dict[Kind, int]  # what made up the peak; buffers count as parameters
+    peak_bytes: int  # the most at any moment of the step
+    end_of_forward_bytes: int  # between the forward and the backward pass
+    peak_split_bytes: dict[Kind, int]  # the peak by kind; buffers count as parameters
     kept_bytes: int  # activations that live at the end of the forward pass
-    kept_by_operator_bytes: dict[str, int]  # who holds them; storages held by several: "a + b"
-    peak_by_layer_bytes: dict[str, int]  # of activations and transients at the peak, by who made them
+    kept_by_operator_bytes: dict[str, int]  # these by the operators that hold them; by several: "a + b"
+    peak_by_layer_bytes: dict[str, int]  # activations and transients at the peak, by the layer that made them
 
     @property
     def peak_mb(self) -> float:
@@ -49,7 +49,7 @@ class _Storage:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Meter of one training step.
+    """The meter of one training step.
 
         with LiveMemory(network, optimizer, batch) as live:
             loss = loss_function(network(images), labels)
@@ -59,8 +59,7 @@ class LiveMemory(TorchDispatchMode):
         optimizer.zero_grad()
         report = live.report()
 
-    Begin with cleared gradients. Measure the second step or a later one: an optimizer makes its state
-    in the first.
+    Begin with cleared gradients, at the second step or later: an optimizer makes its state in the first.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer | None, batch: Any) -> None:
@@ -72,7 +71,7 @@ class LiveMemory(TorchDispatchMode):
         self._live: dict[int, tuple[int, weakref.ref]] = {}  # address of the storage -> index
         self._hooks: list[Any] = []
         self._names = {module: name or "network" for name, module in network.named_modules()}
-        self._running: list[str] = []  # layers in whose forward pass we are, outermost first
+        self._running: list[str] = []  # layers whose forward pass is running, outermost first
         self._known(_network_tensors(network), "parameters")
         self._known(_gradients(network), "gradients")
         self._known(_optimizer_state(optimizer), "optimizer")
@@ -108,24 +107,24 @@ class LiveMemory(TorchDispatchMode):
         if module in self._names:
             self._running.pop()
             for tensor in _tensors(output):
-                if tensor.grad_fn is not None:  # its own notes: to hold the node would hold what it saved
+                if tensor.grad_fn is not None:  # noted on the node: a reference would keep what it saved
                     _notes(tensor.grad_fn).setdefault(LAYER, self._names[module])
 
     def _current_layer(self) -> str:
-        """The layer that is computing, forwards or backwards; between layers, the operator."""
+        """The layer whose forward or backward pass is running; between layers, the operator."""
         if self._running:
             return self._running[-1]
         node = torch._C._current_autograd_node()
         return "" if node is None else _notes(node).get(LAYER, _operator_name(node))
 
     def batch(self, batch: Any) -> None:
-        """Tell of a further micro-batch of the step."""
+        """Tell the meter of a further micro-batch of the step."""
         self._known(_tensors(batch), "batch")
 
     def end_of_forward(self, loss: Tensor) -> None:
-        """Mark the end of the forward pass, of each if there are micro-batches; the last one is reported.
+        """Mark the end of a forward pass; of several micro-batches the last is reported.
 
-        `loss` leads to what the graph keeps.
+        What the graph keeps is found from `loss`.
         """
         self.end_of_forward_at = len(self.timeline)
         for index in self._live_indices():
@@ -135,7 +134,7 @@ class LiveMemory(TorchDispatchMode):
             self.storages[self._index(tensor)].holders.add(operator)
 
     def report(self) -> MemoryReport:
-        """Replay the step."""
+        """Replay the timeline and report the step."""
         at_end_of_forward = self._alive_after(self.end_of_forward_at)
         kept = {index for index in at_end_of_forward if self.storages[index].kind == "activations"}
         peak_at, peak = self._peak()
@@ -161,7 +160,7 @@ class LiveMemory(TorchDispatchMode):
         )
 
     def _index(self, tensor: Tensor) -> int:
-        """Number of the tensor's storage, entered into the timeline at its first appearance."""
+        """The number of the tensor's storage, which enters the timeline at its first appearance."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:
@@ -181,7 +180,7 @@ class LiveMemory(TorchDispatchMode):
     def _known(self, tensors: Iterable[Tensor], kind: Kind) -> None:
         for tensor in tensors:
             storage = self.storages[self._index(tensor)]
-            if storage.kind is None or kind == "gradients":  # a gradient may have been a transient's storage
+            if storage.kind is None or kind == "gradients":  # an activation's storage may become a gradient's
                 storage.kind = kind
 
     def _label_gradient(self, parameter: Tensor) -> None:
@@ -203,7 +202,7 @@ class LiveMemory(TorchDispatchMode):
         return sum(self.storages[index].size for index in indices)
 
     def _peak(self) -> tuple[int, int]:
-        """(number of events up to the peak, bytes live then)."""
+        """Return (number of events up to the peak, bytes live then)."""
         live = peak = peak_at = 0
         for position, event in enumerate(self.timeline, start=1):
             size = self.storages[abs(event) - 1].size
@@ -231,7 +230,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> Iterator[Tensor
 
 
 def _saved_by_graph(loss: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """(operator, tensor) of everything that the graph behind `loss` keeps for the backward pass."""
+    """Yield (operator, tensor) of everything that the graph of `loss` keeps for the backward pass."""
     queue, seen = [loss.grad_fn], set()
     while queue:
         node = queue.pop()

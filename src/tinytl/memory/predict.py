@@ -1,8 +1,8 @@
-"""What a training step will take: the step itself, run on tensors that have shapes but no values.
+"""Predict the memory of a training step by running it on tensors that have shapes but no values.
 
-The network is built on PyTorch's meta device and goes through the same engine under the same meter, so
-that every tensor of a real step is there with its size and its lifetime; no memory is allocated and no
-arithmetic done.
+The network is built on PyTorch's meta device and runs through the same engine under the same meter. So
+every tensor of a real step appears with its size and lifetime, but no memory is allocated and nothing is
+computed.
 """
 
 from dataclasses import replace
@@ -18,37 +18,36 @@ from tinytl.memory.meter import MemoryReport
 from tinytl.memory.step import metered
 from tinytl.networks.construct import build_on_meta
 
-# bitsandbytes' 8-bit optimizers: smaller tensors stay in 32 bits; a scale for every block of elements
+# bitsandbytes' 8-bit optimizers: smaller tensors' moments stay in 32 bits; each block has a scale
 SMALLEST_8BIT_ELEMENTS = 4096
 BLOCK_ELEMENTS = 256
 
-
-# What a run holds beside the step: metrics, the next micro-batch's labels, tables of the optimizer.
+# What a run holds besides the step: metrics, the next micro-batch's labels, tables of the optimizer.
 MARGIN, MARGIN_BYTES = 1.005, 50_000
 
 
 @lru_cache(maxsize=4096)
 def predicted_bytes(step: TrainingStep) -> int:
-    """Peak of live tensors in a step of a run, rounded up by a little more than a run adds to a step."""
+    """Predict the peak of live tensor bytes in a run, with a margin for what a run adds to a step."""
     return int(MARGIN * predict(step).peak_bytes) + MARGIN_BYTES
 
 
 def predict(step: TrainingStep) -> MemoryReport:
-    """The meter's report of a step (its second or a later one), predicted."""
+    """Predict the meter's report of a step of a run, the second or a later one."""
     network = build_on_meta(step.spec)
     prepare(network, step)
     engage(network, step)
-    if step.micro_batches > 1:  # from the second micro-batch on the gradients are there, and all are alike
+    if step.micro_batches > 1:  # from the second on they find gradients and are alike: predict that one
         for parameter in trainable(network):
             parameter.grad = torch.empty_like(parameter)
-    one = replace(
+    micro_step = replace(
         step, batch_size=step.batch_size // step.micro_batches, plan=replace(step.plan, micro_batch=None)
     )
-    return metered(one, network, _adam(network, step))
+    return metered(micro_step, network, _adam(network, step))
 
 
 def _adam(network: nn.Module, step: TrainingStep) -> torch.optim.Optimizer:
-    """Adam after its first step."""
+    """Return Adam as it is after its first step, with its moments."""
     lean = step.engine == "lean"
     optimizer = (_InPlaceAdam if lean else torch.optim.Adam)(trainable(network))
     for parameter in trainable(network):
@@ -59,7 +58,7 @@ def _adam(network: nn.Module, step: TrainingStep) -> torch.optim.Optimizer:
 
 
 class _InPlaceAdam(torch.optim.Adam):
-    """The lean engine's: fused, so that a step makes no tensor."""
+    """The lean engine's Adam: it is fused, so that a step makes no tensor."""
 
     def step(self, closure: Any = None) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What the operating system and the CUDA allocator say of memory."""
+"""Memory as the operating system and the CUDA allocator report it."""
 
 import os
 import sys
@@ -16,10 +16,10 @@ except ImportError:  # not a POSIX system
 
 
 def reset_peaks() -> None:
-    """Forget earlier peaks, where the system allows it: one process may run many jobs."""
+    """Forget earlier peaks where the system allows it, because one process may run many jobs."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        # "5" resets the peak; where that is not permitted it stays that of the process's whole life
+        # "5" resets the peak; where that is forbidden, the peak stays that of the process's whole life
         with suppress(OSError):
             clear.write_text("5")
     if torch.cuda.is_available():
@@ -27,10 +27,7 @@ def reset_peaks() -> None:
 
 
 def peak_process_bytes() -> int:
-    """Peak resident set size since `reset_peaks`, of the whole process with its libraries.
-
-    0 where the system does not say.
-    """
+    """Peak resident set size of the whole process since `reset_peaks`; 0 where the system reports none."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -42,7 +39,7 @@ def peak_process_bytes() -> int:
 
 
 def process_bytes() -> int:
-    """Resident set size now; where the system does not say, its peak so far."""
+    """Resident set size now, or its peak so far where the system does not report it."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -50,12 +47,12 @@ def process_bytes() -> int:
 
 
 def total_bytes() -> int | None:
-    """Memory of the machine, of its control group or, where there is one, of the GPU; None: unknown."""
+    """Total memory of the GPU if there is one, else of the machine or its control group; None: unknown."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[1]
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system, or it does not say
+    except (AttributeError, ValueError, OSError):  # not a POSIX system, or it does not report it
         return None
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and limit.read_text().strip() != "max":
@@ -64,12 +61,15 @@ def total_bytes() -> int | None:
 
 
 def free_bytes() -> int:
-    """Memory that a program may still take: of the GPU; else of the machine, or of its control group."""
+    """Free memory of the GPU if there is one, else of the machine or its control group.
+
+    Raises UserError where the system does not report it.
+    """
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if not meminfo.exists():
-        raise UserError("memory_budget_mb=auto: this system does not say what is free; give a number")
+        raise UserError("memory_budget_mb=auto: this system does not report its free memory; give a number")
     line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
     free = int(line.split()[1]) * 1024
     if limit.exists() and limit.read_text().strip() != "max":

@@ -1,4 +1,4 @@
-"""A training step on noise, run under the meter: Adam, cross-entropy, a micro-batch of images at a time."""
+"""Run a training step on noise under the meter: micro-batch by micro-batch, cross-entropy, Adam."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from tinytl.weights.build import build_network
 
 
 def build(step: TrainingStep) -> tuple[Any, torch.optim.Optimizer]:
-    """The network of a step, ready to be trained, and its Adam."""
+    """Return the network of a step, ready to be trained, and its Adam."""
     network = build_network(step.spec).to("cuda" if torch.cuda.is_available() else "cpu")
     prepare(network, step)
     engage(network, step)
@@ -23,19 +23,20 @@ def build(step: TrainingStep) -> tuple[Any, torch.optim.Optimizer]:
 
 
 def metered(step: TrainingStep, network: Any, optimizer: torch.optim.Optimizer) -> MemoryReport:
-    """The meter's report of one step."""
+    """Run one step under the meter and return its report."""
     with LiveMemory(network, optimizer, ()) as live:
         run(step, network, optimizer, live)
     return live.report()
 
 
 def run(step: TrainingStep, network: Any, optimizer: torch.optim.Optimizer, live: Any = None) -> None:
-    """One training step; the meter `live` is told of batches and of the ends of forward passes."""
+    """Run one training step; tell the meter `live`, if given, of each batch and end of a forward pass."""
     for images, labels in micro_batches(step, network):
         if live:
             live.batch((images, labels))
         loss = _loss(network(images), labels) * len(images) / step.batch_size
-        if live and not getattr(network, "grad_checkpointing", False):  # to ask what it keeps recomputes it
+        # reading what a checkpointed graph keeps would recompute it
+        if live and not getattr(network, "grad_checkpointing", False):
             live.end_of_forward(loss)
         loss.backward()
     optimizer.step()
@@ -49,7 +50,7 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def micro_batches(step: TrainingStep, network: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (m, 3, R, R) and labels (m), or (m, classes) if there are several, a micro-batch at a time."""
+    """Yield micro-batches: images (m, 3, R, R) and labels (m), or (m, classes) if multilabel."""
     device = next(network.parameters()).device
     size = step.batch_size // step.micro_batches
     for _ in range(step.micro_batches):
@@ -61,10 +62,10 @@ def micro_batches(step: TrainingStep, network: Any) -> Iterator[tuple[Tensor, Te
 
 
 def lower_bound(step: TrainingStep) -> int:
-    """Bytes that no plan with this optimizer can do without.
+    """Bytes that every engine plan with this optimizer needs.
 
-    Frozen weights in 8 bits; trainable ones, their gradients (one at a time if the optimizer steps in the
-    backward pass) and Adam's two moments; one image.
+    They are frozen weights in 8 bits, trainable weights, their gradients (none if the optimizer steps in
+    the backward pass), Adam's two moments, and one image.
     """
     network = build_on_meta(step.spec)
     freeze(network, step.method, step.blocks)

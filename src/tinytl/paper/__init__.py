@@ -1,3 +1,3 @@
-"""What the paper says: its tables, its way of counting, its recipe."""
+"""The paper's tables, its count of memory, and its training recipe."""
 
 import tinytl.networks.timm_alone  # noqa: F401  (before timm)

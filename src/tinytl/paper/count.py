@@ -1,9 +1,9 @@
-"""The paper's analytic count of training memory, for comparing with its tables.
+"""Count training memory as the paper does, for comparing with its tables.
 
-total = parameters (4 bytes each if trainable, 1 if frozen) + batch size x the peak, over the layers of
-one image's forward pass, of (the layer's temporaries + the activations saved so far + the input of the
-residual connection around it). Gradients, optimizer state and the backward pass are not counted.
-(TinyTL, section 4.1, Appendix, and the published profiler.)
+total = parameters (4 bytes each if trainable, 1 if frozen) + batch size x peak, where the peak is the
+maximum, over the layers of one image's forward pass, of the layer's temporaries + the activations saved so
+far + the input of the residual connection around it. Gradients, optimizer state and the backward pass are
+not counted. (TinyTL, section 4.1 and appendix; and the published profiler.)
 """
 
 import ctypes
@@ -26,8 +26,8 @@ from tinytl.networks.spec import NetworkSpec
 
 FLOAT_BYTES = 4
 IMAGES = 2  # in the counting pass: torch's GroupNorm refuses one image where a group is a single value
-# Activations by class name, torch's and timm's. One bit an element is enough for the gradient of the
-# first kind; of the second the input is kept (paper, Table 1).
+# Class names of torch's and timm's activations. For the first kind one bit per element is enough for the
+# gradient; for the second the input is kept (paper, Table 1).
 ONE_BIT = {"relu", "relu6", "leakyrelu", "hardtanh", "hardsigmoid"}
 SMOOTH = {
     *("sigmoid", "tanh", "silu", "swish", "hardswish", "hardswishme", "gelu", "gelutanh", "quickgelu"),
@@ -38,7 +38,7 @@ ACTIVATIONS = ONE_BIT | SMOOTH
 
 @dataclass(frozen=True)
 class PaperCount:
-    """The count of one network; 1 MB = 1e6 bytes."""
+    """The paper's count for one network."""
 
     total_params: int
     trainable_params: int
@@ -46,15 +46,15 @@ class PaperCount:
     activation_bytes_per_image: float
 
     def total_bytes(self, batch_size: int) -> float:
-        """Parameters and the activations of a batch."""
+        """Return the bytes of the parameters and of a batch's activations."""
         return self.params_bytes + batch_size * self.activation_bytes_per_image
 
 
 def count_as_paper(spec: NetworkSpec, method: str, resolution: int, blocks: int | None = None) -> PaperCount:
     """Count by the convention of the paper's tables.
 
-    Its ProxylessNAS carries the lite residual modules under every method (Table 2); the other backbones
-    (Table 3) carry none, unless `spec` says so.
+    There ProxylessNAS has the lite residual modules under every method (Table 2); other networks (Table 3)
+    have them only if `spec` says so.
     """
     if spec.lite_residual is None and spec.model in ARCHITECTURES:
         spec = replace(spec, lite_residual=LiteResidualConfig())
@@ -64,7 +64,7 @@ def count_as_paper(spec: NetworkSpec, method: str, resolution: int, blocks: int 
 def count_bare(spec: NetworkSpec, method: str, resolution: int, blocks: int | None = None) -> PaperCount:
     """Count the network that `spec` describes, trained by `method` on images of `resolution` px.
 
-    With `blocks` only the last so many train, and nothing is kept before them.
+    With `blocks` only that many of the last blocks train, and nothing is kept before them.
     """
     network = build_on_meta(spec)
     freeze(network, method, blocks)
@@ -72,7 +72,7 @@ def count_bare(spec: NetworkSpec, method: str, resolution: int, blocks: int | No
 
 
 def count(network: Any, resolution: int, blocks: int | None = None) -> PaperCount:
-    """Count a timm model whose `requires_grad` are set; it must live on the meta device."""
+    """Count a timm model on the meta device, by the `requires_grad` of its parameters."""
     parameters = list(network.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
@@ -96,7 +96,7 @@ def count(network: Any, resolution: int, blocks: int | None = None) -> PaperCoun
 
 
 class _Counter:
-    """Bytes of one image's forward pass, layer by layer."""
+    """Adds up the bytes of one image's forward pass, layer by layer."""
 
     def __init__(self, backward_enters_body: bool) -> None:
         self.backward_enters_body = backward_enters_body
@@ -104,6 +104,7 @@ class _Counter:
         self.outer_skips: list[float] = []
 
     def watch(self, module: nn.Module) -> Iterator[Any]:
+        """Register the hooks that count a module; yield their handles."""
         if _has_skip(module):
             yield module.register_forward_pre_hook(self._enter_skip)
             yield module.register_forward_hook(self._leave_skip)
@@ -115,7 +116,7 @@ class _Counter:
             yield module.register_forward_pre_hook(self._activation)
 
     def enter_body(self, *_: Any) -> None:
-        """From here on the backward pass needs activations."""
+        """Note that from here on the backward pass needs activations."""
         self.backward_enters_body = True
 
     def _enter_skip(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -140,7 +141,7 @@ class _Counter:
         self._add(elements * FLOAT_BYTES, saved if self.backward_enters_body else 0)
 
     def _add(self, temporary_bytes: float, saved_bytes: float) -> None:
-        # The published profiler sums in float32, so its figures are rounded to a few bytes: as here.
+        # As in the published profiler, sums are float32: its figures are rounded to a few bytes.
         self.peak = max(self.peak, _float32(_float32(temporary_bytes + self.saved) + self.skip))
         self.saved = _float32(self.saved + saved_bytes)
 
@@ -150,7 +151,7 @@ def _float32(number: float) -> float:
 
 
 def _has_skip(module: nn.Module) -> bool:
-    """Whether the module's input is held until its end, to be added to its output."""
+    """Whether the module holds its input until its end, to add it to its output."""
     if isinstance(module, LiteResidualBlock):
         module = module.main_branch
     return isinstance(module, BasicBlock | Bottleneck) or bool(getattr(module, "has_skip", False))

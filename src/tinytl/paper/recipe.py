@@ -1,4 +1,4 @@
-"""Which runs may stand in the paper's tables: those of its own configuration and nothing less."""
+"""Decide which runs count as reproductions of the paper's tables: those with the paper's configuration."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from tinytl.paper import tables as paper
 
 EPOCHS = 50
-# The paper's values of what changes the result, by dotted key of the configuration.
+# The paper's values of the settings that change results, by dotted key of the configuration.
 VALUES = {
     "data.val_fraction": 0.0,
     "data.crop_scale_min": 0.22,
@@ -31,7 +31,7 @@ LIMITS = ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.l
 
 
 def get(record: Any, key: str, default: Any = None) -> Any:
-    """The value under a dotted key; the default where it, or something above it, is missing."""
+    """The value under a dotted key, or the default where the key is missing."""
     for part in key.split("."):
         if not isinstance(record, dict) or part not in record:
             return default
@@ -40,42 +40,42 @@ def get(record: Any, key: str, default: Any = None) -> Any:
 
 
 def departures(config: dict[str, Any]) -> list[str]:
-    """The keys in which a run's configuration leaves the paper's recipe; none: it may stand in its tables.
+    """The keys in which a run's configuration departs from the paper's recipe; none if it reproduces it.
 
-    A learning rate, for instance, must be the paper's for the data set, not one that a user gave it.
+    The learning rate, for instance, must be the paper's for the data set.
     """
-    found = [key for key, value in VALUES.items() if get(config, key, value) != value]
-    found += [key for key in LIMITS if limited(config, key)]
-    found += [key for key, value in _of_data(config).items() if get(config, key, value) != value]
+    keys = [key for key, value in VALUES.items() if get(config, key, value) != value]
+    keys += [key for key in LIMITS if limited(config, key)]
+    keys += [key for key, value in _values_of_data(config).items() if get(config, key, value) != value]
     if get(config, "epochs", 0) < EPOCHS:
-        found.append("epochs")
+        keys.append("epochs")
     if get(config, "checkpoint") is None:
-        found.append("checkpoint")
+        keys.append("checkpoint")
     if get(config, "method.name") != "full" and get(config, "quantize") == "off":
-        found.append("quantize")
-    return found
+        keys.append("quantize")
+    return keys
 
 
 def limited(config: dict[str, Any], key: str) -> bool:
-    """Whether a run saw only a part of the images that the limit `key` is of."""
+    """Whether the limit `key` let a run see only a part of its images."""
     limit = get(config, key, 1.0)
     return not isinstance(limit, float) or limit != 1.0  # 1 is one batch, 1.0 is all of them
 
 
-def _of_data(config: dict[str, Any]) -> dict[str, Any]:
-    """What the recipe of a data set demands. CelebA has none in the paper: ours."""
+def _values_of_data(config: dict[str, Any]) -> dict[str, Any]:
+    """The values that the data set's recipe demands; CelebA has none in the paper, so that ours counts."""
     name = get(config, "data.name")
     if name not in paper.data_sets():
         return {"data.name": "of the paper"}
-    # Its own images: a loader of ours that is named after the data set.
+    # The images must be the data set's own: from the loader of this package that is named after it.
     loader = str(get(config, "data.loader"))
     named = re.fullmatch(rf"tinytl\.data\.(\w+[._])*{name}(\.load)?", loader)
-    ours = {} if named else {"data.loader": f"that of data={name}"}
+    wanted_loader = {} if named else {"data.loader": f"that of data={name}"}
     recipe = paper.recipes().get(name)
     if recipe is None:
-        return {**ours, "lr": get(config, "data.lr")}
+        return {**wanted_loader, "lr": get(config, "data.lr")}
     return {
-        **ours,
+        **wanted_loader,
         "lr": recipe.lr_batch1 if get(config, "batch_size") == 1 else recipe.lr_batch8,
         "label_smoothing": recipe.label_smoothing,
         "data.color_jitter": recipe.color_jitter,

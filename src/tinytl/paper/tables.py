@@ -1,4 +1,4 @@
-"""The figures of the paper's tables, to stand beside our own (Cai et al., 2020)."""
+"""The figures of the paper's tables (Cai et al., 2020), to compare with ours."""
 
 import csv
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ METHODS = {
     **{"FT-Last": "last", "TinyTL-B": "bias", "TinyTL-L": "tinytl_l", "TinyTL-L+B": "tinytl"},
     **{"FT-Norm+Last": "norm_last", "FT-Full": "full", "TinyTL": "tinytl", "TinyTL-RandomL+B": "tinytl"},
 }
-NETWORKS = {  # of Table 3: model, resolution in px
+NETWORKS = {  # networks of Table 3 -> (model, resolution in px)
     "Inception-V3": ("inception_v3", 299),
     "ResNet-50": ("resnet50", 224),
     "MobileNetV2-1.4": ("mobilenetv2_140", 224),
@@ -30,7 +30,7 @@ class PaperRow:
 
 
 def table2() -> list[PaperRow]:
-    """All rows; a data set that the paper left out of a row is not in its `top1`."""
+    """The rows of Table 2; a data set for which the paper gives no figure is not in `top1`."""
     with (FOLDER / "table2.csv").open(newline="") as file:
         return [_row(line) for line in csv.DictReader(file)]
 
@@ -48,10 +48,10 @@ def _row(line: dict[str, str]) -> PaperRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """One accuracy of the paper, and the runs that would be the same."""
+    """One accuracy of the paper, and the settings of runs that reproduce it."""
 
-    table: str  # the sweep's name
-    row: str  # as the paper calls it
+    table: str  # the name of the sweep of these runs
+    row: str  # the paper's name for it
     data: str  # under its name in conf/data
     method: str
     model: str | None  # None: cannot be run here, see `why_not`
@@ -59,18 +59,18 @@ class Cell:
     batch_size: int
     accuracy: float  # %
     memory_mb: float  # the paper's analytic count
-    lite_residual_pretrained: bool | None = None  # None: whatever it is
+    lite_residual_pretrained: bool | None = None  # None: either
     why_not: str = ""
 
 
 def cells() -> list[Cell]:
-    """Every accuracy of Tables 2 to 4 and Figures 3 and 5."""
+    """Return every accuracy of Tables 2 to 4 and Figures 3 and 5."""
     return [*_table2(), *_table3(), *_table4(), *_figure3(), *_figure5()]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the published scripts train on a data set."""
+    """How the paper's published scripts train on a data set."""
 
     lr_batch8: float
     lr_batch1: float | None  # None: the paper trains no batch of 1 on it
@@ -80,20 +80,20 @@ class Recipe:
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """Data set -> recipe."""
-    found = {}
+    """Return data set -> recipe."""
+    by_name = {}
     for line in _lines("recipes"):
         jitter = (
             None if line["color_jitter"] == "none" else [float(v) for v in line["color_jitter"].split("/")]
         )
         lr_batch1 = float(line["lr_batch1"]) if line["lr_batch1"] else None
         smoothing = float(line["label_smoothing"])
-        found[line["dataset"]] = Recipe(float(line["lr_batch8"]), lr_batch1, smoothing, jitter)
-    return found
+        by_name[line["dataset"]] = Recipe(float(line["lr_batch8"]), lr_batch1, smoothing, jitter)
+    return by_name
 
 
 def activation_bits() -> dict[str, float]:
-    """Table 1: layer -> bits per element kept for the backward pass."""
+    """Return Table 1: layer -> bits per element kept for the backward pass."""
     return {line["layer"]: float(line["memory_bits_per_element"]) for line in _lines("table1")}
 
 
@@ -115,31 +115,31 @@ def _table2() -> list[Cell]:
 
 
 def _table3() -> list[Cell]:
-    found = []
+    table_cells = []
     for line in _lines("table3"):
         label, network = line.pop("method"), line.pop("network")
         memory = float(line.pop("train_memory_mb"))
         model, resolution = NETWORKS.get(network, (None, 0))
         method = METHODS[label.split(" ")[0]]
         why_not = "" if model else next(why for name, why in NOT_HERE.items() if network.startswith(name))
-        found += [
+        table_cells += [
             Cell("table3", f"{label} {network}", data, method, model, resolution, 8, float(accuracy), memory,
                  _lite(method), why_not)
             for data, accuracy in line.items() if accuracy
         ]  # fmt: skip
-    return found
+    return table_cells
 
 
 def _table4() -> list[Cell]:
-    found = []
+    table_cells = []
     for line in _lines("table4"):
         label, memory = line.pop("method"), float(line.pop("train_memory_mb"))
-        found += [
+        table_cells += [
             Cell("table4", label, data, "tinytl", "proxylessnas_mobile", 224, 8, float(accuracy), memory,
                  "Random" not in label)
             for data, accuracy in line.items() if accuracy
         ]  # fmt: skip
-    return found
+    return table_cells
 
 
 def _figure3() -> list[Cell]:

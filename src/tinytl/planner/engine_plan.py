@@ -1,4 +1,4 @@
-"""From a memory budget to an engine plan: the fastest whose predicted memory fits."""
+"""Choose the engine plan for a memory budget: the fastest one whose predicted memory fits."""
 
 import math
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from tinytl.errors import UserError
 from tinytl.memory.predict import predicted_bytes
 from tinytl.memory.step import lower_bound
 
-RESOLUTIONS = range(320, 95, -32)  # px: of the paper's figure 3
+RESOLUTIONS = range(320, 95, -32)  # px: those of the paper's Figure 3
 LARGEST_MICRO_BATCH = 32  # images; larger ones take more memory and no less time
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the blocks is kept, and the time of a step relative to keeping everything."""
+    """How much of the blocks is kept, and the step's time relative to keeping everything."""
 
     recompute_above_px: int | None
     keep_projection: bool
     time: float
 
     def plan(self, base: EnginePlan, micro_batch: int) -> EnginePlan:
-        """As an engine plan; a slice holds as much of an image whatever the micro-batch."""
+        """Return this setting's engine plan; if all blocks are recomputed, slices grow with micro-batches."""
         slice_kb = 400.0 * min(micro_batch, 8) if self.recompute_above_px == 0 else 2000.0
         return replace(
             base, micro_batch=micro_batch, slice_kb=slice_kb, keep_projection=self.keep_projection,
@@ -48,25 +48,28 @@ SETTINGS_OF = {"lean": SETTINGS, "stock": (Setting(None, True, 1.0),)}
 
 @dataclass(frozen=True)
 class Planner:
-    """Finds the engine plan for a training step under a budget; its own plan holds what must not change.
+    """Finds the engine plan for a training step under a budget.
 
-    The planner chooses the micro-batch and what is kept or computed again. Adam in 32 bits is preferred.
-    Where nothing fits with it, it steps in the backward pass (if `may_step_in_backward`) or in 8 bits (if
-    bitsandbytes is installed).
+    The planner chooses the micro-batch and what is kept or computed again; the other settings stay as in
+    `step.plan`. Where nothing fits with that plan's Adam, Adam steps in the backward pass (if
+    `may_step_in_backward`) or keeps its moments in 8 bits (if bitsandbytes is installed).
     """
 
     step: TrainingStep
     may_step_in_backward: bool = True
 
     def choose(self, budget_bytes: float) -> TrainingStep:
-        """The step under the fastest plan that fits. Raises UserError naming the smallest feasible budget."""
+        """Return the step with the fastest plan that fits.
+
+        Raises UserError naming the smallest feasible budget.
+        """
         for base in self._optimizers():
             if predicted_bytes(self._leanest(base)) <= budget_bytes:
                 return min(self._frontier(base, budget_bytes), key=lambda pair: pair[0])[1]
         raise UserError(self._refusal(budget_bytes))
 
     def choose_resolution(self, budget_bytes: float) -> TrainingStep:
-        """The same at the largest resolution of RESOLUTIONS that fits."""
+        """Like `choose`, at the largest resolution of RESOLUTIONS that fits."""
         for resolution in RESOLUTIONS:
             planner = replace(self, step=replace(self.step, resolution=resolution))
             if planner.smallest_bytes() <= budget_bytes:
@@ -75,7 +78,7 @@ class Planner:
         raise UserError(smallest._refusal(budget_bytes))
 
     def fits(self, budget_bytes: float) -> bool:
-        """Whether any plan fits. This takes fewer predictions than `smallest_bytes`."""
+        """Whether any plan fits; this needs fewer predictions than `smallest_bytes`."""
         bases = list(self._optimizers())
         frugal = [base for base in bases if base.optimizer_bits == bases[-1].optimizer_bits]
         if min(lower_bound(replace(self.step, plan=base)) for base in frugal) > budget_bytes:
@@ -83,7 +86,7 @@ class Planner:
         return any(predicted_bytes(self._leanest(base)) <= budget_bytes for base in frugal)
 
     def smallest_bytes(self) -> int:
-        """What the plan that takes least takes."""
+        """The predicted memory of the plan that needs least."""
         return min(predicted_bytes(self._leanest(base)) for base in self._optimizers())
 
     def _leanest(self, base: EnginePlan) -> TrainingStep:
@@ -93,7 +96,7 @@ class Planner:
         return replace(self.step, plan=setting.plan(base, micro_batch))
 
     def _optimizers(self) -> Iterator[EnginePlan]:
-        """Plans that differ in the optimizer, from the one that is preferred."""
+        """Yield plans that differ in the optimizer, the preferred one first."""
         lean = self.step.engine == "lean"
         base = replace(self.step.plan, step_in_backward=False)
         bits = {base.optimizer_bits: None}
@@ -105,17 +108,18 @@ class Planner:
                 yield replace(base, optimizer_bits=width, step_in_backward=True)
 
     def _sizes(self, base: EnginePlan) -> list[int]:
-        """Sizes of a micro-batch, from the largest."""
+        """The possible sizes of a micro-batch, largest first."""
         batch = self.step.batch_size
         if base.step_in_backward or self.step.spec.norm == "bn":
-            return [batch]  # on whole batches only
+            return [batch]  # both need the whole batch at once
         divisors = [size for size in range(batch, 0, -1) if batch % size == 0]
         return [size for size in divisors if size <= LARGEST_MICRO_BATCH]
 
     def _frontier(self, base: EnginePlan, budget_bytes: float) -> Iterator[tuple[float, TrainingStep]]:
-        """(time, step) with the largest micro-batch that fits under each setting.
+        """Yield (time, step) for settings, each with the largest micro-batch that fits under it.
 
-        The less a setting keeps the larger micro-batches fit, so that few plans need to be predicted.
+        The less a setting keeps, the larger micro-batches fit. So the search goes on from the size that
+        fitted before, and few plans are predicted.
         """
         sizes = self._sizes(base)
         index = len(sizes) - 1
@@ -130,15 +134,15 @@ class Planner:
 
     def _refusal(self, budget_bytes: float) -> str:
         least, step = self.smallest_bytes(), self.step
-        others: dict[str, TrainingStep] = {}
+        alternatives: dict[str, TrainingStep] = {}
         if step.resolution > RESOLUTIONS[-1]:
             lower = max(RESOLUTIONS[-1], step.resolution // 2 // 32 * 32)
-            others[f"resolution={lower}"] = replace(step, resolution=lower)
+            alternatives[f"resolution={lower}"] = replace(step, resolution=lower)
         if step.method != "last":
             method = "last" if step.method == "bias" else "bias"
             spec = replace(step.spec, lite_residual=None)
-            others[f"method={method}"] = replace(step, method=method, spec=spec)
-        sizes = {name: replace(self, step=other).smallest_bytes() for name, other in others.items()}
+            alternatives[f"method={method}"] = replace(step, method=method, spec=spec)
+        sizes = {name: replace(self, step=other).smallest_bytes() for name, other in alternatives.items()}
         hints = [f"{name} {enough_mb(size)}" for name, size in sizes.items() if size < least]
         if not any(plan.optimizer_bits == 8 for plan in self._optimizers()) and step.engine == "lean":
             hints.append("Adam in 8 bits (pip install -e '.[8bit]')")
@@ -150,10 +154,10 @@ class Planner:
 
 
 def enough_mb(size_bytes: int) -> float:
-    """A size as a budget that it fits into: in MB, rounded up to a tenth."""
+    """Express a size as a budget that it fits into: in MB, rounded up to a tenth."""
     return math.ceil(size_bytes / 1e5) / 10
 
 
 def relative_time(micro_batch: int, resolution: int) -> float:
-    """Time of an image in a micro-batch, relative to a large one: the fewer pixels the more overhead."""
+    """Time per image in a micro-batch, relative to a large one: the fewer pixels, the more overhead."""
     return 1 + 1.5 / (micro_batch * (resolution / 224) ** 2)

@@ -1,9 +1,9 @@
-"""What a memory budget is best spent on: a method, the blocks it updates, a resolution.
+"""Choose what a memory budget is best spent on: a method, the blocks it updates, a resolution.
 
-The rule: of what fits, the choice from which most accuracy is to be expected. The expectation is the
-paper's own: the mean of a method in its Table 2, moved by the mean effect of the resolution in its
-Figure 3. What updating only the last blocks keeps of it was measured on real images
-(docs/results.md, "Which blocks"). What a choice takes is what the planner predicts for its leanest plan.
+Of the candidates that fit, the one with the highest expected accuracy is taken. The expectation comes from
+the paper: the method's mean in Table 2, plus the mean effect of the resolution in Figure 3. How much of the
+gain remains when only the last blocks are updated was measured on real images (docs/results.md, "Which
+blocks"). A candidate fits if the planner predicts that its leanest engine plan does.
 """
 
 import math
@@ -28,23 +28,24 @@ from tinytl.paper import tables as paper
 from tinytl.planner.engine_plan import Planner, enough_mb
 
 TABLE_PX = 224  # of Table 2
-# Enlarged more than this, images gain nothing from more pixels: CIFAR-10 at 112 and 176 px (docs/results.md,
-# "More pixels"); in Table 2 both CIFARs gain at most 0.2 points from 320 px, the others 1.1 to 6.9.
+# Images enlarged by more than this factor gain nothing from more pixels: CIFAR-10 at 112 and 176 px
+# (docs/results.md, "More pixels"); in Table 2 both CIFARs gain at most 0.2 points from 320 px, the others 1.1
+# to 6.9.
 ENLARGED = 3.5
 DEFAULT_LITE_RESIDUAL = LiteResidualConfig()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to train, and the top-1 in % to expect of it, as a mean over the paper's data sets."""
+    """A way to train, and its expected top-1 in %, as a mean over the paper's data sets."""
 
     method: str
-    blocks: int | None  # the last so many; None: all
+    blocks: int | None  # how many of the last blocks train; None: all
     resolution: int  # pixels
-    expected: float
+    expected: float  # top-1 in %
 
     def takes_no_less_than(self, other: "Candidate") -> bool:
-        """Whether it is the same method on as many blocks and pixels or more."""
+        """Whether it is the same method on at least as many blocks and pixels: it needs no less memory."""
         as_many = self.blocks is None or (other.blocks is not None and self.blocks >= other.blocks)
         return self.method == other.method and as_many and self.resolution >= other.resolution
 
@@ -57,12 +58,12 @@ def choose(
     image_px: int | None = None,
     show_progress: bool = False,
 ) -> Candidate:
-    """The best candidate that fits, with the model, norm and batch size of the planner's training step.
+    """Return the best candidate that fits, with the model, norm and batch size of the planner's step.
 
-    `resolutions` are those to choose from, `lite_residual` the modules that a method may add (None: none),
-    `image_px` the smaller side of the images (None: large): more than ENLARGED times that brings nothing.
-    The planner predicts some forty steps for eight resolutions, in about a second each (a small network,
-    one core). Raises UserError naming what takes least.
+    `resolutions` are those to choose from; `lite_residual` are the modules that a method may add (None:
+    none); `image_px` is the smaller side of the images (None: large), and a resolution above ENLARGED times
+    that is expected to gain nothing. For eight resolutions the planner predicts some forty steps, in about
+    a second each (a small network, one core). Raises UserError naming the candidate that needs least.
     """
     step = planner.step
     enough_px = ENLARGED * image_px if image_px else math.inf
@@ -85,14 +86,14 @@ def choose(
 
 
 class _Fitting:
-    """Tells which candidates fit into a budget, with few predictions."""
+    """Finds out which candidates fit into a budget, with few predictions."""
 
     def __init__(self, planner: Planner, budget_bytes: float, lite: LiteResidualConfig | None) -> None:
         self.planner, self.budget_bytes, self.lite = planner, budget_bytes, lite
         self.too_large: list[Candidate] = []
 
     def largest(self, ladder: list[Candidate]) -> Candidate | None:
-        """The last candidate that fits, by bisection: each takes more than the one before it."""
+        """Find the last candidate that fits by bisection; each needs more memory than the one before it."""
         low, high = 0, len(ladder)  # below `low` all fit, from `high` on none
         while low < high:
             middle = (low + high) // 2
@@ -103,7 +104,7 @@ class _Fitting:
         return ladder[low - 1] if low else None
 
     def fits(self, candidate: Candidate) -> bool:
-        """Whether a candidate fits; nothing is predicted where one that takes no more did not."""
+        """Whether a candidate fits. Nothing is predicted if one that needs no more did not fit."""
         if any(candidate.takes_no_less_than(other) for other in self.too_large):
             return False
         step = apply(self.planner.step, candidate, self.lite)
@@ -114,7 +115,7 @@ class _Fitting:
 
 
 def _up_to(enough_px: float, resolutions: Sequence[int]) -> list[int]:
-    """The resolutions below what is enough, and the first that is."""
+    """The resolutions below `enough_px`, and the first one that reaches it."""
     ascending = sorted(resolutions)
     return ascending[: bisect_left(ascending, enough_px) + 1]
 
@@ -122,31 +123,31 @@ def _up_to(enough_px: float, resolutions: Sequence[int]) -> list[int]:
 def _ladders(
     step: TrainingStep, resolutions: list[int], lite_residual: LiteResidualConfig | None, enough_px: float
 ) -> list[list[Candidate]]:
-    """Candidates by resolution, for every method and share of its blocks; what takes least comes first."""
-    count = len(block_names(build_on_meta(replace(step.spec, lite_residual=None))))
+    """Candidates for every method and share of its blocks, each list from the lowest resolution upwards."""
+    num_blocks = len(block_names(build_on_meta(replace(step.spec, lite_residual=None))))
     takes_lite = step.spec.lite_residual is not None or _takes(step, lite_residual)
     shares = [
         (name, share, kept)
         for name, method in METHODS.items()
         if takes_lite or not method.needs_lite_residual
         for share, kept in method.gain_kept.items()
-        if count or share == 1
+        if num_blocks or share == 1
     ]
     return [
         [
-            Candidate(name, _blocks(share, count), px, expected_top1(name, kept, min(px, enough_px)))
+            Candidate(name, _blocks(share, num_blocks), px, expected_top1(name, kept, min(px, enough_px)))
             for px in resolutions
         ]
         for name, share, kept in shares
     ]
 
 
-def _blocks(share: float, count: int) -> int | None:
-    return None if share == 1 else max(1, round(share * count))
+def _blocks(share: float, num_blocks: int) -> int | None:
+    return None if share == 1 else max(1, round(share * num_blocks))
 
 
 def _takes(step: TrainingStep, lite_residual: LiteResidualConfig | None) -> bool:
-    """Whether the network has blocks that such modules can be added to."""
+    """Whether lite residual modules can be added to the network's blocks."""
     if lite_residual is None:
         return False
     try:
@@ -161,7 +162,7 @@ def apply(
     candidate: Candidate,
     lite_residual: LiteResidualConfig | None = DEFAULT_LITE_RESIDUAL,
 ) -> TrainingStep:
-    """The training step that a candidate stands for; its method may add `lite_residual` modules."""
+    """Return the training step that a candidate describes; its method may add `lite_residual` modules."""
     added = lite_residual if METHODS[candidate.method].needs_lite_residual else None
     return replace(
         step, spec=replace(step.spec, lite_residual=step.spec.lite_residual or added),
@@ -170,7 +171,10 @@ def apply(
 
 
 def expected_top1(method: str, gain_kept: float, resolution: float) -> float:
-    """Mean top-1 in % to expect over the data sets of Table 2."""
+    """Expected mean top-1 in % over the data sets of Table 2.
+
+    `gain_kept` is the share of the method's gain over `last` that remains with the blocks it updates.
+    """
     last = _table_mean("last")
     return last + gain_kept * (_table_mean(method) - last) + resolution_effect(resolution)
 
@@ -182,9 +186,10 @@ def _table_mean(method: str) -> float:
 
 
 def resolution_effect(resolution: float) -> float:
-    """Top-1 in points that a resolution brings over 224 px, by the curves of Figure 3.
+    """Top-1 points that a resolution gains over 224 px, by the curves of Figure 3.
 
-    The mean slope of the curves that cross an interval, summed over the intervals; as flat beyond them.
+    It sums, over the intervals between resolutions, the mean slope of the curves that span each interval.
+    Beyond the curves it is constant.
     """
     grid, height = _resolution_curve()
     at, at_224 = numpy.interp([resolution, TABLE_PX], grid, height)

@@ -1,1 +1,1 @@
-"""Training with Lightning: checkpoints, stopping, and what makes resuming exact."""
+"""Training with Lightning: the classifier, checkpoints, stopping, and exact resuming."""

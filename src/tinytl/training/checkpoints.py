@@ -1,13 +1,13 @@
-"""What of a training is on the disk: the last state, the one before it, the best weights, the tested ones.
+"""Write and read the checkpoints of a run. Its folder holds:
 
     last.ckpt            everything that training needs to go on
-    previous.ckpt        the one before; used where last.ckpt turns out to be damaged
+    previous.ckpt        the last.ckpt before; used where last.ckpt is damaged
     best.ckpt            the weights that were best on the validation set
     weights.safetensors  the weights that were tested
 
-All hold what was trained, not the frozen network. Lightning's own ModelCheckpoint writes `last` only when
-the best has improved (since 2.6), takes the earliest of equal epochs for the best, and moves files from
-the temporary folder, which is no whole write where that is another file system.
+All hold the trained parameters, not the frozen network. Lightning's ModelCheckpoint is not used: it writes
+`last` only when the best has improved (since 2.6), takes the earliest of equally good epochs as the best,
+and moves files from the temporary folder, which is not atomic where that is on another file system.
 """
 
 import logging
@@ -33,23 +33,24 @@ SETTINGS = "tinytl_settings"  # key of a checkpoint: the settings of its run
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to the disk: writes checkpoints whole, and goes on training where that fails."""
+    """Lightning's plug-in for files: it writes checkpoints whole, and training goes on where that fails."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; the one of the same name before it is kept as previous.ckpt."""
+        """Write a checkpoint; an earlier one of the same name is kept as previous.ckpt."""
         write_checkpoint(checkpoint, Path(path), keep=Path(path).with_name(PREVIOUS))
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, keep: Path | None = None) -> bool:
-    """Write a checkpoint whole; where that fails say so in the log, and return False.
+    """Write a checkpoint whole, and return whether that succeeded; a failure is logged.
 
-    On a full disk `keep`, the checkpoint before the last, makes room for the new one.
+    The file that `path` had before is moved to `keep`. Where the write fails (a full disk), an older
+    `keep` is removed to make room, and the write is tried again.
     """
     for attempt in ("first", "second"):
         try:
             write_whole(path, lambda temporary: torch.save(checkpoint, temporary), keep)
             return True
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
             if attempt == "first" and keep is not None and path.is_file() and _removed(keep):
                 continue
             log.warning("%s could not be written (%s); training goes on", path, str(error).splitlines()[0])
@@ -57,7 +58,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, keep: Path | None =
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file; return whether that was possible."""
+    """Remove a file, and return whether that succeeded."""
     try:
         path.unlink()
     except OSError:
@@ -66,11 +67,11 @@ def _removed(path: Path) -> bool:
 
 
 class Checkpoints(Callback):
-    """Saves the last state after every epoch and within it every few minutes, and the best weights.
+    """Saves the last state after every epoch and every few minutes within it, and the best weights.
 
-    `monitor` is the metric to maximise (None: there is no validation set, so no best); of equal epochs the
-    one with the lower `val/loss` is best, then the earlier. `settings` go into every checkpoint.
-    A stopping signal is obeyed when the state has been saved.
+    `monitor` is the metric to maximise (None: no validation set, so no best). Of equally good epochs the
+    one with the lowest `val/loss` is best, then the earliest. `settings` go into every checkpoint.
+    A stopping signal takes effect once the state is saved.
     """
 
     def __init__(
@@ -91,33 +92,33 @@ class Checkpoints(Callback):
 
     @property
     def last(self) -> Path:
-        """The last state of the training."""
+        """The path of the last state."""
         return self.folder / "last.ckpt"
 
     @property
     def best(self) -> Path:
-        """The best weights on the validation set."""
+        """The path of the best weights."""
         return self.folder / "best.ckpt"
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note whose weights are loaded, if they are those of the end of an epoch."""
+        """Note the epoch of the loaded weights, if they are those at its end."""
         self._loaded_epoch = None if WITHIN_EPOCH in checkpoint else checkpoint["epoch"] + 1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the best weights where the process ended after writing the last state, and before them."""
+        """Write the best weights now if an earlier process ended between writing the last state and them."""
         if self.best_epoch is not None and self.best_epoch == self._loaded_epoch != self._epoch_of_best():
             self._save_best(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a stopping signal waits for a state that can be saved."""
-        self.stop.install()  # Lightning has set handlers of its own meanwhile
+        """Let stopping signals wait, from here on, until the state can be saved."""
+        self.stop.install()  # Lightning has installed its own handlers meanwhile
         self.stop.deferred = True
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save within an epoch, between two optimizer steps, when it is time or the program must stop."""
+        """Save between two optimizer steps of an epoch if it is time, or if the program must stop."""
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         within_epoch = progress.ready < trainer.num_training_batches
         if not within_epoch or progress.ready % trainer.accumulate_grad_batches:
@@ -130,7 +131,7 @@ class Checkpoints(Callback):
             self.stop.raise_if_requested()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last state and, where this epoch is the best so far, its weights."""
+        """Save the last state and, if this epoch is the best so far, its weights."""
         metrics = {
             name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")
         }
@@ -144,16 +145,16 @@ class Checkpoints(Callback):
             self.stop.raise_if_requested()
 
     def on_train_end(self, *_: Any) -> None:
-        """What follows can be stopped at any time."""
+        """Let signals stop the program at once again."""
         self.stop.deferred = False
         self.stop.raise_if_requested()
 
     def on_exception(self, *_: Any) -> None:
-        """Nothing is left to wait for."""
+        """Let signals stop the program at once again: no state will be saved."""
         self.stop.deferred = False
 
     def load_best(self, module: LightningModule) -> bool:
-        """Put the best weights into the module; return whether there are any, and say if they are gone."""
+        """Load the best weights into the module; return whether there are any. Lost ones are logged."""
         if self.best_epoch is None:
             return False
         if self._unwritten_best is not None:
@@ -161,24 +162,24 @@ class Checkpoints(Callback):
             return True
         if self._epoch_of_best() != self.best_epoch:
             log.warning(
-                "%s is not there, or not of epoch %d: testing the last weights", self.best, self.best_epoch
+                "%s is missing, or not of epoch %d: the last weights are tested", self.best, self.best_epoch
             )
             return False
         module.load_state_dict(read_checkpoint(self.best)["state_dict"], strict=False)
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epoch was best, and its metrics."""
+        """Return which epoch was best, and its metrics."""
         return {"best_epoch": self.best_epoch, "best_metrics": self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The best of the run that is resumed."""
+        """Take over the best epoch of the run that is resumed."""
         self.best_epoch, self.best_metrics = state_dict["best_epoch"], state_dict["best_metrics"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say what the checkpoint was trained with."""
+        """Add the settings of the run."""
         checkpoint[SETTINGS] = self.settings
 
     def _is_better(self, metrics: dict[str, float]) -> bool:
@@ -210,33 +211,33 @@ class Checkpoints(Callback):
 
     @staticmethod
     def _anywhere(trainer: Trainer, here: bool) -> bool:
-        """Whether it is so in any of the processes: they must save together."""
+        """Whether `here` is true in any of the processes, because all must save together."""
         if trainer.world_size == 1:
             return here
         return trainer.strategy.reduce_boolean_decision(here, all=False)
 
 
 class DamagedCheckpoint(Exception):
-    """A file is not there, or is not a whole checkpoint."""
+    """A checkpoint's file is missing or not whole."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, every byte of it checked. Raises DamagedCheckpoint."""
+    """Read a checkpoint and check every byte of it. Raises DamagedCheckpoint."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch itself does not compare the checksums
+            damaged = archive.testzip()  # torch does not check the checksums
         if damaged is not None:
-            raise DamagedCheckpoint(f"{path}: {damaged} in it is damaged")
+            raise DamagedCheckpoint(f"{path}: its part {damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DamagedCheckpoint(f"{path}: {str(error).splitlines()[0] if str(error) else 'empty'}") from error
 
 
 def checkpoint_to_resume(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run and its content; None where the folder holds none.
+    """The newest whole checkpoint of a run and its content, or None where the folder holds no checkpoint.
 
-    A damaged one is named in the log, and the one before it is taken. Raises UserError where all that are
-    there are damaged.
+    If the last is damaged, that is logged, and the one before it is taken. Raises UserError where every
+    checkpoint is damaged.
     """
     damaged = []
     for path in (folder / "last.ckpt", folder / PREVIOUS):
@@ -246,7 +247,7 @@ def checkpoint_to_resume(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, read_checkpoint(path)
         except DamagedCheckpoint as error:
             damaged.append(str(error))
-            log.warning("%s; the one before it is tried", error)
+            log.warning("%s; the checkpoint before it is tried", error)
     if damaged:
         raise UserError(
             f"resume=true: no whole checkpoint is left ({damaged[0]}); overwrite=true begins anew"

@@ -1,8 +1,8 @@
-"""A classifier to begin with: linear discriminants of the features that a network already has.
+"""Initialise the classifier with linear discriminants of the features that a network already has.
 
-At random weights the classifier's first gradients are noise, and what trains beside it moves by them. Where
-it begins as a linear probe, features are distorted less (Kumar et al., ICLR 2022, arXiv 2202.10054); class
-means make one in a single pass ("weight imprinting", Qi et al., CVPR 2018, arXiv 1712.07136).
+With random weights the classifier's first gradients are noise, and they move whatever trains with it. If it
+starts as a linear probe, features are distorted less (Kumar et al., ICLR 2022, arXiv 2202.10054). Class
+means give one in a single pass ("weight imprinting", Qi et al., CVPR 2018, arXiv 1712.07136).
 """
 
 import logging
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from tinytl.errors import UserError
 
 log = logging.getLogger(__name__)
-SHRINKAGE = 0.3  # of the features' mean variance, added to each of them
+SHRINKAGE = 0.3  # this part of the features' mean variance is added to each variance
 SAMPLE = 512  # images on which the scale of the logits is chosen
-SCALES = tuple(2.0**k for k in range(4, -15, -1))  # correlated features make logits too sure of themselves
+SCALES = tuple(2.0**k for k in range(4, -15, -1))  # correlated features make logits overconfident
 
 
 class ClassMeans(Callback):
-    """Fits the classifier before the first step, on the device of the training."""
+    """Initialises the classifier before the first step, on the training device."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One pass over the training images without random transforms."""
+        """Pass once over the training images, without random transforms."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         loader, device = data.images_once_dataloader(), pl_module.device
         pl_module.eval()  # each epoch of training sets its own mode
         shown = track(loader, "class means", disable=not trainer.progress_bar_callback, transient=True)
-        right = fit_classifier(pl_module.network, ((x.to(device), y.to(device)) for x, y in shown))
-        log.info("classifier from class means: top-1 %.3f on training images left out of their own", right)
+        top1 = fit_classifier(pl_module.network, ((x.to(device), y.to(device)) for x, y in shown))
+        log.info("classifier from class means: top-1 %.3f on training images left out of the means", top1)
 
 
 @torch.no_grad()
@@ -41,11 +41,11 @@ def fit_classifier(network: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
     """Set a timm model's classifier to linear discriminants of its pooled features, in one pass.
 
     `batches` are images (B, 3, R, R) and classes (B,), in random order; the network must be in evaluation
-    mode. The discriminants are those of Gaussian classes with one diagonal covariance (Hastie et al., "The
-    Elements of Statistical Learning", section 4.3), their scale the one of least cross-entropy on the first
-    512 images, each left out of its own class's mean. What is kept meanwhile are the means, as large as the
-    classifier, and those images' features. Returns the top-1 on them, as a fraction. Raises UserError where
-    the classifier is not linear.
+    mode. The discriminants are those of Gaussian classes with one shared diagonal covariance (Hastie et
+    al., "The Elements of Statistical Learning", section 4.3). Their scale minimises the cross-entropy on
+    the first 512 images, each left out of its own class's mean. Kept meanwhile are the means, as large as
+    the classifier, and those images' features. Returns the top-1 on those images, as a fraction. Raises
+    UserError where the classifier is not linear.
     """
     classifier = network.get_classifier()
     if not isinstance(classifier, nn.Linear):
@@ -68,22 +68,22 @@ def fit_classifier(network: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
     logits = _left_out(features, targets, means, counts, variance)
     scale = min(SCALES, key=lambda s: F.cross_entropy(s * logits, targets).item())
     directions, offsets = _discriminants(means, variance)
-    weight.copy_(scale * (directions - directions.mean(dim=0)))  # what all classes share says nothing
+    weight.copy_(scale * (directions - directions.mean(dim=0)))  # a shared part tells no classes apart
     classifier.bias.copy_(scale * (offsets - offsets.mean()))
     return (logits.argmax(dim=1) == targets).float().mean().item()
 
 
 def _discriminants(means: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and biases of the classes with these means, (..., F) and (...)."""
+    """The weights (..., F) and biases (...) of classes with these means."""
     weight = means / variance
     return weight, -(means * weight).sum(dim=-1) / 2
 
 
 def _left_out(features: Tensor, targets: Tensor, means: Tensor, counts: Tensor, variance: Tensor) -> Tensor:
-    """Logits (B, C) in which the mean of an image's own class is that of the others."""
+    """Logits (B, C); for an image's own class, the mean is taken without the image itself."""
     weight, bias = _discriminants(means, variance)
     logits = features @ weight.T + bias
     count = counts[targets]  # (B, 1)
-    others = (count * means[targets] - features) / (count - 1).clamp(min=1)  # (B, F)
-    weight, bias = _discriminants(others, variance)
+    means_without = (count * means[targets] - features) / (count - 1).clamp(min=1)  # (B, F)
+    weight, bias = _discriminants(means_without, variance)
     return logits.scatter(1, targets[:, None], ((features * weight).sum(dim=1) + bias)[:, None])

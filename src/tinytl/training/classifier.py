@@ -1,4 +1,4 @@
-"""The LightningModule: one network, one method, one recipe."""
+"""The LightningModule that trains and tests a network."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,20 +20,21 @@ from tinytl.weights.weight_files import OWN
 
 
 class ImageClassifier(LightningModule):
-    """Trains what `tinytl.methods.freeze` left trainable: Adam, cosine per step to zero.
+    """Trains what `tinytl.methods.freeze` left trainable, with Adam and a cosine schedule per step to zero.
 
-    The lr first rises for a share `warmup` of the steps. `classifier_lr` is the classifier's own; None: `lr`.
+    `lr` first rises, over a share `warmup` of the steps. `classifier_lr` is that of the classifier (None:
+    `lr`). A step's loss is the mean over `batch_size` images, whatever the number of micro-batches (the
+    Trainer's `accumulate_grad_batches`).
 
-    Metrics are fractions: `top1`, `top5` (of at most as many classes as there are), or
-    `mean_accuracy` over the labels of a multilabel task. A step's loss is the mean over `batch_size`
-    images, in however many micro-batches they come (the Trainer's `accumulate_grad_batches`).
-    As a `stream` every image is predicted before it is trained on (prequential evaluation, Gama et al.,
-    2013): `stream/top1`.
-    `optimizer` makes it from parameters, lr and weight_decay. `record` goes into every checkpoint
+    Metrics are fractions: `top1`, `top5` (with fewer than five classes, of all of them), or the mean
+    accuracy over the labels of a multilabel task, `mean_accuracy`. With `stream`, every image is predicted
+    before it is trained on (prequential evaluation, Gama et al., 2013): `stream/top1`.
+
+    `optimizer` is called with parameters, lr and weight_decay. `record` goes into every checkpoint
     (`tinytl.weights.own_checkpoints.own_record`).
     """
 
-    # Checkpoints hold the trainable part only; the rest comes from the starting weights.
+    # Checkpoints hold only the trainable parameters; the rest comes from the starting weights.
     strict_loading = False  # type: ignore[assignment]
 
     def __init__(
@@ -56,22 +57,22 @@ class ImageClassifier(LightningModule):
         self.stream_metrics = metrics.clone(prefix="stream/") if stream else None
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, R, R) -> (B, num_classes)
-        """Logits, before softmax or sigmoid."""
+        """Return logits, before softmax or sigmoid."""
         return self.network(images)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
-        """Training mode in which what is frozen behaves as frozen."""
+        """Set the training mode; frozen layers keep behaving as frozen."""
         super().train(mode)
         if mode:
             set_train_mode(self.network, self.norm)
         return self
 
     def epoch_metrics(self) -> Mapping[str, Metric]:
-        """What is summed up over an epoch of training."""
+        """The metrics that add up over an epoch of training."""
         return {"train/loss": self.train_loss, **dict((self.stream_metrics or {}).items())}
 
     def on_train_start(self) -> None:
-        """Set the modes, and let a resumed run that trains longer than planned go on by the new schedule."""
+        """Set the modes, and follow the new schedule if a resumed run trains for more epochs than before."""
         self.train()
         schedule: Any = self.lr_schedulers()
         for group, highest, factor in zip(
@@ -80,18 +81,21 @@ class ImageClassifier(LightningModule):
             group["lr"] = highest * factor(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
-        """Dropout and augmentation depend on seed and epoch alone: a resumed run goes on as if unstopped."""
+        """Seed dropout and augmentation by seed and epoch alone, so that a resumed run does not differ."""
         self.train()  # Lightning leaves the mode as it finds it
         torch.manual_seed(self.seed + self.current_epoch)
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy, or binary cross-entropy over all labels; both (B, classes), (B[, classes]) -> ()."""
+        """Cross-entropy, or binary cross-entropy over all labels: (B, classes), (B[, classes]) -> ()."""
         if self.task == "multilabel":
             return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a micro-batch, by its share of the batch; UserError names lr where it is not finite."""
+        """Return a micro-batch's loss, weighted by its share of the batch.
+
+        Raises UserError where the loss is not finite.
+        """
         images, targets = batch
         if self.stream_metrics:
             self._test_then_train(images, targets, self.stream_metrics)
@@ -104,7 +108,7 @@ class ImageClassifier(LightningModule):
         self.train_loss.update(loss.detach(), len(images))
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
-        # Lightning divides the losses of a step by their number; micro-batches may differ in size.
+        # Lightning divides each loss by their number in the step; micro-batches may differ in size.
         return loss * (len(images) * self.trainer.accumulate_grad_batches / self.batch_size)
 
     @torch.no_grad()
@@ -115,11 +119,11 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images))  # type: ignore[arg-type]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and metrics of images (B, 3, R, R) and targets, under `val/`."""
+        """Log loss and metrics of images (B, 3, R, R) and targets under `val/`."""
         self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The same under `test/`."""
+        """Log the same under `test/`."""
         self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection) -> None:
@@ -130,7 +134,7 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(images))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
-        """What trains, the classifier by a rate of its own if it has one; a cosine after the warm-up."""
+        """Return the optimizer, with the classifier's own rate if it has one, and the schedule."""
         optimizer = self.optimizer(self._parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         rising = round(self.warmup * steps)
@@ -152,21 +156,21 @@ class ImageClassifier(LightningModule):
         return [group for group in groups if group["params"]]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """A step, and its gradients freed at once: none lives through the next forward pass."""
+        """Step, and free the gradients at once: none is held through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
         optimizer.zero_grad()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Only what was trained, and what the network was built from."""
+        """Reduce the weights to the trainable ones, and add the record of what the network is made from."""
         state = trainable_state(self.network)
         checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in state.items()}
         checkpoint[OWN] = self.record
 
 
 def cosine_after_warm_up(step: int, steps: int, rising: int) -> float:
-    """The learning rate at a step, as a fraction of the highest: a straight line up, then a cosine to zero.
+    """The learning rate at a step, relative to the highest: a linear rise, then a cosine to zero.
 
-    It depends on the step alone, so that a resumed run may have more steps than were planned.
+    It depends on the step alone, so that a resumed run may have more steps than before.
     """
     if step < rising:
         return (1 + (rising - 1) * step / rising) / rising
@@ -183,5 +187,5 @@ def _metrics(task: Task, num_classes: int) -> MetricCollection:
             f"top{k}": MulticlassAccuracy(num_classes=num_classes, top_k=min(k, num_classes), average="micro")
             for k in (1, 5)
         },
-        compute_groups=False,  # or top5 would be top1 for good, where a first batch has all images right
+        compute_groups=False,  # groups would merge top1 and top5 for good if the first batch is all right
     )

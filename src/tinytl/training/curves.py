@@ -1,4 +1,4 @@
-"""Learning curves: one line per epoch on stderr, and every epoch's figures for results.json."""
+"""Keep learning curves: one line per epoch on stderr, and every epoch's figures for results.json."""
 
 import sys
 import time
@@ -6,14 +6,14 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 
-EVALUATED = ("val/", "stream/")  # prefixes of what is measured while training
+EVALUATED = ("val/", "stream/")  # prefixes of the accuracies measured while training
 
 
 class Curves(Callback):
-    """Epochs, metrics and time so far; they go into checkpoints, so that a resumed run has them all.
+    """Keeps metrics and time per epoch; checkpoints hold them, so that a resumed run has them all.
 
-    Lines rather than a bar: readable in a log file. `curves` maps "epoch", "train/loss" and the
-    validation metrics to a value per epoch; `seconds` is the time of training, over all its parts.
+    Lines, unlike a progress bar, are readable in a log file. `curves` maps "epoch", "train/loss" and the
+    validation metrics to one value per epoch; `seconds` is the training time, also before a resume.
     """
 
     def __init__(self) -> None:
@@ -21,9 +21,11 @@ class Curves(Callback):
         self.seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the clock."""
         self._begun, self._before, self._first = time.perf_counter(), self.seconds, trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Record the epoch and print its line."""
         metrics = trainer.callback_metrics
         names = ["train/loss", *(name for name in metrics if name.startswith(EVALUATED))]
         figures = {name: metrics[name].item() for name in names}
@@ -38,15 +40,17 @@ class Curves(Callback):
             print(f"epoch {done}/{epochs}  {line}  {left:.0f} s left", file=sys.stderr)
 
     def last(self) -> dict[str, float]:
-        """The last epoch's metrics, of validation and of the stream."""
+        """The last epoch's metrics on the validation set and the stream."""
         return {name: values[-1] for name, values in self.curves.items() if name.startswith(EVALUATED)}
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Count the time within an epoch too: a checkpoint may be saved there."""
+        """Count time within an epoch, too, because a checkpoint may be saved there."""
         self.seconds = self._before + time.perf_counter() - self._begun
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the curves and the time for the checkpoint."""
         return {"curves": self.curves, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the curves and the time of the run that is resumed."""
         self.curves, self.seconds = state_dict["curves"], state_dict["seconds"]

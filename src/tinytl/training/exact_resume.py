@@ -1,4 +1,4 @@
-"""What a checkpoint within an epoch must hold so that the rest of the epoch goes as if never stopped."""
+"""Save in a checkpoint what makes the rest of its epoch run as if it had never stopped."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -7,29 +7,29 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torchmetrics import Metric
 
-WITHIN_EPOCH = "tinytl_within_epoch"  # key of a checkpoint
+WITHIN_EPOCH = "tinytl_within_epoch"  # key in a checkpoint
 
 
 class KeepsEpochMetrics(Protocol):
-    """A module with metrics that are summed up over an epoch."""
+    """A module with metrics that add up over an epoch."""
 
     def epoch_metrics(self) -> Mapping[str, Metric]:
-        """The metrics by name."""
+        """The metrics, by name."""
         ...
 
 
 class ExactResume(Callback):
-    """Saves the random generators and running metrics of an epoch; restores them with the first batch.
+    """Saves the random generators and running metrics of an epoch; restores them at the first batch.
 
-    Lightning restores weights, optimizer and counters; the data module restores the place in the data.
-    After a whole epoch nothing is needed: generators are seeded and metrics begin anew with every epoch.
+    Lightning restores weights, optimizer and counters, and the data module the position in the data. After
+    a whole epoch nothing more is needed, because every epoch seeds the generators and resets the metrics.
     """
 
     def __init__(self) -> None:
         self._saved: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the state within the epoch, if there is one."""
+        """Add the state if the checkpoint is within an epoch."""
         if within_epoch(trainer):
             metrics = pl_module.epoch_metrics()
             checkpoint[WITHIN_EPOCH] = {
@@ -39,11 +39,11 @@ class ExactResume(Callback):
             }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep it until the first batch: what is built in between draws random numbers."""
+        """Keep the state until the first batch, because setting up draws random numbers in between."""
         self._saved = checkpoint.get(WITHIN_EPOCH)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Restore it."""
+        """Restore the state."""
         if self._saved is None:
             return
         for name, metric in pl_module.epoch_metrics().items():
@@ -55,7 +55,7 @@ class ExactResume(Callback):
 
 
 def within_epoch(trainer: Trainer) -> bool:
-    """Whether batches of the current epoch have been trained on, and others are still to come."""
+    """Whether some, but not all, batches of the current epoch have been trained on."""
     return 0 < trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
 
 

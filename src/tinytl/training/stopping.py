@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: the state is saved first, then the program ends."""
+"""Let signals stop a training: its state is saved first, then the program ends."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ import time
 from types import FrameType
 from typing import Any
 
-# SIGTERM: the system, a scheduler or `kill`. SIGINT: Ctrl-C. SIGHUP: the terminal was closed.
+# SIGTERM comes from the system, a scheduler or `kill`, SIGINT from Ctrl-C, SIGHUP from a closed terminal.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-SAME_PRESS_SECONDS = 1.0  # a terminal and a parent process may both hand on one Ctrl-C
+SAME_PRESS_SECONDS = 1.0  # a terminal and a parent process may both pass on one Ctrl-C
 SAVING = "saves its state and stops; a second signal stops at once, without saving"
 
 
@@ -22,15 +22,15 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a process that the signal ended, as a shell reports it."""
+        """The exit code that a shell reports for a process ended by the signal."""
         return 128 + self.signum
 
 
 class StopRequests:
     """A context in which stopping signals raise `Stopped`.
 
-    They raise at once, or where `deferred` is set at the next `raise_if_requested()`: a training sets it
-    while its weights are between two states that can be saved. A second signal always raises at once.
+    They raise at once, or, while `deferred` is set, at the next `raise_if_requested()`. A training sets it
+    because its state can only be saved between steps. A second signal always raises at once.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class StopRequests:
 
     def __enter__(self) -> "StopRequests":
         if threading.current_thread() is threading.main_thread():
-            # What ignores SIGHUP (nohup) or SIGINT (a shell's background job) goes on ignoring it.
+            # A process that ignores SIGHUP (nohup) or SIGINT (a shell's background job) still ignores it.
             self._before = {s: h for s in STOPPING if (h := signal.getsignal(s)) != signal.SIG_IGN}
         self.install()
         return self
@@ -52,7 +52,7 @@ class StopRequests:
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
     def install(self) -> None:
-        """Take the signals over, also from a library that has put handlers of its own in between."""
+        """Install the handlers, again if a library has replaced them."""
         for signum in self._before:
             signal.signal(signum, self._handle)
 
@@ -62,14 +62,14 @@ class StopRequests:
             raise Stopped(self.requested)
 
     def cause_of(self, error: BaseException) -> BaseException:
-        """`Stopped` for whatever a library raises when it is stopped; otherwise the error itself."""
+        """Return `Stopped` for any error that follows a stopping signal, otherwise the error itself."""
         if self.requested is None or isinstance(error, Stopped):
             return error
         return Stopped(self.requested)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked process that has no handlers of its own yet
-            if signum != signal.SIGINT:  # Ctrl-C reaches the parent too, which will end this process
+        if os.getpid() != self._process:  # a forked process, before it has its own handlers
+            if signum != signal.SIGINT:  # Ctrl-C also reaches the parent, which ends this process
                 os._exit(128 + signum)
             return
         now = time.monotonic()
