@@ -48,6 +48,7 @@ class SlicedBottleneck(nn.Module):
         self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+        """Compute the block in slices, with autocast off."""
         if any(has_hooks(norm) for norm in self.norms):
             raise UserError("engine=lean: a norm inside a sliced block has hooks, which it cannot call")
         with without_autocast(x):

@@ -44,6 +44,7 @@ class FrozenConv2d(nn.Module):
             self.rows = int(max(1, min(self.rows, slice_bytes // row_bytes)))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
+        """Convolve, and keep nothing for the backward pass."""
         if self.same:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         return _FrozenConv.apply(x, self.bias, self, self.options)
@@ -83,6 +84,7 @@ class FrozenLinear(nn.Module):
         self.weight, self.bias = FrozenWeight(linear), linear.bias
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        """Apply the layer, and keep nothing for the backward pass."""
         return _FrozenLinear.apply(x, self.bias, self)
 
 
