@@ -3,7 +3,7 @@
 from typing import Any
 
 from timm.layers import Conv2dSame
-from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -13,7 +13,7 @@ from tinytl.engine.operators import FrozenConv2d, FrozenLinear, lean_clamp, lean
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
 from tinytl.errors import UserError
-from tinytl.networks.blocks import block_names
+from tinytl.networks.blocks import INVERTED, block_names, convolutions
 from tinytl.networks.lite_residual import LiteResidualBlock
 from tinytl.networks.norms import WeightStandardizedConv2d
 
@@ -49,7 +49,7 @@ def _refuse_hooks(network: nn.Module) -> None:
 def _slice_bottlenecks(network: nn.Module, plan: EnginePlan, kernels: Kernels) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, InvertedResidual | DepthwiseSeparableConv) and _sliceable(child):
+            if isinstance(child, INVERTED) and _sliceable(child):
                 setattr(parent, name, _sliced(*_parts(child), child.has_skip, plan, kernels))
 
 
@@ -73,16 +73,13 @@ def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> None:
 
 def _parts(block: Any) -> tuple[list[Any], dict[str, Any]]:
     """The convolutions ([expansion], depthwise, projection) and, by name, the norms after them."""
-    if isinstance(block, InvertedResidual):
-        convs = [block.conv_pw, block.conv_dw, block.conv_pwl]
-    else:
-        convs = [block.conv_dw, block.conv_pw]
+    convs = convolutions(block)
     return convs, {f"bn{i}": getattr(block, f"bn{i}") for i in range(1, len(convs) + 1)}
 
 
 def _sliceable(block: Any) -> bool:
     """Whether a block holds plain frozen convolutions, a clamped norm after each, and nothing else."""
-    if type(block) not in (InvertedResidual, DepthwiseSeparableConv):
+    if type(block) not in INVERTED:  # nor one derived from them: it may compute something else
         return False
     convs, norms = _parts(block)
     extras = [getattr(block, name, None) for name in ("conv_s2d", "aa", "se", "dw_tfm", "drop_path")]

@@ -1,12 +1,31 @@
-"""The blocks of a timm model; each is trained, or recomputed, as a whole."""
+"""The blocks of a timm model: which types they have, and where they are in a network."""
 
 from typing import Any
 
 from timm.models import group_parameters
-from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from tinytl.errors import UserError
+
+EXPANDED = (InvertedResidual,)  # inverted bottlenecks: expansion, depthwise convolution, projection
+INVERTED = (*EXPANDED, DepthwiseSeparableConv)  # those without an expansion, too
+RESIDUAL = (BasicBlock, Bottleneck)  # of ResNets
+
+
+def convolutions(block: Any) -> list[Any]:
+    """The convolutions of a block of these types, in the order in which they are applied."""
+    if isinstance(block, EXPANDED):
+        return [block.conv_pw, block.conv_dw, block.conv_pwl]
+    if isinstance(block, INVERTED):
+        return [block.conv_dw, block.conv_pw]
+    return [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
+
+
+def has_shortcut(module: nn.Module) -> bool:
+    """Whether a module holds its input until its end, to add it to its output."""
+    return isinstance(module, RESIDUAL) or bool(getattr(module, "has_skip", False))
 
 
 def block_names(network: Any) -> list[str]:
@@ -23,8 +42,8 @@ def block_names(network: Any) -> list[str]:
         inside = name.startswith(tuple(f"{outer}." for outer in names))
         if inside or module is network or isinstance(module, nn.Sequential):
             continue
-        convolutions = sum(isinstance(m, nn.Conv2d) for m in module.modules())
-        if convolutions > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
+        count = sum(isinstance(m, nn.Conv2d) for m in module.modules())
+        if count > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
             names.append(name)
     return names
 
@@ -50,5 +69,5 @@ def silence_residual_branches(network: nn.Module) -> None:
     arXiv 1706.02677, section 5.1). timm does the same for its ResNets.
     """
     for block in network.modules():
-        if isinstance(block, InvertedResidual) and block.has_skip:
+        if isinstance(block, EXPANDED) and block.has_skip:
             nn.init.zeros_(block.bn3.weight)  # type: ignore[arg-type]

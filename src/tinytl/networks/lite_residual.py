@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.models._efficientnet_blocks import InvertedResidual
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from tinytl.errors import UserError
+from tinytl.networks.blocks import EXPANDED, RESIDUAL, convolutions
 from tinytl.networks.norms import NormName, norm_layer
 
 # The published code fits kernel sizes to maps as if every image had this resolution.
@@ -101,7 +100,7 @@ def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: 
     resolution, inserted = NOMINAL_RESOLUTION, 0
     for parent in list(network.modules()):
         for name, block in list(parent.named_children()):
-            if not isinstance(block, InvertedResidual | BasicBlock | Bottleneck):
+            if not isinstance(block, EXPANDED + RESIDUAL):
                 continue
             shape = _shape(block)
             if shape is None:
@@ -115,19 +114,17 @@ def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: 
             lite = LiteResidual(in_channels, out_channels, stride, kernel, config, norm, eps)
             resolution = max(1, resolution // stride)
             inserted += 1
-            if isinstance(block, InvertedResidual):
+            if isinstance(block, EXPANDED):
                 setattr(parent, name, LiteResidualBlock(block, lite))
             else:
-                block.downsample = LiteResidualShortcut(block.downsample or nn.Identity(), lite)
+                shortcut: Any = block.downsample or nn.Identity()
+                block.downsample = LiteResidualShortcut(shortcut, lite)
     return inserted
 
 
-def _shape(block: InvertedResidual | BasicBlock | Bottleneck) -> tuple[int, int, int] | None:
+def _shape(block: nn.Module) -> tuple[int, int, int] | None:
     """(input channels, output channels, stride) of a block; None for mixed convolutions."""
-    if isinstance(block, InvertedResidual):
-        first, last = block.conv_pw, block.conv_pwl
-    else:
-        first, last = block.conv1, block.conv3 if isinstance(block, Bottleneck) else block.conv2
+    first, *_, last = convolutions(block)
     if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
         return None
     strides = (getattr(child, "stride", 1) for child in block.children())  # of convolutions and blur pools

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from tinytl.methods import freeze
-from tinytl.networks.blocks import block_names
+from tinytl.networks.blocks import block_names, has_shortcut
 from tinytl.networks.construct import build_on_meta
 from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
 from tinytl.networks.proxylessnas import ARCHITECTURES
@@ -154,4 +153,4 @@ def _has_skip(module: nn.Module) -> bool:
     """Whether the module holds its input until its end, to add it to its output."""
     if isinstance(module, LiteResidualBlock):
         module = module.main_branch
-    return isinstance(module, BasicBlock | Bottleneck) or bool(getattr(module, "has_skip", False))
+    return has_shortcut(module)
