@@ -239,15 +239,15 @@ def checkpoint_to_resume(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     If the last is damaged, that is logged, and the one before it is taken. Raises UserError where every
     checkpoint is damaged.
     """
+    paths = [path for path in (folder / "last.ckpt", folder / PREVIOUS) if path.is_file()]
     damaged = []
-    for path in (folder / "last.ckpt", folder / PREVIOUS):
-        if not path.is_file():
-            continue
+    for path in paths:
         try:
             return path, read_checkpoint(path)
         except DamagedCheckpoint as error:
             damaged.append(str(error))
-            log.warning("%s; the checkpoint before it is tried", error)
+            if path != paths[-1]:
+                log.warning("%s; the checkpoint before it is tried", error)
     if damaged:
         raise UserError(
             f"resume=true: no whole checkpoint is left ({damaged[0]}); overwrite=true begins anew"
