@@ -158,7 +158,7 @@ def _child(folder: Path, begin: Begin, attempt: Callable[[Begin], None], parent:
     end_with_parent(parent)
     quiet_libraries()  # not done yet in a launcher's process
     describe.console.quiet = True  # many jobs would print the same table of parameters
-    # Lightning starts the other processes of a DDP run with this command line, so it must name this job alone.
+    # With this command line Lightning starts the other processes of a DDP run: it must name this job alone.
     begin_settings = {"resume": str(begin.resume).lower(), "overwrite": str(begin.overwrite).lower()}
     sys.argv[1:] = [f"{key}={value}" for key, value in {**job_settings(), **begin_settings}.items()]
     try:

@@ -1,4 +1,4 @@
-"""Describe a job of a sweep (`dry_run=true`): its memory, whether it is done already, how long it will take."""
+"""Describe a job of a sweep (`dry_run=true`): its memory, whether it is done, how long it will take."""
 
 import sys
 from contextlib import suppress
@@ -50,7 +50,7 @@ def _status(cfg: Any, asked: dict[str, Any]) -> str:
 
 
 def _seconds(config: Any) -> float | None:
-    """Predict the time of training from that of an earlier run with the same settings in ALIKE; None: unknown."""
+    """Predict the seconds of training from an earlier run with the same settings in ALIKE; None: unknown."""
     for earlier, seconds_per_epoch in _earlier_runs(config["output_dir"]):
         if all(earlier.get(key) == config[key] for key in ALIKE):
             return seconds_per_epoch * config["epochs"]

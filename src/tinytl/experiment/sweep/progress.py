@@ -12,7 +12,7 @@ THIS_SWEEP = "TINYTL_SWEEP"  # environment variable that tells sweeps of one nam
 
 
 class SweepProgress:
-    """A file in the output folder to which every job of a sweep adds a line; it is removed when the sweep ends.
+    """A file in the output folder to which every job of a sweep adds a line; it is removed with the sweep's end.
 
     Each of several sweeps at a time has its own file.
     """

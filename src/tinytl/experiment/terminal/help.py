@@ -28,13 +28,13 @@ def help_text(program: str, config: str) -> str:
     knobs = knobs_of(config)
     lines = [
         f"python src/{program}.py [GROUP=OPTION] [KEY=VALUE] ...",
-        f"python src/{program}.py -m [+sweeps=NAME] [GROUP=A,B] [KEY=1,2] ...    run a job for every combination",
-        f"python src/{program}.py [...] --cfg job                             print the resulting configuration",
+        f"python src/{program}.py -m [+sweeps=NAME] [GROUP=A,B] [KEY=1,2] ...    a job for every combination",
+        f"python src/{program}.py [...] --cfg job                             print the whole configuration",
         "",
         "Groups and their options (conf/GROUP/OPTION.yaml):",
         *(line for group in GROUPS for line in _group(group)),
         "",
-        "Knobs, as KEY=VALUE, with their defaults (data.*: those of data=folder; other files of conf/data differ):",
+        "Knobs, as KEY=VALUE, with their defaults (data.KEY: that of data=folder; each data set has its own):",
         *(_aligned(f"  {key}={default}", meaning) for key, (default, meaning) in knobs.items()),
     ]
     return "\n".join(lines)
