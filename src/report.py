@@ -1,4 +1,4 @@
-"""Finished runs in, tables and one page out.
+"""Write tables and an HTML page from finished runs.
 
 python src/report.py                                   # outputs/ -> report/
 python src/report.py outputs=outputs output_dir=report
@@ -17,7 +17,7 @@ from tinytl.report.write import write_report
 class Options:
     """The command line."""
 
-    outputs: str = "outputs"  # folder of the runs
+    outputs: str = "outputs"  # folder that holds the runs
     output_dir: str = "report"  # folder that the report is written into
 
 

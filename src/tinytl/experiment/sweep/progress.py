@@ -12,9 +12,9 @@ THIS_SWEEP = "TINYTL_SWEEP"  # environment variable that tells sweeps of one nam
 
 
 class SweepProgress:
-    """A file in the output folder to which every job of a sweep adds a line; it is removed with the sweep's end.
+    """A file in the output folder, to which every job of a sweep adds a line.
 
-    Each of several sweeps at a time has its own file.
+    Each sweep has its own, and removes it at the end.
     """
 
     def __init__(self, cfg: Any) -> None:

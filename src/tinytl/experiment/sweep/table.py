@@ -21,7 +21,7 @@ def begin(cfg: Any, jobs: int) -> SweepProgress | None:
 
 
 def show(rows: list[Row]) -> bool:
-    """Print the table; return whether no job failed. Rows of a dry run also go to stdout, as a line of JSON."""
+    """Print the table; return whether no job failed. A dry run also prints its rows as JSON, on stdout."""
     planned = "predicted_mb" in rows[0]
     varying = _varying(rows)
     table = Table(*varying, *(PLANNED if planned else RAN), row_styles=["", "dim"])

@@ -34,7 +34,7 @@ def help_text(program: str, config: str) -> str:
         "Groups and their options (conf/GROUP/OPTION.yaml):",
         *(line for group in GROUPS for line in _group(group)),
         "",
-        "Knobs, as KEY=VALUE, with their defaults (data.KEY: that of data=folder; each data set has its own):",
+        "Knobs, as KEY=VALUE, with their defaults (of data.*: those of data=folder; data sets differ):",
         *(_aligned(f"  {key}={default}", meaning) for key, (default, meaning) in knobs.items()),
     ]
     return "\n".join(lines)
