@@ -1,12 +1,13 @@
-"""Memory and step time of a training step: the lean engine beside stock PyTorch.
+"""Measure memory and time of a training step: the lean engine beside stock PyTorch.
 
 python src/bench.py quick=true
 python src/bench.py method=tinytl,bias,last,full batch_size=1,8 json=bench.json plot=bench.png
 
-Lists: model, norm, method, batch_size, resolution, plans (names of `tinytl.benchmark.plans.PLANS`, or
-`curve`). Every plan is measured in a fresh process: peak live tensor bytes by the meter, and the process's
-peak resident memory above what it had after its imports. Step times are measured interleaved in one process,
-and given as the median of ratios to stock PyTorch. Images are noise, made a micro-batch at a time.
+These options take lists: model, norm, method, batch_size, resolution and plans (names in
+`tinytl.benchmark.plans.PLANS`, or `curve`). Memory is measured in a fresh process for each plan: the peak of
+live tensor bytes by the meter, and the peak resident memory above that after the imports. Times are measured
+in one process, in steps that alternate between the plans, and given as the median ratio to stock PyTorch.
+Images are noise, made a micro-batch at a time.
 """
 
 import logging
@@ -42,20 +43,20 @@ class Options:
 
     model: list[str] = field(default_factory=lambda: ["proxylessnas_mobile"])  # timm's names
     norm: list[str] = field(default_factory=lambda: ["gn"])  # gn, bn_frozen, bn, native
-    method: list[str] = field(default_factory=lambda: ["tinytl", "bias", "last", "full"])
+    method: list[str] = field(default_factory=lambda: ["tinytl", "bias", "last", "full"])  # conf/method
     batch_size: list[int] = field(default_factory=lambda: [8])  # images a step
     resolution: list[int] = field(default_factory=lambda: [224])  # pixels a side
-    plans: list[str] = field(default_factory=lambda: list(PLANS))
-    slice_kb: float | None = None  # in place of the lean plans' own; on a GPU 4000 is much faster
+    plans: list[str] = field(default_factory=lambda: list(PLANS))  # names in PLANS, or curve
+    slice_kb: float | None = None  # kB, replaces that of the lean plans; on a GPU 4000 is much faster
     num_classes: int = 102  # outputs of the classifier
-    rounds: int = 7  # of interleaved steps to time; 0: do not time
-    json: str | None = None  # file for the rows
-    plot: str | None = None  # file for a picture of step time against memory
-    quick: bool = False  # tinytl alone, three plans, few rounds: two minutes
+    rounds: int = 7  # steps to time for each plan; 0: do not time
+    json: str | None = None  # file to write the measurements to
+    plot: str | None = None  # file to draw step time against memory into
+    quick: bool = False  # the first method only, three plans, three rounds: two minutes
 
 
 def main() -> None:
-    """Measure all cells, print a table for each, write JSON and a plot if asked for."""
+    """Measure every cell, print a table for each, write JSON and a plot if asked for."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with one_line_errors():
         options = parse(sys.argv[1:])
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def parse(arguments: list[str]) -> Options:
-    """The command line as options. Raises UserError."""
+    """Parse and check the command line. Raises UserError."""
     options = key_values(arguments, Options)
     _check(options)
     if options.quick:
@@ -82,7 +83,7 @@ def parse(arguments: list[str]) -> Options:
 
 
 def _check(options: Options) -> None:
-    """Raise UserError naming the first option that cannot be."""
+    """Raise UserError naming the first option with an impossible value."""
     known = {
         "model": timm.list_models(),
         "norm": NORM_NAMES,
@@ -104,7 +105,7 @@ def _check(options: Options) -> None:
 
 
 def cells(options: Options) -> Iterator[TrainingStep]:
-    """Every combination of the lists."""
+    """Yield the training step of every combination of the lists."""
     lists = (options.model, options.norm, options.method, options.batch_size, options.resolution)
     for combination in product(*lists):
         yield TrainingStep.of(*combination, num_classes=options.num_classes)  # type: ignore[arg-type]

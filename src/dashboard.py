@@ -1,10 +1,10 @@
-"""The W&B workspace and report of a project, as code.
+"""Write the W&B workspace and report of a project.
 
 python src/dashboard.py entity=ME project=tinytl
-python src/dashboard.py entity=ME group=table2          # one sweep's runs
-python src/dashboard.py dry_run=true json=spec.json     # what would be saved: no network, no key
+python src/dashboard.py entity=ME group=table2          # runs of one sweep
+python src/dashboard.py dry_run=true json=spec.json     # what would be saved; needs no network, no key
 
-Panels read what a run's mirror logs. Needs `pip install 'tinytl[dashboards]'`.
+The panels plot what runs log to W&B. The program needs `pip install 'tinytl[dashboards]'`.
 """
 
 import sys

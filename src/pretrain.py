@@ -1,4 +1,4 @@
-"""Starting points: a network trained on labelled images, or a BatchNorm network adapted to GroupNorm.
+"""Make starting weights: train a network on labelled images, or adapt a BatchNorm network to GroupNorm.
 
 python src/pretrain.py                                      # on images drawn from formulas
 python src/pretrain.py data=folder data.root=IMAGENET

@@ -1,4 +1,4 @@
-"""Write tables and one page from finished runs, or pack the runs into one file.
+"""Write tables and an HTML page from finished runs, or pack the runs into one file.
 
 python src/report.py                                     # outputs/ -> report/
 python src/report.py outputs=FOLDER output_dir=report    # or outputs=FILE.jsonl: a packed file

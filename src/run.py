@@ -1,4 +1,4 @@
-"""One run: configuration in, outputs/NAME/results.json out.
+"""Do one run: train, test, and write outputs/NAME/results.json.
 
 python src/run.py method=tinytl norm=gn
 """

@@ -1,4 +1,4 @@
-"""The real configuration, composed as the programs compose it."""
+"""Compose the real configuration as the programs do."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What several tests need: goldens, the published networks filled by rule, a run of the program."""
+"""Fixtures of several tests: goldens, published networks with weights set by a rule, a run of the program."""
 
 import json
 import os

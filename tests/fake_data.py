@@ -1,4 +1,4 @@
-"""A data source of noise, for configurations whose data is not on the disk."""
+"""A data source of noise, for configurations whose data are not on the disk."""
 
 import os
 import signal

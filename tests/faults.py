@@ -1,4 +1,4 @@
-"""Do to runs what goes wrong around them, and see what comes of it.
+"""Cause faults around runs (full disks, kills, damaged files) and check what follows.
 
     python tests/faults.py [only=TEXT] [jobs=100] [steps=2000]
 

@@ -1,4 +1,4 @@
-"""Kill runs at random, let them go on, and compare them with runs that were never stopped.
+"""Kill runs at random, resume them, and compare them with runs that were never stopped.
 
     python tests/kill_runs.py n=200 [seed=0] [only=stream] [elsewhere=/dev/shm]
 

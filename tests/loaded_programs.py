@@ -1,4 +1,4 @@
-"""What the server of `processes` loads once, before it starts programs."""
+"""The imports that the server of `processes` does once, before it starts programs."""
 
 import os
 

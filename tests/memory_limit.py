@@ -1,4 +1,4 @@
-"""Train under a memory limit that the operating system enforces: the lean engine does, stock PyTorch dies.
+"""Train under a memory limit of the operating system, in which the lean engine works and stock PyTorch dies.
 
     python tests/memory_limit.py [MB above idle, 150 by default]
 

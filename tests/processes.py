@@ -1,4 +1,4 @@
-"""The programs in processes of their own, which begin at once: a server has loaded their libraries.
+"""Start the programs in processes of their own, quickly, because a server has loaded their libraries.
 
 The server is Python's own (the start method `forkserver`). What must be seen in a fresh interpreter is
 started as one (`fresh`).

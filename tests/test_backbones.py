@@ -1,4 +1,4 @@
-"""Backbones by name, norms, lite residual modules and 8-bit weights."""
+"""Test backbones by name, norms, lite residual modules and 8-bit weights."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""Bad input: one clear line that names the thing, before any work, and nothing written."""
+"""Bad input ends in one clear line that names it, before any work, and nothing is written."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The bench: its rows, its plot, and what it refuses."""
+"""Test the benchmark: its rows, its plot, and what it refuses."""
 
 import json
 import sys

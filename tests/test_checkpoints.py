@@ -1,4 +1,4 @@
-"""Starting weights in every format, and what is said of those that do not fit."""
+"""Starting weights load from every format; those that do not fit are reported."""
 
 import copy
 import gzip

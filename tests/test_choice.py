@@ -1,4 +1,4 @@
-"""Blocks, and what a memory budget is best spent on."""
+"""Test `blocks`, and how a memory budget chooses method, blocks and resolution."""
 
 import csv
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A classifier from class means: against nearest means in float64, and in a run."""
+"""Compare a classifier from class means with nearest means in float64, and use it in a run."""
 
 import json
 

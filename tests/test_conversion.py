@@ -1,4 +1,4 @@
-"""From BatchNorm to GroupNorm, a layer at a time."""
+"""Test the conversion from BatchNorm to GroupNorm, layer by layer."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""W&B: what panels read is what runs log; group, table and artifact; the sweeps of agents. No network."""
+"""W&B without a network: panels read what runs log; groups, tables, artifacts and agents' sweeps work."""
 
 import json
 import sys

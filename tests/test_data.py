@@ -1,4 +1,4 @@
-"""Sources, splits, transforms and batches, on small data in each set's own layout."""
+"""Test sources, splits, transforms and batches, on small data in the layout of each data set."""
 
 import csv
 import json

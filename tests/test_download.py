@@ -1,4 +1,4 @@
-"""Downloads of data sets: never half, never for ever, once for all processes."""
+"""Downloads of data sets are complete, end in time, and happen once for all processes."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor

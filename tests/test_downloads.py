@@ -1,4 +1,4 @@
-"""Weights from addresses: kept under the whole address, checked, and never waited for in silence."""
+"""Weights from a URL are kept by their whole address, checked, and waited for with a message."""
 
 import hashlib
 import logging

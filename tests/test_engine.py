@@ -1,4 +1,4 @@
-"""The lean engine: the same gradients as stock PyTorch, in the memory it promises."""
+"""The lean engine has the same gradients as stock PyTorch, in the memory that it promises."""
 
 import copy
 import subprocess

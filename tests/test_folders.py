@@ -1,4 +1,4 @@
-"""Folders of images are understood, or refused in a line that names the folder that was meant."""
+"""Folders of images are understood, or refused in one line that names the folder in question."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Help: what every program says of itself, and that every knob and option is in it."""
+"""Every program answers --help, and the help lists every knob and option."""
 
 import pytest
 from processes import ROOT, fresh

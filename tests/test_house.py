@@ -1,4 +1,4 @@
-"""The house: imports run downwards, libraries stay in their rooms, one file and one YAML add something."""
+"""Packages import only from lower ones; a method or a data set is added by one file and one YAML."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Data are looked at before work begins: every file is opened once, and what is odd is said in a line."""
+"""Data are inspected before work begins: every file is opened once, and oddities are reported in one line."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The compiled operators' library: kept, checked, made again, and what happens where it cannot be had."""
+"""The library of compiled operators is kept, checked and rebuilt; without it, plain operators run."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""The live-memory meter against byte counts made by hand and figures known of stock PyTorch."""
+"""Compare the meter of live memory with byte counts by hand and known figures of stock PyTorch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What trains, what is frozen, and that the frozen stays as it was."""
+"""Each method trains and freezes the right parameters, and frozen ones do not change."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what they say of memory holds."""
+"""The notebooks run from top to bottom, and their claims about memory hold."""
 
 import json
 

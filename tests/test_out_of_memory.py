@@ -1,4 +1,4 @@
-"""Memory is said to have run out where the kernel or an allocator said so, and nowhere else."""
+"""A run is out of memory if the kernel or an allocator said so, and only then."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints of our own: what comes back from them, and which base they accept."""
+"""Test our own checkpoints: what they restore, and on which starting weights they load."""
 
 import json
 import logging

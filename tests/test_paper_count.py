@@ -1,4 +1,4 @@
-"""The analytic count is the paper's: every golden row, and the memory columns of Tables 2 and 3."""
+"""The analytic count agrees with every golden row and the memory columns of the paper's Tables 2 and 3."""
 
 from functools import cache
 

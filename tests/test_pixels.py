@@ -1,4 +1,4 @@
-"""Images of every mode become 8-bit RGB, upright and on white: against values computed by hand."""
+"""Images of every mode become 8-bit RGB, upright and on white, with the values computed by hand."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Predictions against measured steps, and budgets: kept, or refused with the smallest that is feasible."""
+"""Predictions agree with measured steps; budgets are kept, or refused with the smallest that is feasible."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Starting points: pre-training, norm adaptation, the one that comes with the package."""
+"""Test pre-training, norm adaptation, and the starting weights in the package."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Real weights and images, where they are at hand (they are not part of the project)."""
+"""Test real weights and images if they are present (they are not part of the project)."""
 
 import json
 

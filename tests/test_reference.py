@@ -1,4 +1,4 @@
-"""The network is TinyTL's: logits, losses and gradients of the published code (tests/golden)."""
+"""Logits, losses and gradients are those of TinyTL's published code (tests/golden)."""
 
 import numpy
 import pytest

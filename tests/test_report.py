@@ -1,4 +1,4 @@
-"""The report from results.json files written by hand: figures worked out by hand, and nothing invented."""
+"""The report of results.json files written by hand has the figures worked out by hand, and no others."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on: bit for bit the same, or refused; nothing that was there is lost."""
+"""Stopped runs go on bit for bit as if never stopped, or are refused, and lose nothing that was there."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The program: every option of every group once, records, resuming, and errors in one line."""
+"""Test the program: every option of every group once, records, resuming, and errors in one line."""
 
 import copy
 import json

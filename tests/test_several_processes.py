@@ -1,4 +1,4 @@
-"""One run in several processes: one voice, one record, figures of all of them."""
+"""A run in several processes logs once, has one record, and counts the figures of all processes."""
 
 import json
 import re

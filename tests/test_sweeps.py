@@ -1,4 +1,4 @@
-"""Sweeps: their files, and jobs that are skipped, resumed, killed, and listed before they run."""
+"""Test the files of sweeps, and jobs that are skipped, resumed, killed, or listed before they run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A timm model of four inverted bottlenecks, for runs in which the size of the network does not matter."""
+"""A timm model of four inverted bottlenecks, for tests in which the size of the network does not matter."""
 
 from functools import partial
 from typing import Any

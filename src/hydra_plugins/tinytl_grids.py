@@ -1,4 +1,4 @@
-"""Hydra's sweeper for `sweeps/*.yaml`: the union of several grids, counted, run, and summed up."""
+"""Hydra's sweeper for `sweeps/*.yaml`: it runs the jobs of several grids and prints a table of them."""
 
 import sys
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from tinytl.training.stopping import Stopped, StopRequests
 
 @dataclass
 class GridsConfig:
-    """`params` hold for all grids; each of `grids` adds its own. Values are lists as on the command line."""
+    """`params` hold for all grids; each of `grids` adds its own. Values are written as for `-m`."""
 
     _target_: str = "hydra_plugins.tinytl_grids.Grids"
     params: dict[str, Any] = field(default_factory=dict)
@@ -24,7 +24,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf
 
 
 class Grids(BasicSweeper):
-    """A job for every point of every grid, once; what the command line sets replaces what a grid says."""
+    """Run a job for every point of every grid, once; the command line's settings replace those of a grid."""
 
     def __init__(self, params: dict[str, Any], grids: list[dict[str, Any]]) -> None:
         super().__init__(max_batch_size=None, params=params)
@@ -32,7 +32,7 @@ class Grids(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run the jobs; return their outcomes. Exits with 1 if any failed, with 130 or 143 if stopped."""
-        # Hydra imports plugins before it is known whether there is a sweep.
+        # Not at the top: Hydra imports plugins for a single run, too.
         from tinytl.experiment.sweep import table
         from tinytl.experiment.sweep.grids import points
         from tinytl.experiment.validation.validate import refuse_unknown_keys
@@ -57,7 +57,7 @@ class Grids(BasicSweeper):
         return outcomes
 
     def _outcomes(self, jobs: list[list[str]]) -> list[Any]:
-        """Of every job; those that another sweep is running are waited for at the end."""
+        """Return the outcome of every job; those that another sweep is running are waited for at the end."""
         from tinytl.experiment.sweep.job import ELSEWHERE, wait_for
 
         outcomes = self._launch(jobs)
@@ -68,7 +68,7 @@ class Grids(BasicSweeper):
         return outcomes
 
     def _launch(self, jobs: list[list[str]]) -> list[Any]:
-        """The outcomes alone: what Hydra returns beside them is megabytes a job."""
+        """Launch jobs; return only their outcomes, as the rest that Hydra returns takes megabytes a job."""
         assert self.launcher is not None
         if not isinstance(self.launcher, BasicLauncher):
             return [done.return_value for done in self.launcher.launch(jobs, initial_job_idx=0)]

@@ -1,6 +1,6 @@
-"""Hydra's way to timm's models: `model=NAME` takes any name that has no file in conf/model.
+"""Let Hydra take any timm model: `model=NAME` needs no file in conf/model.
 
-Registered one by one as options they would be copied at every composition, 1,300 of them.
+Timm's 1,300 models are not registered as options, because Hydra would copy them at every composition.
 """
 
 from typing import Any
@@ -13,41 +13,41 @@ from omegaconf import OmegaConf
 
 
 class TimmModels(ConfigSource):
-    """A file for every name in the group `model`; whether timm knows it is asked when a run is validated."""
+    """A source with a file for every name in the group `model`; validation checks whether timm knows it."""
 
     @staticmethod
     def scheme() -> str:
-        """Of its place in the search path."""
+        """Return the scheme of its address in the search path."""
         return "timm"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """What conf/model/NAME.yaml would hold."""
+        """Return what conf/model/NAME.yaml would hold."""
         config: Any = OmegaConf.create({"name": config_path.partition("/")[2]})
         return ConfigResult(
             provider=self.provider, path="timm://models", config=config, header={"package": None}
         )
 
     def available(self) -> bool:
-        """Always."""
+        """Return True: the source is always there."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """None: the group is that of conf/model."""
+        """Return False: the group `model` is that of conf/model."""
         return False
 
     def is_config(self, config_path: str) -> bool:
-        """Every name in the group."""
+        """Return whether this is a name in the group `model`."""
         group, _, name = config_path.partition("/")
         return group == "model" and bool(name) and not name.endswith(".yaml")
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """No names: there are too many to show."""
+        """Return no names: there are too many to show."""
         return []
 
 
 class TimmSearchPath(SearchPathPlugin):
-    """Lets Hydra look there after conf/."""
+    """Make Hydra search this source after conf/."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the place."""
+        """Append the source to the search path."""
         search_path.append("tinytl", "timm://models")

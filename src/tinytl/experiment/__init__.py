@@ -1,1 +1,1 @@
-"""From a configuration to results. Only here are Hydra, OmegaConf and W&B imported."""
+"""Turn a configuration into results. Hydra, OmegaConf and W&B are imported in this package only."""

@@ -1,4 +1,4 @@
-"""What a run would be, without running it: parameters and memory, for a person and as JSON."""
+"""Describe a run without running it: parameters and memory, for a person and as JSON."""
 
 import json
 import sys
@@ -14,14 +14,14 @@ from tinytl.networks.construct import build_on_meta
 from tinytl.paper.count import count_as_paper, count_bare
 
 console = Console(stderr=True)
-_count_as_paper, _count_bare = cache(count_as_paper), cache(count_bare)  # a sweep repeats them
+_count_as_paper, _count_bare = cache(count_as_paper), cache(count_bare)  # a sweep's jobs share counts
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """The description of a run as plain data; nothing is allocated, loaded or read.
+    """Return the description of a run as plain data; nothing is allocated, loaded or read.
 
-    `paper_mb = params_mb + batch_size * activation_mb_per_image`, like the parameters beside it, follows
-    the paper's convention: its ProxylessNAS carries the lite residual modules under every method.
+    `paper_mb = params_mb + batch_size * activation_mb_per_image` and the numbers of parameters follow the
+    paper's convention: its ProxylessNAS has the lite residual modules under every method.
     `paper_bare_mb` and the `bare_` parameters are those of the network that is really trained.
     """
     step = experiment.step
@@ -51,22 +51,22 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def show(experiment: Experiment) -> None:
-    """Print the description for a person on stderr, and as one JSON object on stdout's last line."""
-    found, step = describe(experiment), experiment.step
+    """Print the description for a person on stderr, and as JSON in one line on stdout."""
+    values, step = describe(experiment), experiment.step
     network = build_on_meta(step.shapes.spec)
     freeze(network, step.method, step.blocks)
     show_parameters(parameter_table(network), experiment)
     console.print(
-        f"{found['model']}, {found['norm']}, {found['method']} ({METHODS[found['method']].what}), "
-        f"{found['resolution']} px, batch {found['batch_size']}, {found['num_classes']} classes\n"
-        f"the paper's count of its training memory: {found['paper_mb']:.1f} MB"
-        f" (parameters {found['params_mb']:.1f}, activations {found['activation_mb_per_image']:.2f} an"
-        f" image); of the network as trained: {found['paper_bare_mb']:.1f} MB\n"
-        f"predicted for a step of engine={step.engine}, all counted: {found['predicted_mb']:.1f} MB",
+        f"{values['model']}, {values['norm']}, {values['method']} ({METHODS[values['method']].what}), "
+        f"{values['resolution']} px, batch {values['batch_size']}, {values['num_classes']} classes\n"
+        f"the paper's count of its training memory: {values['paper_mb']:.1f} MB"
+        f" (parameters {values['params_mb']:.1f}, activations {values['activation_mb_per_image']:.2f} an"
+        f" image); of the network as trained: {values['paper_bare_mb']:.1f} MB\n"
+        f"predicted for a step of engine={step.engine}, all counted: {values['predicted_mb']:.1f} MB",
         highlight=False,
     )
     sys.stderr.flush()
-    print(json.dumps(found), flush=True)
+    print(json.dumps(values), flush=True)
 
 
 def show_parameters(groups: list[ParameterGroup], experiment: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""An Experiment executed: built, fitted, tested."""
+"""Execute an Experiment: turn it into objects, train, test."""
 
 import logging
 from dataclasses import dataclass
@@ -34,12 +34,12 @@ from tinytl.weights.build import build_network
 from tinytl.weights.own_checkpoints import own_record, save_trained, trainable_state
 
 log = logging.getLogger("tinytl")
-STATISTICS_IMAGES = 64  # that random lite residuals take their stored statistics from
+STATISTICS_IMAGES = 64  # from which lite residuals with random weights take their stored statistics
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run takes place: how it begins, requests to stop it, and what its checkpoints say of it."""
+    """How a run begins, requests to stop it, and the hashes that its checkpoints record."""
 
     start: Beginning
     stop: StopRequests
@@ -49,7 +49,7 @@ class Place:
 
 @dataclass
 class Job:
-    """What a run needs once its experiment has become objects."""
+    """The objects that an Experiment is turned into."""
 
     module: ImageClassifier
     data: ImageDataModule
@@ -63,10 +63,10 @@ class Job:
     resumes: Path | None  # the checkpoint to go on from
 
 
-def build(experiment: Experiment, found: Inspected, place: Place) -> Job:
+def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
     """Turn an experiment into objects."""
     seed_everything(experiment.seed, workers=True, verbose=False)
-    step, recipe, splits = experiment.step, experiment.recipe, found.splits
+    step, recipe, splits = experiment.step, experiment.recipe, inspected.splits
     _warn(experiment)
     meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(experiment, place, splits)
     begin = [ClassMeans()] if recipe.classifier == "class_means" and place.start.resumes is None else []
@@ -98,7 +98,7 @@ def build(experiment: Experiment, found: Inspected, place: Place) -> Job:
 
 
 def data_module(experiment: Experiment, splits: Splits, mean: Any, std: Any) -> ImageDataModule:
-    """The batches of an experiment, normalised by these means and standard deviations."""
+    """Return the batches of an experiment, normalised by this mean and standard deviation per channel."""
     source, step = experiment.data, experiment.step
     return ImageDataModule(
         splits=splits, resolution=step.resolution, batch_size=step.batch_size, mean=mean, std=std,
@@ -109,7 +109,7 @@ def data_module(experiment: Experiment, splits: Splits, mean: Any, std: Any) -> 
 
 
 def _warn(experiment: Experiment) -> None:
-    """Say what will work, but not as one might expect."""
+    """Warn of settings that work, but perhaps not as the user expects."""
     spec = experiment.step.spec
     if spec.checkpoint is None:
         log.warning("no checkpoint: %s starts from random weights", spec.model)
@@ -118,7 +118,7 @@ def _warn(experiment: Experiment) -> None:
 
 
 def operators(experiment: Experiment, trainer: Trainer) -> str:
-    """Whether the lean engine's operators are compiled or plain; their results differ in rounding."""
+    """Return which operators run: stock, compiled or plain. Their results differ in rounding."""
     step = experiment.step
     if step.engine != "lean":
         return "stock"
@@ -126,7 +126,7 @@ def operators(experiment: Experiment, trainer: Trainer) -> str:
 
 
 def fit_and_test(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any]:
-    """Train, test on the best or the last weights; return what goes into results.json."""
+    """Train, then test the best or the last weights; return what goes into results.json."""
     trainer = job.trainer
     trainer.logger = logger
     process.reset_peaks()
@@ -149,7 +149,7 @@ def fit_and_test(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any
 
 
 def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
-    """Metrics on the test set, beside those of the same weights in validation, to the digits of float32."""
+    """Test; return metrics on the test set and of the same weights in validation, to float32's digits."""
     use_best = experiment.recipe.test_weights != "last" and job.checkpoints.load_best(job.module)
     weights = "best" if use_best else "last"
     state = trainable_state(job.module.network)
@@ -157,29 +157,29 @@ def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
         path = experiment.folder / "checkpoints" / "weights.safetensors"
         if elsewhere := keep(path, lambda path: save_trained(path, state, job.module.record)):
             log.warning(elsewhere)
-    found = job.trainer.test(job.module, job.data, verbose=False)[0]
+    tested = job.trainer.test(job.module, job.data, verbose=False)[0]
     log.info("tested on the %s weights", weights)
     validated = job.curves.last() | (job.checkpoints.best_metrics if use_best else {})
-    rounded = {key: round(value, 6) for key, value in {**validated, **found}.items()}
+    rounded = {key: round(value, 6) for key, value in {**validated, **tested}.items()}
     part = job.trainer.num_test_batches[0] / len(job.data.test_dataloader())
     return {**rounded, "test/weights": weights, **({"test/part": part} if part < 1 else {})}
 
 
 def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer; what it refuses is the user's to mend."""
+    """Make Lightning's Trainer. Raises UserError for options that it refuses."""
     micro_batches = experiment.step.micro_batches
     options = dict(experiment.trainer)
     for part in ("train", "val", "test"):
         if isinstance(options[f"limit_{part}_batches"], int):
-            options[f"limit_{part}_batches"] *= micro_batches  # the user means whole batches
-    # A sweep's launcher asks SLURM to start a job again; Lightning must not do so too.
+            options[f"limit_{part}_batches"] *= micro_batches  # Lightning counts those, the user batches
+    # A sweep's launcher has SLURM requeue its jobs; Lightning must not do so as well.
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     try:
         return Trainer(
             **options, accumulate_grad_batches=micro_batches, max_epochs=experiment.recipe.epochs,
             logger=False, default_root_dir=experiment.folder, callbacks=callbacks, num_sanity_val_steps=0,
             log_every_n_steps=10, enable_model_summary=False, enable_checkpointing=False,
-            use_distributed_sampler=False,  # the training set's is our own; each process tests on all images
+            use_distributed_sampler=False,  # training has a sampler of ours; each process tests on all images
             plugins=[WholeCheckpointIO(), *slurm],
         )  # fmt: skip
     except (ValueError, MisconfigurationException) as error:
@@ -187,7 +187,7 @@ def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
 
 
 def checkpointing(experiment: Experiment, place: Place, splits: Splits | None = None) -> Checkpoints:
-    """Saves the last state and, where `splits` leave a validation set, the best weights."""
+    """Return the callback that saves the last state and, if there is a validation set, the best weights."""
     validated = splits is not None and (splits.val is not None or experiment.data.val_fraction > 0)
     metric = "val/mean_accuracy" if experiment.data.task == "multilabel" else "val/top1"
     now = experiment.settings
@@ -203,7 +203,7 @@ def checkpointing(experiment: Experiment, place: Place, splits: Splits | None = 
 
 
 def _memory_figures(job: Job) -> dict[str, Any]:
-    """The three figures of memory, in MB of 1e6 bytes, and what the measured one is made of."""
+    """Return the memory counted, predicted and measured, in MB (1e6 bytes), and what the last is made of."""
     count, report = job.description, job.meter.report
     cuda = process.peak_cuda_bytes()
     return {

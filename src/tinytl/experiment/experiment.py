@@ -1,4 +1,4 @@
-"""What a run is, once every decision has been taken."""
+"""The Experiment: a run of which every decision has been taken."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from tinytl.experiment.record.settings import Settings
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where images come from, and how they are turned into batches."""
+    """Where images come from, and how they become batches."""
 
     name: str
-    loader: str  # dotted name of a function (root, seed) -> Splits
+    loader: str  # dotted name of a function (root) -> Splits
     root: str
     skip_broken: bool
     task: Task
@@ -23,7 +23,7 @@ class DataSource:
     crop_scale_min: float
     flip: bool
     color_jitter: tuple[float, ...] | None
-    mean: tuple[float, ...] | None  # None: that of the starting weights
+    mean: tuple[float, ...] | None  # per channel; None: those of the starting weights
     std: tuple[float, ...] | None
     stream: bool
     drift: bool
@@ -32,7 +32,7 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How it is trained."""
+    """How the network is trained and tested."""
 
     epochs: int
     lr: float
@@ -57,10 +57,10 @@ class WandbSettings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a run needs to know; nothing behind this reads the configuration.
+    """Everything that a run needs to know; what uses it does not read the configuration.
 
-    `settings` are those that decide its results. `config` is the whole configuration as plain data, in
-    which what a recipe or a memory budget decided has replaced what was asked for.
+    `settings` are those that decide its results. `config` is the whole configuration as plain data; in it,
+    decisions of a recipe or a memory budget have replaced what was asked for.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Experiment:
     wandb: WandbSettings
     checkpoint_every_minutes: float
     budget_mb: float | None
-    predicted_mb: float | None  # None: no classifier is trained
+    predicted_mb: float | None  # peak of a step; None: norms are adapted
     settings: Settings
     config: Mapping[str, Any]
     teacher: str | None = None  # the network to distil from
@@ -82,5 +82,5 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        """The run's own."""
+        """The run's folder."""
         return self.output_dir / self.name

@@ -1,4 +1,4 @@
-"""Pre-training: a network trained on labelled images, or a BatchNorm network adapted to GroupNorm."""
+"""Pre-training: train a network on labelled images, or adapt a BatchNorm network to GroupNorm."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -25,19 +25,19 @@ from tinytl.weights.build import build_network, head_classes
 from tinytl.weights.checkpoints import save
 
 log = logging.getLogger("tinytl")
-IMAGES = 128  # that scales and shifts are fitted on
+IMAGES = 128  # on which scales and shifts are fitted
 
 
-def _build_supervised(experiment: Experiment, found: Inspected, place: Place) -> Job:
-    """As a run does; from random weights blocks begin as their shortcuts alone."""
-    job = execute.build(experiment, found, place)
+def _build_supervised(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
+    """Build the objects of a run. With random weights, each block begins as its shortcut alone."""
+    job = execute.build(experiment, inspected, place)
     if experiment.step.spec.checkpoint is None:
         silence_residual_branches(job.module.network)
     return job
 
 
 def _train(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any]:
-    """As a run does; a run counts as finished when its weights are there."""
+    """Train and test, then write the weights: without them the run does not count as finished."""
     figures = execute.fit_and_test(experiment, job, logger)
     trained = experiment.folder / "checkpoints" / "weights.safetensors"
     network = build_network(replace(experiment.step.spec, checkpoint=str(trained)))
@@ -46,7 +46,7 @@ def _train(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any]:
 
 
 def _keep(network: Any, experiment: Experiment) -> None:
-    """Write the whole network into a file of its own."""
+    """Write the whole network into the run's folder."""
     path = experiment.folder / "weights.safetensors"
     save(network, path)
     log.info("weights: %s", path)
@@ -54,7 +54,7 @@ def _keep(network: Any, experiment: Experiment) -> None:
 
 @dataclass
 class Adaptation:
-    """What norm adaptation needs once its experiment has become objects."""
+    """The objects that an Experiment of norm adaptation is turned into."""
 
     module: NormAdaptation
     data: ImageDataModule
@@ -63,7 +63,7 @@ class Adaptation:
     resumes: Path | None  # the checkpoint to go on from
 
 
-def _build_adaptation(experiment: Experiment, found: Inspected, place: Place) -> Adaptation:
+def _build_adaptation(experiment: Experiment, inspected: Inspected, place: Place) -> Adaptation:
     """Turn an experiment into objects."""
     step = experiment.step
     seed_everything(experiment.seed, workers=True, verbose=False)
@@ -71,7 +71,7 @@ def _build_adaptation(experiment: Experiment, found: Inspected, place: Place) ->
     teacher = build_network(replace(spec, norm="bn_frozen", lite_residual=None))
     student = build_network(spec)
     images = teacher.pretrained_cfg
-    data = execute.data_module(experiment, found.splits, images["mean"], images["std"])
+    data = execute.data_module(experiment, inspected.splits, images["mean"], images["std"])
     module = NormAdaptation(
         teacher, student, data.example_images(IMAGES), lr=experiment.recipe.lr, seed=experiment.seed
     )
@@ -83,24 +83,24 @@ def _build_adaptation(experiment: Experiment, found: Inspected, place: Place) ->
 
 
 def _adapt(experiment: Experiment, job: Adaptation, logger: Any) -> dict[str, Any]:
-    """Adapt, keep the weights, and say how much of the teacher survives."""
+    """Adapt the student, write its weights, and test how often it agrees with the teacher."""
     trainer, module = job.trainer, job.module
     trainer.logger = logger
     trainer.fit(module, job.data, ckpt_path=job.resumes, weights_only=True)
     _keep(module.student, experiment)
-    found = dict(trainer.test(module, job.data, verbose=False)[0])
-    log.info("same top-1 as the teacher on %.1f %% of the held-out images", 100 * found["test/agreement"])
+    metrics = dict(trainer.test(module, job.data, verbose=False)[0])
+    log.info("same top-1 as the teacher on %.1f %% of the held-out images", 100 * metrics["test/agreement"])
     if experiment.probe:
-        found |= _probes(experiment, experiment.probe, module)
+        metrics |= _probes(experiment, experiment.probe, module)
     return {
-        "metrics": {key: round(value, 6) for key, value in found.items()},
+        "metrics": {key: round(value, 6) for key, value in metrics.items()},
         "curves": job.curves.curves,
         "time": {"seconds": job.curves.seconds},
     }
 
 
 def _probes(experiment: Experiment, folder: str, module: NormAdaptation) -> dict[str, float]:
-    """Linear probes of teacher and student on a folder of labelled images."""
+    """Train linear probes on teacher and student, on a folder of labelled images; return their accuracies."""
     splits = load_data(FOLDER_LOADER, folder, experiment.data.skip_broken).splits
     images = module.teacher.pretrained_cfg
     transform = test_transform(experiment.step.resolution, images["mean"], images["std"])
@@ -113,7 +113,7 @@ def _probes(experiment: Experiment, folder: str, module: NormAdaptation) -> dict
     return {"probe/teacher_top1": teacher, "probe/top1": student, "probe/kept": student / teacher}
 
 
-def _classes_of_the_teacher(cfg: Any, found: Inspected) -> int:
+def _classes_of_the_teacher(cfg: Any, inspected: Inspected) -> int:
     return head_classes(cfg.teacher, cfg.model.name)
 
 

@@ -1,6 +1,7 @@
 """The programs that Hydra configures: a run, a pre-training, and the jobs of their sweeps.
 
-They import what they need when they need it: a mistake is told before Lightning is loaded, for seconds.
+Lightning takes seconds to import. Modules that need it are imported inside functions, so that a mistake in
+the configuration is reported first.
 """
 
 import sys
@@ -18,28 +19,28 @@ from tinytl.experiment.validation.validate import validate
 
 
 def run_program() -> None:
-    """`python src/run.py`."""
+    """Run `python src/run.py`."""
     guarded(_run)
 
 
 def pretrain_program() -> None:
-    """`python src/pretrain.py`."""
+    """Run `python src/pretrain.py`."""
     ConfigStore.instance().store(name="schema", node=PretrainConfig)
     guarded(_pretrain)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(cfg: Any) -> Any:
-    return _one_or_a_job(cfg)
+    return _run_or_job(cfg)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")
 def _pretrain(cfg: Any) -> Any:
-    return _one_or_a_job(cfg)
+    return _run_or_job(cfg)
 
 
-def _one_or_a_job(cfg: Any) -> Any:
-    """A run; in a sweep Hydra calls this once per job."""
+def _run_or_job(cfg: Any) -> Any:
+    """Do one run, or one job of a sweep; Hydra calls this once per job."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         from tinytl.experiment.sweep.job import job
         from tinytl.experiment.sweep.planned import planned
@@ -51,7 +52,7 @@ def _one_or_a_job(cfg: Any) -> Any:
 
 
 def run(cfg: Any) -> None:
-    """Validate the configuration, make it read-only, resolve it; then describe or execute it."""
+    """Validate the configuration, make it read-only and resolve it; then describe or execute the run."""
     validate(cfg)
     OmegaConf.set_readonly(cfg, True)
     print(_first_line(cfg), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""From a configuration to an Experiment: every decision that a run takes, taken once and written nowhere."""
+"""Turn a configuration into an Experiment: each decision of a run is taken here, once; nothing is written."""
 
 import hashlib
 import logging
@@ -27,10 +27,10 @@ from tinytl.planner.engine_plan import RESOLUTIONS, Planner
 from tinytl.weights.checkpoints import holds_lite_residuals
 
 log = logging.getLogger("tinytl")
-SHARE_OF_FREE = 0.8  # code, threads and the allocator's holes come on top of live tensors
-MANY_SLICES = 300  # a step in so many takes seconds, and so does its prediction
-HALF = ("16-mixed", "16")  # precisions of 16 bits, whose gradients must be unscaled before they are used
-# What a memory budget sets, by engine.
+SHARE_OF_FREE = 0.8  # the rest is for what comes on top of live tensors: code, threads, fragmentation
+MANY_SLICES = 300  # a step in more slices takes seconds, and so does its prediction
+HALF = ("16-mixed", "16")  # float16 precisions: gradients are scaled, and must be unscaled before use
+# The knobs that a memory budget sets, for each engine.
 KNOBS = {
     "stock": ("micro_batch",),
     "lean": (
@@ -42,7 +42,7 @@ KNOBS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What decisions depend on beside the configuration: the data and the machine."""
+    """What decisions depend on besides the configuration: the data and the machine."""
 
     num_classes: int
     free_bytes: int
@@ -50,15 +50,15 @@ class Facts:
 
 
 def facts(classes: int) -> Facts:
-    """The facts of this machine."""
+    """Return the facts of this machine, for data with so many classes."""
     return Facts(classes, process.free_bytes(), torch.cuda.is_available())
 
 
 def resolve(cfg: Any, facts: Facts) -> Experiment:
     """Take every decision. The same configuration and the same facts give the same Experiment.
 
-    Raises UserError where nothing fits into the memory budget, naming the smallest that is enough, and
-    where the network takes no images of the resolution.
+    Raises UserError if nothing fits into the memory budget, naming the smallest budget that is enough, or if
+    the network cannot take images of this resolution.
     """
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     budget_mb = _budget_mb(cfg, facts)
@@ -80,25 +80,25 @@ def resolve(cfg: Any, facts: Facts) -> Experiment:
 
 
 def as_asked(cfg: Any) -> dict[str, Any]:
-    """The configuration as plain data, with the learning rate of the recipe, before a budget decides."""
+    """Return the configuration as plain data, with the recipe's learning rate, before a budget changes it."""
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     return {**plain, "lr": learning_rate(cfg, cfg.method.name)}
 
 
 def settings_as_asked(cfg: Any) -> Settings:
-    """The settings that decide results, before a budget decides."""
+    """Return the settings that decide results, before a memory budget changes them."""
     asked = of_consequence(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     return Settings(asked, of_consequence(as_asked(cfg)))
 
 
 def _named_as(kind: Any, values: Mapping[str, Any]) -> Any:
-    """An object of those values that its fields are named after; lists become tuples."""
-    found = {field.name: values[field.name] for field in fields(kind)}
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+    """Make a `kind` from the values that its fields are named after; lists become tuples."""
+    named = {field.name: values[field.name] for field in fields(kind)}
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in named.items()})
 
 
 def _decided(plain: dict[str, Any], step: TrainingStep, lr: float, budget_mb: float | None) -> dict[str, Any]:
-    """The configuration with the decisions in the place of what they decide."""
+    """Return the configuration with the decisions in place of what was asked for."""
     knobs = {key: getattr(step.plan, key) for key in KNOBS[step.engine]} if budget_mb is not None else {}
     return {
         **plain, "lr": lr, "memory_budget_mb": budget_mb, "resolution": step.resolution,
@@ -116,12 +116,12 @@ def _budget_mb(cfg: Any, facts: Facts) -> float | None:
 def _within_budget(
     cfg: Any, step: TrainingStep, budget_mb: float | None, facts: Facts
 ) -> tuple[TrainingStep, float]:
-    """(the step under the fastest plan that fits, the peak of live tensors predicted for it in MB).
+    """Give the step the fastest engine plan that fits; return (step, predicted peak of live tensors in MB).
 
-    Without a budget the step stays as it is. `resolution=auto` and `method=auto` are decided here.
+    `resolution=auto` and `method=auto` are decided here, too. Without a budget the step stays as it is.
     """
     shapes = step.shapes
-    if facts.has_cuda:  # the compiled operators run on the CPU alone; the plain ones take memory of their own
+    if facts.has_cuda:  # compiled operators run on the CPU only, and plain ones take more memory
         shapes = replace(shapes, plan=replace(shapes.plan, compile="off"))
     if budget_mb is not None:
         shapes = _planned(cfg, shapes, budget_mb)
@@ -134,7 +134,9 @@ def _within_budget(
             "memory_budget_mb=%g: %d px, %s; predicted %.1f MB",
             budget_mb, shapes.resolution, knobs, predicted_mb,
         )  # fmt: skip
-    spec = replace(step.spec, lite_residual=shapes.spec.lite_residual)  # its weights again
+    spec = replace(
+        step.spec, lite_residual=shapes.spec.lite_residual
+    )  # with its checkpoint and seed, which `shapes` lacks
     plan = replace(shapes.plan, compile=step.plan.compile)
     return replace(shapes, spec=spec, plan=plan, channels_last=step.channels_last), predicted_mb
 
@@ -146,27 +148,29 @@ def _planned(cfg: Any, step: TrainingStep, budget_mb: float) -> TrainingStep:
     if step.method == AUTO:
         resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)
         lite = None if cfg.lite_residual.enabled is False else lite_residual_shape(cfg)
-        found = method_planner.choose(
+        choice = method_planner.choose(
             planner, budget, resolutions, lite, cfg.data.image_px, cfg.trainer.enable_progress_bar
         )
-        log.info("method=auto: %s, blocks=%s, %d px", found.method, found.blocks or "all", found.resolution)
-        return replace(planner, step=method_planner.apply(step, found, lite)).choose(budget)
+        log.info(
+            "method=auto: %s, blocks=%s, %d px", choice.method, choice.blocks or "all", choice.resolution
+        )
+        return replace(planner, step=method_planner.apply(step, choice, lite)).choose(budget)
     return planner.choose_resolution(budget) if cfg.resolution == "auto" else planner.choose(budget)
 
 
 def _predicted_bytes(step: TrainingStep) -> int:
-    """What a step is predicted to take. Raises UserError where the network takes no images of its size."""
+    """Predict the peak of a step. Raises UserError if the network cannot take images of this size."""
     try:
         return predicted_bytes(step)
     except UserError:
         raise
-    except Exception:  # of any kind: it comes from the network's layers
+    except Exception:  # raised by the network's layers, so of any type
         check_image_size(step)
         raise
 
 
 def data_digest(cfg: Any) -> str:
-    """A hash of everything about the data that decides a result, those of a linear probe included."""
+    """Hash everything about the data that decides a result, including the images of a linear probe."""
     data = load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken)
     probe = OmegaConf.select(cfg, "probe")
     digests = [data.digest] + (
@@ -176,7 +180,7 @@ def data_digest(cfg: Any) -> str:
 
 
 def learning_rate(cfg: Any, method: str) -> float:
-    """The learning rate asked for, or the data set's recipe for this batch size and method."""
+    """Return the learning rate asked for, or the recipe's for this batch size and method."""
     if cfg.lr is not None:
         return cfg.lr
     data = cfg.data
@@ -184,29 +188,30 @@ def learning_rate(cfg: Any, method: str) -> float:
     return data.lr_full * (lr / data.lr) if method == "full" and data.lr_full else lr
 
 
-def num_classes(cfg: Any, found: int | None = None) -> int:
-    """Number of classes: the data's, or a larger one if `data.num_classes` says so.
+def num_classes(cfg: Any, in_data: int | None = None) -> int:
+    """Return the number of classes: the data's, or a larger one if `data.num_classes` says so.
 
-    `found` is the data's own number; None: the data is not at hand. Raises UserError where it is unknown.
+    `in_data` is the data's number; None: the data is not at hand. Raises UserError if neither is known, or if
+    `data.num_classes` is smaller than the data's number.
     """
     asked = cfg.data.num_classes
-    if asked is None and found is None:
+    if asked is None and in_data is None:
         raise UserError(
             f"data={cfg.data.name}: without the data, data.num_classes=N must say how many classes"
         )
-    if found is not None and asked is not None and asked < found:
-        raise UserError(f"data.num_classes={asked}: the data has {found} classes")
-    return asked or found or 0
+    if in_data is not None and asked is not None and asked < in_data:
+        raise UserError(f"data.num_classes={asked}: the data has {in_data} classes")
+    return asked or in_data or 0
 
 
 def engine_plan(cfg: Any) -> EnginePlan:
-    """The lean engine's plan; under engine=stock it says no more than the micro-batch."""
+    """Return the plan of the lean engine; engine=stock uses its micro-batch only."""
     knobs = {key: value for key, value in cfg.engine.items() if key not in ("name", "channels_last")}
     return EnginePlan(**knobs)
 
 
 def training_step(cfg: Any, classes: int) -> TrainingStep:
-    """The training step as it is asked for. Its resolution and its method can still be `auto`."""
+    """Return the training step as it was asked for: its resolution and its method can still be `auto`."""
     return TrainingStep(
         network_spec(cfg, classes), cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize,
         multilabel=cfg.data.task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
@@ -215,7 +220,7 @@ def training_step(cfg: Any, classes: int) -> TrainingStep:
 
 
 def network_spec(cfg: Any, classes: int) -> NetworkSpec:
-    """The network that the configuration describes."""
+    """Return the specification of the network that is to be trained."""
     return NetworkSpec(
         model=cfg.model.name,
         norm=cfg.norm.name,
@@ -228,12 +233,12 @@ def network_spec(cfg: Any, classes: int) -> NetworkSpec:
 
 
 def lite_residual_shape(cfg: Any) -> LiteResidualConfig:
-    """The shape of the lite residual modules, if there are any."""
+    """Return the shape that lite residual modules have, if there are any."""
     return LiteResidualConfig(**{key: value for key, value in cfg.lite_residual.items() if key != "enabled"})
 
 
 def _has_lite_residuals(cfg: Any) -> bool:
-    """As asked for; otherwise where the method trains them or the starting weights have them."""
+    """Whether the network has them: as asked, or else if the method trains or the checkpoint holds them."""
     if cfg.lite_residual.enabled is not None:
         return cfg.lite_residual.enabled
     method = METHODS.get(cfg.method.name)

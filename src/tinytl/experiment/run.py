@@ -1,4 +1,4 @@
-"""From a validated configuration to results: resolve it, then describe or execute it."""
+"""Turn a validated configuration into results: resolve it, then describe or execute the run."""
 
 import logging
 import shlex
@@ -31,17 +31,17 @@ log = logging.getLogger("tinytl")
 
 @dataclass(frozen=True)
 class Work:
-    """What is done with an experiment: pre-training does something else than a run."""
+    """The functions in which a run and the two kinds of pre-training differ."""
 
     build: Callable[[Experiment, Inspected, Place], Any]
-    fit: Callable[[Experiment, Any, Any], dict[str, Any]]
+    fit: Callable[[Experiment, Any, Any], dict[str, Any]]  # returns what goes into results.json
     num_classes: Callable[[Any, Inspected], int]
     needs_labels: bool = True
 
 
-def classes_of_the_data(cfg: Any, found: Inspected) -> int:
-    """How many classes a classifier of the data has."""
-    return num_classes(cfg, len(found.splits.class_names))
+def classes_of_the_data(cfg: Any, data: Inspected) -> int:
+    """Return how many classes a classifier of this data has."""
+    return num_classes(cfg, len(data.splits.class_names))
 
 
 CLASSIFICATION = Work(execute.build, execute.fit_and_test, classes_of_the_data)
@@ -49,14 +49,14 @@ CLASSIFICATION = Work(execute.build, execute.fit_and_test, classes_of_the_data)
 
 @dataclass(frozen=True)
 class Begin:
-    """How a run is to begin where there was one before: as `resume` and `overwrite` say."""
+    """What to do with an earlier run in the folder: the knobs `resume` and `overwrite`."""
 
     resume: bool
     overwrite: bool
 
 
 def work_of(cfg: Any) -> Work:
-    """What a configuration asks for: pre-training where it has the keys for that, otherwise a run."""
+    """Return the work of a configuration: pre-training if it has the keys for that, otherwise a run."""
     if "teacher" not in cfg:
         return CLASSIFICATION
     from tinytl.experiment import pretrain
@@ -65,9 +65,9 @@ def work_of(cfg: Any) -> Work:
 
 
 def describe_or_execute(cfg: Any) -> None:
-    """Print the description of a run (`dry_run=true`), or execute it in its folder, which is locked.
+    """Print the description of a run (`dry_run=true`), or execute it in its locked folder.
 
-    `cfg` is validated and read-only. Of several processes of one run the first holds the folder.
+    `cfg` is validated and read-only. If a run has several processes, the first one holds the lock.
     """
     if cfg.dry_run:
         describe.show(resolve(cfg, facts(num_classes(cfg))))
@@ -85,7 +85,7 @@ def describe_or_execute(cfg: Any) -> None:
 
 
 def attempt(cfg: Any, begin: Begin) -> None:
-    """Resolve and execute a validated configuration in a folder that this process holds; record the end."""
+    """Resolve and execute a validated configuration in its locked folder; record how the run ended."""
     work = work_of(cfg)
     folder, asked = Path(cfg.output_dir) / cfg.name, settings_as_asked(cfg)
     start = beginning(folder, asked, resume=begin.resume, overwrite=begin.overwrite)
@@ -103,13 +103,13 @@ def attempt(cfg: Any, begin: Begin) -> None:
             digest = data_digest(cfg)
             start.check_data(digest)
             mark = fingerprint(asked.asked, digest)
-            found = load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken)
-            record |= {"fingerprint": mark, "provenance": provenance(), "data": _described(found, digest)}
+            data = load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken)
+            record |= {"fingerprint": mark, "provenance": provenance(), "data": _described(data, digest)}
             if work.needs_labels:
-                validate_data(cfg, found.splits)
-            experiment = resolve(cfg, facts(work.num_classes(cfg, found)))
+                validate_data(cfg, data.splits)
+            experiment = resolve(cfg, facts(work.num_classes(cfg, data)))
             record |= {"config": experiment.config, "asked": experiment.settings.replaced}
-            job = work.build(experiment, found, Place(start, stop, mark, digest))
+            job = work.build(experiment, data, Place(start, stop, mark, digest))
             record["provenance"]["operators"] = execute.operators(experiment, job.trainer)
             with mirror(experiment) as mirrored:
                 begun = True
@@ -127,7 +127,7 @@ def attempt(cfg: Any, begin: Begin) -> None:
             error = stop.cause_of(raised)
             if record["status"] != "finished":
                 record |= outcome_of(error, kills)
-                # A mistake that ends a run before it begins, and a resumed run that fails, cost no results.
+                # Earlier results stay if this run failed before it began, or goes on with a finished one.
                 if not start.keeps_results and (begun or not (folder / "results.json").exists()):
                     write_record(folder, record)
             if error is not raised:
@@ -136,14 +136,14 @@ def attempt(cfg: Any, begin: Begin) -> None:
     log.info("results: %s", folder / "results.json")
 
 
-def _described(found: Inspected, digest: str) -> dict[str, Any]:
-    """The data of a run, for results.json: a hash of them, images by part, and how many were left out."""
-    images = {name: len(part) for name, part in found.splits.parts.items()}
-    return {"sha256": digest, "images": images, "left_out": found.left_out}
+def _described(data: Inspected, digest: str) -> dict[str, Any]:
+    """Describe the data for results.json: their hash, the images of each part, and how many were left out."""
+    images = {name: len(part) for name, part in data.splits.parts.items()}
+    return {"sha256": digest, "images": images, "left_out": data.left_out}
 
 
 def _how_to_go_on(stopped: Stopped, folder: Path) -> str:
-    """The line that a run which was asked to stop ends with."""
+    """Return the last line of a run that was asked to stop."""
     if not has_state(folder):
         return f"stopped by {stopped} before there was anything to save; the same command begins again"
     arguments = [a for a in sys.argv if not a.startswith(("resume=", "overwrite="))]

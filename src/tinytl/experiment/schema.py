@@ -15,12 +15,12 @@ from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.records.results import OF_NO_CONSEQUENCE
 
 CONF = Path(__file__).parents[3] / "conf"
-# In every run's name, or of no consequence for its results
+# Settings that add nothing to a run's name: they are in it anyway, or do not affect results
 NOT_IN_NAME = {
     *("data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),
     *("seed", "sweeps"),
     *OF_NO_CONSEQUENCE,
-} - {"data.root"}  # tells folders of images apart
+} - {"data.root"}  # it tells folders of images apart
 LONGEST_SUFFIX = 120  # bytes; file systems allow names of 255
 PLAN, SHAPE = EnginePlan(), LiteResidualConfig()
 
@@ -30,27 +30,27 @@ class DataConfig:
     """A data set and its recipe."""
 
     name: str = MISSING
-    loader: str = MISSING  # function (root) -> tinytl.data.splits.Splits
+    loader: str = MISSING  # dotted name of a function (root) -> tinytl.data.splits.Splits
     root: str = MISSING
     num_classes: int | None = None  # None: read from the data
     task: str = "multiclass"
     resolution: int = MISSING  # pixels
     epochs: int = MISSING
     lr: float = MISSING  # at batch sizes above 1
-    lr_batch1: float | None = None  # at batch size 1; None: the same
-    lr_full: float | None = None  # of method=full, at batch size 1 times lr_batch1 / lr; None: the same
+    lr_batch1: float | None = None  # at batch size 1; None: lr
+    lr_full: float | None = None  # of method=full, times lr_batch1 / lr at batch size 1; None: lr
     label_smoothing: float = 0.0
     crop_scale_min: float = 0.22  # smallest area of a random crop, as a fraction of the image
     flip: bool = True
     color_jitter: list[float] | None = None  # brightness, contrast, saturation, hue
-    val_fraction: float = 0.0  # of the training set, held out where the data have no validation set
-    mean: list[float] | None = None  # of the pixels (0 to 1), red, green, blue; None: the starting weights'
-    std: list[float] | None = None  # their standard deviations; None: the starting weights'
+    val_fraction: float = 0.0  # of the training set, held out if the data have no validation set
+    mean: list[float] | None = None  # of pixels (0 to 1) in red, green, blue; None: the starting weights'
+    std: list[float] | None = None  # standard deviations; None: the starting weights'
     skip_broken: bool = False  # leave out images that cannot be read; results.json says how many
     stream: bool = False  # each image once, batch 1, predicted before it is trained on
     drift: bool = False  # in a stream: classes come and go
     workers: int = 2
-    image_px: int | None = None  # the smaller side of its images where that is small: a bound for method=auto
+    image_px: int | None = None  # smaller side of its images, if small: bounds the resolution of method=auto
 
 
 @dataclass
@@ -58,19 +58,19 @@ class ModelConfig:
     """A timm architecture."""
 
     name: str = MISSING
-    checkpoint: str | None = None  # where it starts from unless told otherwise
+    checkpoint: str | None = None  # its starting weights unless `checkpoint` is set
 
 
 @dataclass
 class MethodConfig:
-    """What trains (`tinytl.methods`)."""
+    """Which parameters are trained (`tinytl.methods`)."""
 
     name: str = MISSING
 
 
 @dataclass
 class NormConfig:
-    """Which statistics normalise (`tinytl.networks.norms`)."""
+    """Which norm layers the network has, with which statistics (`tinytl.networks.norms`)."""
 
     name: str = MISSING
 
@@ -94,7 +94,7 @@ class EngineConfig:
 class LiteResidualOptions:
     """Shape of the lite residual modules; the defaults are those of the library."""
 
-    enabled: bool | None = None  # None: where trained, or in the checkpoint
+    enabled: bool | None = None  # None: if the method trains them or the checkpoint has them
     kernel_size: int = SHAPE.kernel_size
     groups: int = SHAPE.groups
     expansion: float = SHAPE.expansion
@@ -105,7 +105,7 @@ class LiteResidualOptions:
 
 @dataclass
 class TrainerConfig:
-    """Passed to Lightning's Trainer under the same names."""
+    """Options of Lightning's Trainer, under the same names."""
 
     accelerator: str = "auto"
     devices: int = 1
@@ -126,12 +126,12 @@ class WandbConfig:
     project: str = "tinytl"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
-    artifact: bool = False  # keep the trained weights with W&B
+    artifact: bool = False  # upload the trained weights, too
 
 
 @dataclass
 class Config:
-    """One run."""
+    """The knobs of a run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -150,13 +150,13 @@ class Config:
     lr: float | None = None
     classifier_lr: float | None = None
     warmup: float = 0.0  # share of the steps
-    classifier: str = "random"  # or class_means: what it begins as
+    classifier: str = "random"  # initial weights; or class_means
     label_smoothing: float = MISSING
     weight_decay: float = 0.0
     dropout: float = 0.2
     quantize: str = "int8"
     checkpoint: str | None = None
-    blocks: int | None = None  # the last so many are trained; None: all
+    blocks: int | None = None  # number of last blocks that are trained; None: all
     test_weights: str = "auto"
     seed: int = 0
     sweep: str | None = None
@@ -169,23 +169,26 @@ class Config:
 
 @dataclass
 class PretrainConfig(Config):
-    """A run, and what only pre-training knows."""
+    """The knobs of a run, and those that only pre-training has."""
 
     teacher: str | None = None
     probe: str | None = None
 
 
 def _register() -> None:
-    """Store the schema, and what the configuration's files call."""
+    """Register the schema, and the resolvers that the files of conf/ use."""
     OmegaConf.register_new_resolver("and_what_else_is_set", name_suffix, replace=True)
-    OmegaConf.register_new_resolver("one_if", lambda one, other: 1 if one else other, replace=True)
+    OmegaConf.register_new_resolver(
+        "one_if", lambda condition, value: 1 if condition else value, replace=True
+    )
     ConfigStore.instance().store(name="schema", node=Config)
 
 
 def name_suffix(budget_mb: Any) -> str:
-    """What the command line sets beyond what a run's name holds anyway, in whatever order it stands there."""
+    """Return the end of a run's name: the budget, and other settings of the command line, sorted by key."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    settings = {o.lstrip("+~").partition("=")[0]: plain_value(o) for o in overrides}  # the last one holds
+    # The last override of a key is the one that counts.
+    settings = {o.lstrip("+~").partition("=")[0]: plain_value(o) for o in overrides}
     suffix = "" if budget_mb is None else f"-{budget_mb}mb"
     for key, value in sorted(settings.items()):
         if key not in NOT_IN_NAME and not key.startswith("wandb"):

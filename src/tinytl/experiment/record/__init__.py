@@ -1,1 +1,1 @@
-"""A run's folder: how it begins, what it is made from, how it ended."""
+"""A run's folder: how the run begins there, what its results depend on, and how it ended."""

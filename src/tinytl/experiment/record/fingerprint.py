@@ -1,4 +1,4 @@
-"""What a run's results depend on: its configuration, the code that computes them, and the data."""
+"""Hash what a run's results depend on: its configuration, the code that computes them, and the data."""
 
 import ast
 import hashlib
@@ -12,8 +12,13 @@ from typing import Any
 from tinytl.weights.download import local_path
 
 SRC = Path(__file__).parents[3]
-DECIDING = ("py", "cpp", "safetensors", "csv")  # suffixes; the tables of the paper choose methods
-# What shows or keeps results that others have computed, by path below SRC.
+DECIDING = (
+    "py",
+    "cpp",
+    "safetensors",
+    "csv",
+)  # suffixes; csv, because method=auto chooses by the tables of the paper
+# Code that shows or keeps results, but computes none; paths below SRC.
 SHOWING = (
     *("bench.py", "dashboard.py", "report.py", "tinytl/benchmark", "tinytl/report"),
     *("tinytl/experiment/terminal", "tinytl/experiment/tracking", "tinytl/experiment/record/outcome.py"),
@@ -23,7 +28,7 @@ SHOWING = (
 
 
 def fingerprint(asked: Mapping[str, Any], data_digest: str) -> str:
-    """A run with the same fingerprint has the same results.
+    """Return a run's fingerprint; runs with the same fingerprint have the same results.
 
     `asked` are the settings of consequence as they were asked for, and `data_digest` is the hash of its data.
     """
@@ -33,13 +38,13 @@ def fingerprint(asked: Mapping[str, Any], data_digest: str) -> str:
 
 @cache
 def _code() -> str:
-    """Everything that computes or decides, without comments and docstrings."""
+    """Hash all code that computes or decides results, without comments and docstrings."""
     files = [path for kind in DECIDING for path in sorted(SRC.rglob(f"*.{kind}"))]
     return _sha("".join(_meaning(path) for path in files if not _only_shows(path)).encode())
 
 
 def _only_shows(path: Path) -> bool:
-    """Whether a file shows or keeps results that others have computed."""
+    """Whether a file shows or keeps results, but computes none."""
     inside = path.relative_to(SRC).as_posix()
     return any(inside == shown or inside.startswith(f"{shown}/") for shown in SHOWING)
 
@@ -57,7 +62,7 @@ def _meaning(path: Path) -> str:
 
 
 def _syntax(node: Any) -> Any:
-    """What ast.dump prints, but for empty fields: every Python version has others of them."""
+    """Return what ast.dump prints, without empty fields, in which Python versions differ."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
         return [type(node).__name__, *((name, _syntax(value)) for name, value in fields)]
@@ -66,7 +71,7 @@ def _syntax(node: Any) -> Any:
 
 @cache
 def _file(source: str | None) -> str:
-    """Content of a checkpoint on the disk, otherwise its name or address."""
+    """Hash a checkpoint on the disk; return the name or address of any other."""
     path = None if source is None else local_path(source)
     return _sha(path.read_bytes()) if path is not None and os.path.isfile(path) else str(source)
 

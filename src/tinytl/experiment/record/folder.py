@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, begun, gone on with, or refused."""
+"""A run's folder: it holds one run at a time, which begins, goes on, or is refused."""
 
 import logging
 import shutil
@@ -18,7 +18,7 @@ from tinytl.training.checkpoints import PREVIOUS, SETTINGS, checkpoint_to_resume
 
 log = logging.getLogger("tinytl")
 MOST_NAMED = 6  # differences that an error names
-TEMPORARY = ".temporary"  # what libraries need while a run runs
+TEMPORARY = ".temporary"  # folder for what libraries write during a run
 STATES = ("last.ckpt", PREVIOUS)
 EPOCHS = ("epochs", "data.epochs")
 
@@ -27,8 +27,8 @@ EPOCHS = ("epochs", "data.epochs")
 class Beginning:
     """How a run begins: from the checkpoint `resumes` (None: at the beginning), or not at all if it is done.
 
-    `before` are the settings of that checkpoint, and `data` is a hash of its data. `keeps_results`: a
-    finished results.json stays until the new one can replace it.
+    `before` holds the settings of that checkpoint, and `data` the hash of its data. `keeps_results`: the
+    results.json of a finished run stays until a new one can replace it.
     """
 
     resumes: Path | None = None
@@ -38,7 +38,7 @@ class Beginning:
     keeps_results: bool = False
 
     def check_data(self, digest: str) -> None:
-        """Raise UserError where the data have changed since the checkpoint was written."""
+        """Raise UserError if the data have changed since the checkpoint was written."""
         if self.data not in (None, digest):
             raise UserError(
                 f"resume=true: the data are not those that {self.resumes} was trained on; "
@@ -46,7 +46,7 @@ class Beginning:
             )
 
     def check_decisions(self, now: Settings) -> None:
-        """Raise UserError where a memory budget decides otherwise than it did for the checkpoint."""
+        """Raise UserError if a memory budget decides otherwise than it did for the checkpoint."""
         if self.before is None:
             return
         changed = [
@@ -63,9 +63,9 @@ class Beginning:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a run's folder. Raises InUse where another process does; with `wait` wait for its end.
+    """Lock a run's folder. If another process holds it, wait for its end (`wait`) or raise InUse.
 
-    Raises UserError where the folder cannot be made or written.
+    Raises UserError if the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,16 +89,16 @@ class InUse(UserError):
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left unfinished."""
+    """Remove files that killed processes left unfinished."""
     for place in (folder, folder / "checkpoints"):
         remove_unfinished(place)
     shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
 
 
 def clear(folder: Path, start: Beginning) -> None:
-    """Remove the run before, unless it is gone on with; results of others are set aside."""
+    """Remove the earlier run unless it is resumed; set aside a results.json that is not a run's."""
     results = folder / "results.json"
-    if results.is_file() and not read_record(results):  # somebody else's, or damaged
+    if results.is_file() and not read_record(results):  # written by something else, or damaged
         results.replace(folder / "results.json.unreadable")
     if start.resumes is None:
         results.unlink(missing_ok=True)
@@ -106,9 +106,9 @@ def clear(folder: Path, start: Beginning) -> None:
 
 
 def beginning(folder: Path, asked: Settings, *, resume: bool, overwrite: bool) -> Beginning:
-    """Decide how a run with these settings begins in a folder where another may have been before.
+    """Decide how a run with these settings begins in a folder that may hold an earlier run.
 
-    Raises UserError where that would lose or mix what is there.
+    Raises UserError if that would lose the earlier run or mix the two.
     """
     if overwrite:
         return Beginning()
@@ -127,7 +127,7 @@ def beginning(folder: Path, asked: Settings, *, resume: bool, overwrite: bool) -
 
 
 def refuse_other_settings(folder: Path, asked: Settings, earlier: dict[str, Any]) -> None:
-    """Raise UserError where a finished run in the folder had other settings than a new one is to have."""
+    """Raise UserError if the folder holds a finished run with settings other than `asked`."""
     before = recorded(earlier)
     different = asked.differences(before) if earlier.get("status") == "finished" else []
     if different:
@@ -138,23 +138,23 @@ def refuse_other_settings(folder: Path, asked: Settings, earlier: dict[str, Any]
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a checkpoint to go on from, whole or not."""
+    """Whether there is a checkpoint to go on from, intact or damaged."""
     return any((folder / "checkpoints" / name).is_file() for name in STATES)
 
 
 def has_state_of(folder: Path, fingerprint: str) -> bool:
-    """Whether there is a whole checkpoint of a run with this fingerprint."""
+    """Whether there is an intact checkpoint of a run with this fingerprint."""
     try:
-        found = checkpoint_to_resume(folder / "checkpoints")
+        loaded = checkpoint_to_resume(folder / "checkpoints")
     except UserError:  # all are damaged
         return False
-    return found is not None and found[1].get(SETTINGS, {}).get("fingerprint") == fingerprint
+    return loaded is not None and loaded[1].get(SETTINGS, {}).get("fingerprint") == fingerprint
 
 
 def _resumed(folder: Path, asked: Settings, finished: dict[str, Any] | None) -> Beginning:
-    found = checkpoint_to_resume(folder / "checkpoints")
-    if found is not None:
-        before = _recorded_in(*found)
+    loaded = checkpoint_to_resume(folder / "checkpoints")
+    if loaded is not None:
+        before = _recorded_in(*loaded)
     elif finished is not None:
         before = recorded(finished)
     else:
@@ -163,10 +163,10 @@ def _resumed(folder: Path, asked: Settings, finished: dict[str, Any] | None) -> 
     _check_unchanged(folder, asked, before)
     epochs = asked.decided["epochs"]
     is_done = finished is not None and epochs == finished["config"]["epochs"]
-    if found is None and not is_done:
+    if loaded is None and not is_done:
         raise UserError(f"resume=true: {folder} has no checkpoint to go on from; overwrite=true begins anew")
-    data = found[1][SETTINGS]["data"] if found else None
-    return Beginning(found[0] if found else None, before, data, is_done, keeps_results=finished is not None)
+    data = loaded[1][SETTINGS]["data"] if loaded else None
+    return Beginning(loaded[0] if loaded else None, before, data, is_done, keeps_results=finished is not None)
 
 
 def _check_unchanged(folder: Path, asked: Settings, before: Settings) -> None:
@@ -199,7 +199,7 @@ def _recorded_in(path: Path, checkpoint: dict[str, Any]) -> Settings:
 
 
 def _named(different: list[str], now: Settings, before: Settings) -> str:
-    """Some of the differences: `lr=0.1, before 0.01`."""
+    """Name some of the differences: `lr=0.1, before 0.01`."""
     shown = [
         f"{key}={_text(now.decided[key])}, before {_text(before.decided[key])}"
         for key in different[:MOST_NAMED]
@@ -209,5 +209,5 @@ def _named(different: list[str], now: Settings, before: Settings) -> str:
 
 
 def _text(value: Any) -> str:
-    """As it is written on the command line."""
+    """Write a value as on the command line."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""A run's results.json: how it ended, and the record kept wherever it can be."""
+"""Write a run's results.json, elsewhere if its folder takes none, with how the run ended."""
 
 import tempfile
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tinytl.training.stopping import Stopped
 
 
 def outcome_of(error: BaseException, kills: KernelKills) -> dict[str, str]:
-    """Status and reason of a run that ended by an error."""
+    """Return status and reason of a run that ended with an error."""
     if isinstance(error, Stopped):
         return {"status": "interrupted", "reason": f"stopped by {error}"}
     if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
@@ -29,17 +29,17 @@ def outcome_of(error: BaseException, kills: KernelKills) -> dict[str, str]:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> str | None:
-    """Write results.json; of several processes the first one does. As `keep`, say where else it had to go."""
+    """Write results.json from the first of several processes; return what `keep` returns."""
     if not is_first_process():
         return None
     return keep(folder / "results.json", lambda path: write_json(path, record))
 
 
 def keep(path: Path, write: Callable[[Path], Any]) -> str | None:
-    """Write a file of results; if its folder does not take it, into one for temporary files.
+    """Write a file of results; if its folder does not take it, write it into one for temporary files.
 
-    Returns a line about that, or None where the file is in its place. On a full disk the checkpoint before
-    the last makes room first.
+    Returns a line that says so, or None if the file is in its place. On a full disk, the checkpoint before
+    the last is removed first, to make room.
     """
     try:
         write(path)

@@ -9,18 +9,18 @@ from tinytl.records.results import OF_NO_CONSEQUENCE
 
 @dataclass(frozen=True)
 class Settings:
-    """Values by dotted key. `decided` has what a recipe or a memory budget put in the place of `asked`."""
+    """Values by dotted key; in `decided` a recipe or a memory budget has replaced some of `asked`."""
 
     asked: dict[str, Any]
     decided: dict[str, Any]
 
     @property
     def replaced(self) -> dict[str, Any]:
-        """What was asked for and decided otherwise."""
+        """The values asked for that were decided otherwise."""
         return {key: value for key, value in self.asked.items() if value != self.decided[key]}
 
     def differences(self, before: "Settings") -> list[str]:
-        """The keys in which these differ from those before; what only one side knows does not count."""
+        """Return the keys in which settings differ from those before; keys of one side only do not count."""
         return sorted(
             key
             for key in self.asked.keys() & before.asked.keys()
@@ -29,13 +29,13 @@ class Settings:
 
 
 def recorded(record: Mapping[str, Any]) -> Settings:
-    """The settings of results.json."""
+    """Return the settings in the record of a run, its results.json."""
     values = of_consequence(record.get("config", {}))
     return Settings({**values, **record.get("asked", {})}, values)
 
 
 def of_consequence(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides results, by dotted key."""
+    """Return the settings of a configuration that decide results, by dotted key."""
     return {
         key: value
         for key, value in flat(configuration)
@@ -44,7 +44,7 @@ def of_consequence(configuration: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted key."""
+    """Yield nested values by dotted key."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{above}{key}.")

@@ -1,1 +1,1 @@
-"""The jobs of a sweep, one after the other."""
+"""Sweeps: their jobs, their progress and their tables."""

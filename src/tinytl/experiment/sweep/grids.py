@@ -10,12 +10,11 @@ from hydra.errors import ConfigCompositionException
 
 
 def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[str]) -> list[list[str]]:
-    """The overrides of every job; `arguments` replace what params and grids say.
+    """Return the overrides of every job; `arguments` replace what params and grids say.
 
-    Raises ConfigCompositionException where jobs would share one name, and so one folder, or a setting has
-    no values.
+    Raises ConfigCompositionException if jobs would share a name, and so a folder, or a setting has no values.
     """
-    found: dict[frozenset[str], list[str]] = {}  # by what is set, in whatever order
+    jobs: dict[frozenset[str], list[str]] = {}  # by their overrides as a set, whatever the order
     for grid in grids:
         settings = [f"{key}={value}" for key, value in {**params, **grid}.items()]
         overrides = OverridesParser.create().parse_overrides([*settings, *arguments])
@@ -25,9 +24,9 @@ def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[
                     f"{override.input_line}: holds no values, so there are no jobs"
                 )
         for point in itertools.chain(*BasicSweeper.split_arguments(overrides, None)):
-            found.setdefault(frozenset(point), list(point))
-    names = Counter(setting for point in found.values() for setting in point if setting.startswith("name="))
-    for name, jobs in names.items():
-        if jobs > 1 and "$" not in name:
-            raise ConfigCompositionException(f"{name}: {jobs} jobs cannot share one folder")
-    return list(found.values())
+            jobs.setdefault(frozenset(point), list(point))
+    names = Counter(setting for job in jobs.values() for setting in job if setting.startswith("name="))
+    for name, count in names.items():
+        if count > 1 and "$" not in name:
+            raise ConfigCompositionException(f"{name}: {count} jobs cannot share one folder")
+    return list(jobs.values())

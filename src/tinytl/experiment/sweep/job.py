@@ -1,7 +1,7 @@
-"""One job of a sweep: skipped where it is done, resumed where it was interrupted, otherwise run.
+"""One job of a sweep: skipped if it is done, resumed if it was interrupted, otherwise run.
 
-Each job runs in a process of its own, so that one that the system kills for its memory is recorded and
-the rest goes on.
+Each job runs in a process of its own. If the system kills that for its memory, this is recorded and the
+sweep goes on.
 """
 
 import multiprocessing
@@ -49,7 +49,7 @@ ELSEWHERE = "running elsewhere"  # status of a job that another sweep is running
 def job(cfg: Any, attempt: Attempt = attempt) -> Outcome:
     """Run a job unless it is done; return its name, settings, status, reason, figures, and `skipped`.
 
-    Its status is ELSEWHERE where another process is running it.
+    Its status is ELSEWHERE if another process is running it.
     """
     begun = time.perf_counter()
     folder = Path(cfg.output_dir) / cfg.name
@@ -73,7 +73,7 @@ def job(cfg: Any, attempt: Attempt = attempt) -> Outcome:
 
 
 def wait_for(outcome: Outcome) -> None:
-    """Wait until the process that runs a job elsewhere is done with it."""
+    """Wait until the other process that runs a job has ended it."""
     print(f"{outcome['name']}: waits for the other sweep that is running it", file=sys.stderr, flush=True)
     with locked(Path(outcome["folder"]), wait=True):
         pass
@@ -85,7 +85,7 @@ def _refused(cfg: Any, error: UserError) -> dict[str, Any]:
 
 
 def _ensure(cfg: Any, folder: Path, attempt: Callable[[Begin], None]) -> tuple[dict[str, Any], bool]:
-    """(the job's record, whether it was there already)."""
+    """Run a job unless its record is there; return (record, whether it was there already)."""
     path = folder / "results.json"
     earlier, asked = read_record(path), settings_as_asked(cfg)
     try:
@@ -104,7 +104,7 @@ def _ensure(cfg: Any, folder: Path, attempt: Callable[[Begin], None]) -> tuple[d
         refuse_other_settings(folder, asked, earlier)
     interrupted = bool(same) or (not earlier and has_state_of(folder, mark))
     resume = (cfg.resume or interrupted) and has_state(folder)
-    # Otherwise what is there is of other code or data, or there is nothing to go on from.
+    # Not resumed: the folder's run is of other code or data, or has nothing to go on from.
     begin = Begin(resume, overwrite=not resume)
     return _in_a_process_of_its_own(cfg, folder, begin, attempt), False
 
@@ -120,9 +120,11 @@ def _in_a_process_of_its_own(
         process.start()
         process.join()
     record = read_record(folder / "results.json")
-    if process.exitcode and record.get("status") == "finished":  # those of before, which stay
+    if process.exitcode and record.get("status") == "finished":  # an earlier run's record, which stays
         return {"status": "failed", "reason": "it could not go on, as said above; its earlier results stay"}
-    if process.exitcode and record.get("status", "running") == "running":  # it could not say so itself
+    if (
+        process.exitcode and record.get("status", "running") == "running"
+    ):  # it was killed before it could record that
         record |= _killed(process.exitcode, kills)
         write_json(folder / "results.json", record)
     return record
@@ -130,7 +132,7 @@ def _in_a_process_of_its_own(
 
 @contextmanager
 def handed_on_to(process: Any) -> Iterator[None]:
-    """Hand stopping signals on to a process; when it has ended, Stopped is raised here too."""
+    """Pass stopping signals on to a process; after it has ended, raise Stopped here, too."""
     received: list[int] = []
     parent = os.getpid()
 
@@ -154,11 +156,11 @@ def handed_on_to(process: Any) -> Iterator[None]:
 
 def _child(folder: Path, begin: Begin, attempt: Callable[[Begin], None], parent: int) -> None:
     end_with_parent(parent)
-    quiet_libraries()  # a launcher's process has said nothing of that yet
-    describe.console.quiet = True  # what trains is the same in many jobs; results.json has it
-    # Lightning starts the other processes of a DDP run by this command line: theirs is this job alone.
-    ways = {"resume": str(begin.resume).lower(), "overwrite": str(begin.overwrite).lower()}
-    sys.argv[1:] = [f"{key}={value}" for key, value in {**job_settings(), **ways}.items()]
+    quiet_libraries()  # not done yet in a launcher's process
+    describe.console.quiet = True  # many jobs would print the same table of parameters
+    # With this command line Lightning starts the other processes of a DDP run: it must name this job alone.
+    begin_settings = {"resume": str(begin.resume).lower(), "overwrite": str(begin.overwrite).lower()}
+    sys.argv[1:] = [f"{key}={value}" for key, value in {**job_settings(), **begin_settings}.items()]
     try:
         with one_line_errors():
             attempt(begin)

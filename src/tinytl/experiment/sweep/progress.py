@@ -1,4 +1,4 @@
-"""k of N, failed, time left: of a whole sweep, whichever processes its jobs run in."""
+"""The progress of a sweep, whichever processes its jobs run in: jobs done and failed, time left."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from typing import Any
 
 from tinytl.errors import UserError
 
-THIS_SWEEP = "TINYTL_SWEEP"  # environment variable: which of several sweeps of one name a job belongs to
+THIS_SWEEP = "TINYTL_SWEEP"  # environment variable that tells sweeps of one name apart
 
 
 class SweepProgress:
-    """A file in the output folder to which every job of a sweep adds a line; it goes when the sweep ends.
+    """A file in the output folder, to which every job of a sweep adds a line.
 
-    Two sweeps at once have a file each.
+    Each sweep has its own, and removes it at the end.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -25,7 +25,7 @@ class SweepProgress:
     def begin(cls, cfg: Any, jobs: int) -> "SweepProgress":
         """Start a sweep: its jobs find the file through the environment.
 
-        Raises UserError where the output folder cannot be written.
+        Raises UserError if the output folder cannot be written.
         """
         os.environ[THIS_SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         progress = cls(cfg)
@@ -42,15 +42,15 @@ class SweepProgress:
         self.path.unlink(missing_ok=True)
 
     def done(self, outcome: dict[str, Any]) -> str:
-        """Note a job's end; return the line that says where the sweep stands."""
-        what = f"{outcome['name']}: {outcome['status']}{' before, skipped' if outcome['skipped'] else ''}"
+        """Record a job's end; return a line that says how far the sweep is."""
+        line = f"{outcome['name']}: {outcome['status']}{' before, skipped' if outcome['skipped'] else ''}"
         if outcome["reason"]:
-            what += f": {outcome['reason']}"
+            line += f": {outcome['reason']}"
         try:
             ended = self._note({key: outcome[key] for key in ("name", "status", "skipped", "seconds")})
-        except (OSError, ValueError, KeyError):  # the folder is full, or gone, or was: no reason to stop
-            return what
-        return f"{self.sweep}: {ended}  ({what})"
+        except (OSError, ValueError, KeyError):  # the folder is, or was, full or gone: no reason to stop
+            return line
+        return f"{self.sweep}: {ended}  ({line})"
 
     def _note(self, entry: dict[str, Any]) -> str:
         with self.path.open("a") as file:
@@ -66,7 +66,7 @@ class SweepProgress:
 
 
 def duration(seconds: float) -> str:
-    """For a person: 45 s, 12 min, 3.5 h."""
+    """Format a time for reading: 45 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

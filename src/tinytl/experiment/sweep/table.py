@@ -1,4 +1,4 @@
-"""What a sweep is about to do (`dry_run=true`), and what it did: a table, a row per job."""
+"""Print what a sweep is about to do (`dry_run=true`) or has done, as a table with a row per job."""
 
 import json
 import sys
@@ -15,13 +15,13 @@ Row = dict[str, Any]
 
 
 def begin(cfg: Any, jobs: int) -> SweepProgress | None:
-    """Say how many jobs there are; a dry run leaves no trace in the output folder."""
+    """Print how many jobs there are; return None for a dry run, which writes nothing to the output folder."""
     print(f"{cfg.sweep or 'sweep'}: {jobs} jobs into {cfg.output_dir}", file=sys.stderr)
     return None if cfg.dry_run else SweepProgress.begin(cfg, jobs)
 
 
 def show(rows: list[Row]) -> bool:
-    """Print the table; return whether every job is well. Plans also go to stdout, as JSON in one line."""
+    """Print the table; return whether no job failed. A dry run also prints its rows as JSON, on stdout."""
     planned = "predicted_mb" in rows[0]
     varying = _varying(rows)
     table = Table(*varying, *(PLANNED if planned else RAN), row_styles=["", "dim"])
@@ -41,7 +41,7 @@ RAN = ("status", "top-1, %", "measured, MB", "time")
 
 
 def _varying(rows: list[Row]) -> list[str]:
-    """The settings in which the jobs differ."""
+    """Return the settings in which the jobs differ."""
     keys = dict.fromkeys(key for row in rows for key in row["settings"])
     return [key for key in keys if len({row["settings"].get(key) for row in rows}) > 1]
 

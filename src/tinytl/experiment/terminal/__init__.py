@@ -1,1 +1,1 @@
-"""What stands between a person and a program: arguments, errors in one line."""
+"""The edge between user and program: arguments, help, errors in one line."""

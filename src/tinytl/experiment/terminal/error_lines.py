@@ -1,4 +1,4 @@
-"""An error of the user's as one line: what is wrong, and the nearest right name."""
+"""Turn a user's error into one line: what is wrong, and the nearest known name."""
 
 import re
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from tinytl.errors import UserError
 from tinytl.experiment.terminal.overrides import refusal
 from tinytl.experiment.terminal.suggestions import did_you_mean, nearest
 
-MOST_OPTIONS = 20  # more are not listed; the nearest are
+MOST_OPTIONS = 20  # of longer lists only the nearest are named
 LONGEST = 390  # characters
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line, with near options instead of long lists."""
+    """Return an error's message in one line, with the nearest options instead of long lists."""
     text = str(error)
     if isinstance(error, UserError):
-        # Lightning's and the data loader's workers wrap a message in their traceback.
+        # Workers of Lightning and of the data loader wrap the message in a traceback.
         return text.strip().splitlines()[-1].split("UserError: ")[-1]
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
@@ -31,12 +31,12 @@ def one_line(error: BaseException) -> str:
 
 
 def known_keys() -> list[str]:
-    """The dotted keys of the configuration's schema."""
+    """Return the dotted keys of the configuration's schema."""
     return list(_keys(OmegaConf.structured(ConfigStore.instance().load("schema.yaml").node)))
 
 
 def unknown_key(key: str) -> str:
-    """The line for a key that no setting has."""
+    """Return the error line for a key that the schema does not have."""
     options = known_keys()
     if key.partition("/")[0] in ("sweep", "sweeps"):
         return f"{key}: no such setting; did you mean -m +sweeps=NAME?"
@@ -53,16 +53,16 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _of_hydra(text: str) -> str | None:
-    """Hydra's refusals whose advice misleads, in our words; None: any other."""
-    if found := re.match(r"Could not override '([^']*)'", text):
-        return unknown_key(found[1])
-    if found := re.match(r"Could not delete from config\. '([^']*)'|Error merging override ~([^\s=]+)", text):
-        key = found[1] or found[2]
+    """Reword the errors of Hydra whose advice misleads; None for all others."""
+    if match := re.match(r"Could not override '([^']*)'", text):
+        return unknown_key(match[1])
+    if match := re.match(r"Could not delete from config\. '([^']*)'|Error merging override ~([^\s=]+)", text):
+        key = match[1] or match[2]
         if key in known_keys():
             return f"~{key}: a setting cannot be taken away; {key}=VALUE changes it"
         return unknown_key(key)
-    if found := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", text):
-        key, value = found.groups()
+    if match := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", text):
+        key, value = match.groups()
         return (
             f"{key}={value}: several values need -m; a list is {key}=[{value}], one value '{key}=\"{value}\"'"
         )
@@ -71,8 +71,8 @@ def _of_hydra(text: str) -> str | None:
 
 def _plain(text: str) -> str:
     text = re.sub(r"\s*(full_key|object_type|reference_type)[:=]\s*(\S*)", _key, text)
-    if found := re.match(r"Error merging override (\S*=.*)\n([\s\S]*?)\n\(key [^)]*\)$", text.strip()):
-        text = f"{found[1]}: {found[2]}"
+    if match := re.match(r"Error merging override (\S*=.*)\n([\s\S]*?)\n\(key [^)]*\)$", text.strip()):
+        text = f"{match[1]}: {match[2]}"
     text = text.split("Set the environment variable")[0].split("See https://hydra.cc")[0]
     lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
     return _shorten_options(lines)
@@ -87,8 +87,8 @@ def _shorten_options(lines: list[str]) -> str:
     if heading is None:
         return ". ".join(lines)
     options = [line for line in lines[heading + 1 :] if re.fullmatch(r"[\w.-]+", line)]
-    found = re.search(r"Could not find '[^']*/([^/']+)'", " ".join(lines))
-    wanted = found[1] if found else ""
+    match = re.search(r"Could not find '[^']*/([^/']+)'", " ".join(lines))
+    wanted = match[1] if match else ""
     if len(options) > MOST_OPTIONS:
         near = nearest(wanted, options)
         return ". ".join([*lines[:heading], f"Near it: {', '.join(near) or 'nothing'}"])

@@ -1,6 +1,6 @@
-"""`--help`: the groups with their options, and every knob with its default and its meaning, from conf/.
+"""The text of `--help`: groups with their options, and every knob with its default and its meaning.
 
-It is read from the files, so that nothing has to be imported or composed.
+It is read from the files of conf/ and sweeps/, so that nothing has to be imported or composed.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CONF = Path(__file__).parents[4] / "conf"
-# The files that hold the knobs of a group, with comments.
+# (group, option) of the files whose comments explain the knobs of the group.
 DOCUMENTED = (
     ("data", "folder"), ("model", "proxylessnas_w03"), ("method", "tinytl"), ("norm", "gn"),
     ("engine", "lean"), ("engine", "stock"), ("trainer", "default"), ("wandb", "offline"),
@@ -24,36 +24,36 @@ def wants_help(arguments: list[str]) -> bool:
 
 
 def help_text(program: str, config: str) -> str:
-    """What `python src/PROGRAM.py --help` prints; `config` is the name of its file in conf/."""
+    """Return what `python src/PROGRAM.py --help` prints; `config` is the name of its file in conf/."""
     knobs = knobs_of(config)
     lines = [
         f"python src/{program}.py [GROUP=OPTION] [KEY=VALUE] ...",
         f"python src/{program}.py -m [+sweeps=NAME] [GROUP=A,B] [KEY=1,2] ...    a job for every combination",
-        f"python src/{program}.py [...] --cfg job                             what that comes to, as YAML",
+        f"python src/{program}.py [...] --cfg job                             print the whole configuration",
         "",
         "Groups and their options (conf/GROUP/OPTION.yaml):",
         *(line for group in GROUPS for line in _group(group)),
         "",
-        "Knobs, as KEY=VALUE, with their defaults:",
+        "Knobs, as KEY=VALUE, with their defaults (of data.*: those of data=folder; data sets differ):",
         *(_aligned(f"  {key}={default}", meaning) for key, (default, meaning) in knobs.items()),
     ]
     return "\n".join(lines)
 
 
 def knobs_of(config: str) -> dict[str, tuple[str, str]]:
-    """Every knob under its dotted key: (default, meaning)."""
+    """Return every knob by its dotted key: (default, meaning)."""
     files = [(CONF / f"{name}.yaml", "") for name in dict.fromkeys((config, "config"))]
     files += [(CONF / group / f"{option}.yaml", f"{group}.") for group, option in DOCUMENTED]
-    found: dict[str, tuple[str, str]] = {}
+    knobs: dict[str, tuple[str, str]] = {}
     for path, above in files:
         for key, default, meaning in _knobs(path, above):
-            before = found.get(key, (default, ""))
-            found[key] = (before[0], before[1] or meaning)
-    return found
+            before = knobs.get(key, (default, ""))
+            knobs[key] = (before[0], before[1] or meaning)
+    return knobs
 
 
 def _group(group: str) -> Iterator[str]:
-    """Its options, each with the first sentence of its file."""
+    """Yield a line for each option of a group: its name and the first sentence of its file."""
     name = f"+{group}=" if group == "sweeps" else f"{group}="
     for path in sorted((CONF / group).glob("*.yaml")):
         yield _aligned(f"  {name}{path.stem}", _first_sentence(path.read_text(encoding="utf-8")))
@@ -71,24 +71,24 @@ def _first_sentence(text: str) -> str:
 
 
 def _knobs(path: Path, above: str) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, default, meaning) of every knob of a file."""
+    """Yield (dotted key, default, meaning) of every knob of a file."""
     section = ""
     for line in path.read_text(encoding="utf-8").splitlines():
-        found = KNOB.fullmatch(line)
-        if found is None or found["key"] in ("defaults", "hydra"):
-            section = "hydra." if found else section
+        match = KNOB.fullmatch(line)
+        if match is None or match["key"] in ("defaults", "hydra"):
+            section = "hydra." if match else section
             continue
-        if not found["indent"]:
+        if not match["indent"]:
             section = ""
-            if not found["value"] or found["value"].startswith("{"):
-                section = f"{found['key']}."
+            if not match["value"] or match["value"].startswith("{"):
+                section = f"{match['key']}."
                 continue
         if section != "hydra.":
-            yield f"{above}{section}{found['key']}", found["value"], found["meaning"] or ""
+            yield f"{above}{section}{match['key']}", match["value"], match["meaning"] or ""
 
 
 def _aligned(left: str, right: str) -> str:
-    """Two columns; what is too long for the first has the second to itself, in the next line."""
+    """Align two columns; where `left` is too long for its column, `right` follows on the next line."""
     if not right:
         return left
     return f"{left:{COLUMN}}{right}" if len(left) < COLUMN else f"{left}\n{'':{COLUMN}}{right}"

@@ -1,4 +1,4 @@
-"""The command line of the programs that need no configuration: `key=value` pairs."""
+"""Parse `key=value` pairs: the command line of the programs that Hydra does not configure."""
 
 import inspect
 import sys
@@ -17,9 +17,9 @@ Options = TypeVar("Options")
 
 
 def key_values(arguments: list[str], options: type[Options]) -> Options:
-    """`key=value` pairs as a dataclass of options; lists are separated by commas. Raises UserError.
+    """Parse `key=value` pairs into a dataclass of options; commas separate lists. Raises UserError.
 
-    With --help the program ends here, having said what it does and which options it has.
+    With --help, print the program's docstring and its options, and exit.
     """
     if wants_help(arguments):
         print(_help(options))
@@ -42,14 +42,14 @@ def key_values(arguments: list[str], options: type[Options]) -> Options:
         if "list" in str(known[key].type) and not isinstance(value, list):
             given[key] = str(value).split(",")
     try:
-        found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), given))
+        parsed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), given))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    return found
+    return parsed
 
 
 def _help(options: type[Any]) -> str:
-    """The program's docstring, and its options with defaults and comments as they are written down."""
+    """Return the program's docstring, and its options as the source has them, with defaults and comments."""
     source = inspect.getsource(options).splitlines()
     lines = [line.strip() for line in source if ":" in line and "=" in line]
     return "\n".join(

@@ -1,9 +1,9 @@
-"""The command line's overrides before Hydra reads them: free text made readable to it, mistakes refused.
+"""Prepare the overrides of the command line for Hydra: quote free text, refuse mistakes.
 
-Hydra's grammar takes no `=`, parentheses, quotes or letters beyond ASCII in a plain value. A value of a
-setting that is free text (a path, a name) has no other meaning than itself where the grammar refuses it or
-would change it (`007`), so it is quoted here. Lists, interpolations and what the user has quoted stay as
-they are, and a value with a comma is never quoted: it may be a list.
+Hydra's grammar takes no `=`, parentheses, quotes or letters beyond ASCII in a plain value. Where a setting
+is free text (a path, a name), a value that the grammar would refuse or change (`007`) is therefore quoted
+here. Lists, interpolations and what the user has quoted stay as they are. A value with a comma is never
+quoted, as it may be a list.
 """
 
 import re
@@ -26,12 +26,12 @@ GROUPS = ("data", "model", "method", "norm", "engine", "trainer", "wandb")  # ev
 
 
 def prepared(arguments: list[str]) -> list[str]:
-    """The same command line, as Hydra reads it. Raises UserError naming the override that it cannot read."""
+    """Return the command line in a form that Hydra reads. Raises UserError naming what it cannot read."""
     return [argument if argument.startswith("-") else _prepared(argument) for argument in arguments]
 
 
 def refusal(argument: str) -> str:
-    """What to type instead of an override that Hydra's grammar does not allow."""
+    """Say what to type instead of an override that Hydra's grammar does not allow."""
     key, equals, value = argument.partition("=")
     shown = argument if len(argument) <= 120 else f"{argument[:120]}..."
     if not KEY.fullmatch(key):
@@ -47,7 +47,7 @@ def refusal(argument: str) -> str:
 
 
 def plain_value(override: str) -> str:
-    """An override's value without the quotes that the grammar asks for."""
+    """Return an override's value without the quotes that the grammar asks for."""
     value = override.partition("=")[2]
     if value[:1] not in ("'", '"'):
         return value
@@ -86,7 +86,7 @@ def _needs_quotes(value: str, parsed: Override | None) -> bool:
 
 
 def _parsed(override: str) -> Override | None:
-    """None where the grammar does not allow it."""
+    """Parse an override; None if the grammar does not allow it."""
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException:
@@ -98,6 +98,6 @@ def _quoted(text: str) -> str:
 
 
 def job_settings() -> dict[str, str]:
-    """What the sweep sets for this job."""
+    """Return the settings that the sweep gives to this job."""
     overrides = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
     return dict(override.split("=", 1) for override in overrides if not override.startswith("sweeps="))

@@ -1,4 +1,4 @@
-"""The edge to the terminal: one clear line for what a user can mend, a traceback for what is a bug."""
+"""Errors at the terminal: one line for what a user can mend, a traceback for a bug."""
 
 import logging
 import os
@@ -22,13 +22,13 @@ from tinytl.training.stopping import Stopped
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Run a Hydra entry point; errors of the user's end in one line on stderr and exit code 1.
+    """Run a Hydra entry point. A user's error ends it with one line on stderr and exit code 1.
 
-    A signal that stops it ends in 128 and its number: 130 after Ctrl-C, 143 after SIGTERM.
+    A signal that stops it gives exit code 128 plus its number: 130 after Ctrl-C, 143 after SIGTERM.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises errors instead of printing them
     quiet_libraries()
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as it was while libraries were imported
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set so for the time of the imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with one_line_errors():
@@ -42,7 +42,7 @@ def guarded(main: Callable[[], None]) -> None:
 
 
 def _refuse_unknown_flags() -> None:
-    """End with one line and exit code 2, as argparse does after many."""
+    """End with one line and exit code 2, where argparse would print its usage as well."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -54,7 +54,7 @@ def _refuse_unknown_flags() -> None:
 
 
 def quiet_libraries() -> None:
-    """Our own lines on stderr, of the libraries' only warnings."""
+    """Send our own log lines to stderr, and of those of libraries only warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx", "hydra"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -63,7 +63,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print an error of the user's in one line and exit with code 1."""
+    """Print a user's error in one line and exit with code 1."""
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -80,6 +80,6 @@ def _end_with(error: BaseException) -> NoReturn:
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
-    """Hydra refuses some overrides with a plain ValueError."""
+    """Whether Hydra raised the error: it refuses some overrides with a plain ValueError."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"].startswith("hydra.")

@@ -1,4 +1,4 @@
-"""How the programs that Hydra configures begin: help at once, everything else after the imports."""
+"""Start the programs that Hydra configures. Help is printed at once, before slow imports."""
 
 import sys
 from typing import Literal
@@ -9,10 +9,10 @@ CONFIGS = {"run": "config", "pretrain": "pretrain"}  # program -> its file in co
 
 
 def start(program: Literal["run", "pretrain"]) -> None:
-    """Be `python src/PROGRAM.py`."""
+    """Run `python src/PROGRAM.py`."""
     if wants_help(sys.argv[1:]):
         print(help_text(program, CONFIGS[program]))
         return
-    from tinytl.experiment import program as programs  # seconds of imports
+    from tinytl.experiment import program as programs  # takes seconds
 
     {"run": programs.run_program, "pretrain": programs.pretrain_program}[program]()

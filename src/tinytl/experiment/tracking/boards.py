@@ -1,4 +1,4 @@
-"""What the W&B workspace and report show. Every key here is one that `tracking.py` logs."""
+"""The panels of the W&B workspace and report. Every key here is one that `mirror.py` logs."""
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
@@ -26,7 +26,7 @@ memory by the paper's analytic count: to be compared with `memory/paper_mb`, not
 
 
 def workspace(entity: str, project: str, group: str | None) -> ws.Workspace:
-    """The workspace: finished runs, of one sweep if `group` names it."""
+    """Return the workspace of all finished runs, or of those of the sweep `group`."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -40,7 +40,7 @@ def workspace(entity: str, project: str, group: str | None) -> ws.Workspace:
             ws.Section("Curves", curves()),
             ws.Section("All knobs", [parallel()]),
         ],
-        settings=ws.WorkspaceSettings(max_runs=100),  # of a panel; W&B's own limit is 10
+        settings=ws.WorkspaceSettings(max_runs=100),  # in a panel; W&B's default is 10
         # Not grouped: a scatter plot would show the mean of a group instead of its runs.
         runset_settings=ws.RunsetSettings(
             filters=_filters(group),
@@ -54,7 +54,7 @@ def workspace(entity: str, project: str, group: str | None) -> ws.Workspace:
 
 
 def report(entity: str, project: str, runs: wr.Runset) -> wr.Report:
-    """The page: what is measured, the central panels, and the paper's Table 2."""
+    """Return the report: what is measured, the central panels, and the paper's Table 2."""
     return wr.Report(
         entity=entity,
         project=project,
@@ -78,24 +78,24 @@ def report(entity: str, project: str, runs: wr.Runset) -> wr.Report:
 
 
 def runset(group: str | None, entity: str = "", project: str = "") -> wr.Runset:
-    """The runs of the report."""
+    """Return the runs of the report."""
     return wr.Runset(entity=entity, project=project, name=group or "finished runs", filters=_filters(group))
 
 
 def frontier(accuracy: str, title: str = "all data sets") -> wr.ScatterPlot:
-    """Accuracy against measured memory; the line is the best that fits into so much."""
+    """Plot accuracy against measured memory; the line is the best accuracy up to that memory."""
     return wr.ScatterPlot(
         title=title, x=MEASURED, y=wr.SummaryMetric(accuracy), log_x=True, running_ymax=True
     )  # fmt: skip
 
 
 def by_data_set() -> list[PanelTypes]:
-    """A frontier for each data set of the paper, and for the embedded one."""
+    """Plot a frontier for each data set of the paper, and for the digits."""
     return [frontier(f"accuracy/{name}", name) for name in (*paper.data_sets(), "digits")]
 
 
 def bars() -> list[PanelTypes]:
-    """Mean accuracy and memory by method, by norm and by batch size; whiskers: least and most."""
+    """Plot mean accuracy and memory by method, norm and batch size; whiskers: minimum and maximum."""
     return [
         wr.BarPlot(
             title=f"{metric} by {name}", metrics=[metric], groupby=wr.Config(key),
@@ -107,7 +107,7 @@ def bars() -> list[PanelTypes]:
 
 
 def kinds() -> list[PanelTypes]:
-    """What was alive at the peak, in MB, by method and by batch size."""
+    """Plot the kinds of live memory at the peak, in MB, by method and by batch size."""
     return [
         wr.BarPlot(
             title=f"MB at the peak by {name}", metrics=[f"memory/measured_split_mb/{kind}" for kind in KINDS],
@@ -118,7 +118,7 @@ def kinds() -> list[PanelTypes]:
 
 
 def curves() -> list[PanelTypes]:
-    """Loss and accuracy over the optimizer's steps."""
+    """Plot loss and accuracy over the optimizer's steps."""
     return [
         wr.LinePlot(title=name, x="trainer/global_step", y=[name])
         for name in ("train/loss_step", "train/loss", "val/top1")
@@ -126,7 +126,7 @@ def curves() -> list[PanelTypes]:
 
 
 def parallel() -> wr.ParallelCoordinatesPlot:
-    """From the knobs to memory and accuracy, a line for each run."""
+    """Plot a line for each run, from its knobs to memory and accuracy."""
     knobs = ("chosen.method", "chosen.norm", "batch_size", "resolution")
     metrics = [*map(wr.Config, knobs), MEASURED, wr.SummaryMetric("test/top1")]
     return wr.ParallelCoordinatesPlot(
@@ -136,7 +136,7 @@ def parallel() -> wr.ParallelCoordinatesPlot:
 
 
 def table2_markdown() -> str:
-    """The paper's Table 2 as a Markdown table."""
+    """Return the paper's Table 2 as a Markdown table."""
     names = paper.data_sets()
     lines = [["method", "px", "MB", *names], ["---"] * (3 + len(names))]
     for row in paper.table2():

@@ -1,4 +1,4 @@
-"""The W&B workspace and report of a project: specified, shown, saved."""
+"""Specify, show and save the W&B workspace and report of a project."""
 
 import json
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from tinytl.records.results import write_json
 
 @dataclass
 class Options:
-    """Which project and runs; the command line of the program."""
+    """The command line of the program."""
 
     entity: str | None = None  # user or team
-    project: str = "tinytl"  # in W&B
+    project: str = "tinytl"  # W&B's project
     group: str | None = None  # a sweep's name; null: every finished run
     dry_run: bool = False  # print what would be saved
     json: str | None = None  # file for the specification, with dry_run
 
 
 def specification(options: Options) -> dict[str, Any]:
-    """What would be saved, without the random ids: the same options give the same JSON."""
+    """Return what would be saved, without its random ids: the same options give the same JSON."""
     boards = _boards()
     workspace = boards.workspace(options.entity or "", options.project, options.group)
     # A runset with entity and project asks the server for the project's number.
@@ -34,18 +34,18 @@ def specification(options: Options) -> dict[str, Any]:
 
 
 def save(options: Options) -> list[str]:
-    """Save both; their addresses."""
+    """Save workspace and report; return their addresses."""
     boards, entity = _boards(), options.entity or ""
     workspace = boards.workspace(entity, options.project, options.group)
     report = boards.report(entity, options.project, boards.runset(options.group, entity, options.project))
     try:
         return [workspace.save().url, report.save().url]
-    except Exception as error:  # wandb-workspaces raises bare ones: no key, no network, no such project
+    except Exception as error:  # wandb-workspaces raises no other type: no key, no network, no such project
         raise UserError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def show(content: dict[str, Any], path: str | None) -> None:
-    """Print it, or write it to a file."""
+    """Print the specification, or write it to a file."""
     if path is None:
         print(json.dumps(content, indent=2))
     else:
@@ -53,7 +53,7 @@ def show(content: dict[str, Any], path: str | None) -> None:
 
 
 def _boards() -> Any:
-    """Import what needs the extra."""
+    """Import `boards`, which needs the package's extra `dashboards`."""
     try:
         from tinytl.experiment.tracking import boards
     except ModuleNotFoundError as error:

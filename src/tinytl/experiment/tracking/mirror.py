@@ -1,4 +1,4 @@
-"""Weights & Biases: a mirror of results.json, offline unless the user asks for more."""
+"""Mirror results.json in Weights & Biases, offline unless the user asks for more."""
 
 import atexit
 import hashlib
@@ -21,41 +21,41 @@ from tinytl.system.processes import is_first_process
 
 log = logging.getLogger("tinytl")
 WEIGHTS = "weights.safetensors"
-SECONDS = 60  # that W&B may take to begin, and to end
+SECONDS = 60  # that W&B may take to begin a run, and to end it
 CHOICES = ("data", "model", "method", "norm", "engine")
 
 
 class MirrorLogger(WandbLogger):
-    """W&B's logger; its first failure is a line in the log, and what would follow is left out."""
+    """W&B's logger. It logs its first failure in one line, and sends nothing after that."""
 
     def __init__(self, run: Any) -> None:
         super().__init__(experiment=run)
         self.failed = False
 
-    def attempt(self, what: str, action: Callable[[], Any]) -> None:
-        """Do something with W&B, unless it has failed before."""
+    def attempt(self, task: str, action: Callable[[], Any]) -> None:
+        """Do a task with W&B, unless W&B has failed before."""
         if self.failed:
             return
         try:
             action()
-        except Exception as error:  # of any kind: the network, its service, the disk
+        except Exception as error:  # of any type: the network, W&B's service or the disk failed
             self.failed = True
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            log.warning("W&B could not %s (%s); results.json has everything", what, reason)
+            log.warning("W&B could not %s (%s); results.json has everything", task, reason)
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Send metrics."""
         self.attempt("log metrics", lambda: super(MirrorLogger, self).log_metrics(metrics, step))
 
     def log_hyperparams(self, params: Any) -> None:
-        """Send nothing: the configuration has been given."""
+        """Send nothing: W&B was given the configuration at its start."""
 
     def finalize(self, status: str) -> None:
         """Do nothing: `mirror` ends the run."""
 
 
 class Mirror:
-    """The W&B run beside a run of ours; `logger` is None where there is none."""
+    """The W&B run that mirrors a run; `logger` is None if there is none."""
 
     def __init__(self, logger: MirrorLogger | None, keep_weights: bool = False) -> None:
         self.logger, self.keep_weights = logger, keep_weights
@@ -71,13 +71,13 @@ class Mirror:
 
 @contextmanager
 def mirror(experiment: Experiment) -> Iterator[Mirror]:
-    """One W&B run per job, closed with it; none with wandb=disabled, and in one process of several only.
+    """Open a W&B run and close it at the end; not with wandb=disabled, nor in a second process of a run.
 
-    The id follows from the run's folder, so that a resumed job goes on in its run. Under an agent of a
-    W&B sweep id and project are the sweep's, and its parameters replace what stands under their names:
-    `method: tinytl` the whole of `method`. So the names also stand under `chosen`, for the dashboards.
-    Raises UserError where W&B refuses what was asked for (no login for wandb=online); where it fails in any
-    other way the run goes on without it.
+    Its id is a hash of the run's folder, so that a resumed run goes on in the same W&B run. Under an agent
+    of a W&B sweep, id and project are the sweep's. The agent's parameters replace configuration of the same
+    key (`method: tinytl` replaces all of `method`), so names are also kept under `chosen`, for dashboards.
+    Raises UserError if W&B refuses the settings (wandb=online without a login); if it fails in any other
+    way, the run goes on without it.
     """
     wanted = experiment.wandb.mode != "disabled" and is_first_process()
     run = _begin(experiment) if wanted else None
@@ -97,7 +97,7 @@ def mirror(experiment: Experiment) -> Iterator[Mirror]:
 
 
 def _end(run: Any, exit_code: int) -> None:
-    """End a run and W&B's service, whose socket would stay among the temporary files of a sweep's job."""
+    """End a W&B run and W&B's service, whose socket would stay among the temporary files of a job."""
     import wandb
 
     run.finish(exit_code=exit_code)
@@ -106,7 +106,7 @@ def _end(run: Any, exit_code: int) -> None:
 
 @contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Let libraries that are imported make their temporary folders here: those of a killed run go with it."""
+    """Have libraries put temporary files into the run's folder, where those of a killed run are cleared."""
     folder.mkdir(parents=True, exist_ok=True)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
@@ -119,7 +119,7 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 def _begin(experiment: Experiment) -> Any:
     folder, asked, config = experiment.folder, experiment.wandb, experiment.config
     with _temporary_files_in(folder / TEMPORARY):
-        import wandb  # here: a run without W&B starts sooner
+        import wandb  # not at the top: a run without W&B starts sooner
         import wandb.errors
     chosen = {group: config[group]["name"] for group in CHOICES}
     limits = wandb.Settings(
@@ -136,17 +136,17 @@ def _begin(experiment: Experiment) -> Any:
         )  # fmt: skip
     except wandb.errors.UsageError as error:
         raise UserError(f"wandb.mode={asked.mode}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # of any kind
+    except Exception as error:  # of any type
         reason = (str(error) or type(error).__name__).splitlines()[0]
         log.warning("W&B could not begin (%s); the run goes on without it", reason)
         return None
 
 
 def summarize(logger: MirrorLogger | None, record: dict[str, Any]) -> None:
-    """Put the figures of results.json where panels can plot them, and the paper's beside.
+    """Log the figures of results.json, which panels plot, and those of the paper.
 
-    A panel cannot choose among the runs of a workspace, so the accuracy also stands under
-    `accuracy/DATASET`, which the runs on other data sets do not have.
+    A panel cannot choose among the runs of a workspace. Accuracy is therefore also logged as
+    `accuracy/DATASET`, which runs on other data sets do not have.
     """
     if logger is None:
         return
@@ -157,12 +157,12 @@ def summarize(logger: MirrorLogger | None, record: dict[str, Any]) -> None:
     figures[f"accuracy/{data}"] = metrics.get("test/top1", metrics.get("test/mean_accuracy"))
     if data in paper.data_sets():
         figures["paper"] = paper_table(data)
-    logger.experiment.log(figures)  # not in the summary alone: bars and lines are drawn from what was logged
+    logger.experiment.log(figures)  # bars and lines are drawn from what was logged, not from the summary
     logger.experiment.summary.update({**metrics, "status": record["status"]})
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested numbers under keys with slashes; what was not measured is left out."""
+    """Return nested numbers by keys with slashes; what was not measured is left out."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -173,7 +173,7 @@ def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def paper_table(data: str) -> Any:
-    """A W&B table of what the paper reports on a data set; memory is its own count, accuracy in %."""
+    """Return a W&B table of the paper's results on a data set: MB as the paper counts them, accuracy in %."""
     import wandb
 
     rows = [row for row in paper.table2() if data in row.top1]
@@ -184,9 +184,9 @@ def paper_table(data: str) -> Any:
 
 
 def upload(logger: MirrorLogger | None, folder: Path) -> None:
-    """Keep the weights with W&B: what was trained and tested, or what a pre-training ended with."""
-    found = [path for place in ("checkpoints", ".") if (path := folder / place / WEIGHTS).is_file()]
-    if logger is None or not found:
+    """Upload the weights that a run has tested, or those that a pre-training ended with."""
+    files = [path for place in ("checkpoints", ".") if (path := folder / place / WEIGHTS).is_file()]
+    if logger is None or not files:
         return
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name)[:128]  # what W&B allows
     import wandb
@@ -194,5 +194,5 @@ def upload(logger: MirrorLogger | None, folder: Path) -> None:
     artifact = wandb.Artifact(
         name, type="model", description="The trainable part: load with checkpoint=FILE."
     )
-    artifact.add_file(str(found[0]))
+    artifact.add_file(str(files[0]))
     logger.experiment.log_artifact(artifact)

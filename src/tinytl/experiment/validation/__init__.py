@@ -1,3 +1,3 @@
-"""What cannot work, refused before any work is done."""
+"""Refuse settings that cannot work, before any work is done."""
 
 import tinytl.networks.timm_alone  # noqa: F401  (before timm)

@@ -1,4 +1,4 @@
-"""Whether the accelerator, the number of devices and the precision asked for can be had on this machine."""
+"""Check that this machine has the accelerator, the devices and the precision asked for."""
 
 import os
 from typing import Any, Literal
@@ -18,7 +18,7 @@ PRECISIONS = (  # Lightning's names
 
 
 def check_devices(cfg: Any) -> None:
-    """Raise UserError where the machine cannot do as asked. A plan may be made for another machine."""
+    """Raise UserError if the machine cannot do as asked; a dry run may be meant for another machine."""
     accelerator, precision = cfg.trainer.accelerator, str(cfg.trainer.precision)
     if accelerator not in ACCELERATORS:
         raise UserError(_unknown("trainer.accelerator", accelerator, ACCELERATORS))
@@ -33,12 +33,12 @@ def check_devices(cfg: Any) -> None:
         raise UserError(f"trainer.precision={precision}: a CPU computes no 16-bit floats; bf16-mixed works")
     present = count(kind)
     if cfg.trainer.devices > present:
-        what = {"cpu": "cores", "cuda": "GPUs", "mps": "GPU"}[kind]
-        raise UserError(f"trainer.devices={cfg.trainer.devices}: must be at most {present}, the {what} here")
+        unit = {"cpu": "cores", "cuda": "GPUs", "mps": "GPU"}[kind]
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: must be at most {present}, the {unit} here")
 
 
 def chosen(accelerator: str) -> Kind | None:
-    """The kind of device that Lightning takes; None: it is not there."""
+    """Return the kind of device that Lightning takes; None: the machine has none of it."""
     present: dict[Kind, bool] = {
         "mps": torch.backends.mps.is_available(),
         "cuda": torch.cuda.is_available(),
@@ -49,7 +49,7 @@ def chosen(accelerator: str) -> Kind | None:
 
 
 def count(kind: Kind) -> int:
-    """How many processes may have a device of their own; on the CPU, a core."""
+    """Return how many processes can have a device of their own; on the CPU, a core."""
     if kind == "cuda":
         return torch.cuda.device_count()
     return (os.cpu_count() or 1) if kind == "cpu" else 1

@@ -1,16 +1,16 @@
-"""Names of runs' folders: which are refused, and how a setting becomes a part of one."""
+"""Names of runs' folders: which are refused, and how a setting is written in one."""
 
 import hashlib
 import re
 
 LONGEST_BYTES = 255  # file systems allow no more
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices on Windows
-# A value that could be taken for the settings after it: `x-lr_1` beside `x` and `lr=1`.
+# A value that reads as if settings followed it: `x-lr_1` could be `x` and `lr=1`.
 LIKE_SETTINGS = re.compile(r"-[A-Za-z][\w.]*_")
 
 
 def refusal(name: str) -> str | None:
-    """Why a name is no plain folder name; None: it is one."""
+    """Say why a name is not a plain folder name; None: it is one."""
     if not name.strip(". "):
         return "it is empty"
     if "/" in name or "\\" in name:
@@ -27,9 +27,9 @@ def refusal(name: str) -> str | None:
 
 
 def readable(value: str) -> str:
-    """A setting's value in letters that a folder's name may have.
+    """Return a setting's value in characters that a folder's name may have.
 
-    Where others are replaced a hash of the value follows, so that different values stay different.
+    If others are replaced, a hash of the value follows, so that different values stay different.
     """
     plain = re.sub(r"[^\w.+-]+", "+", value).strip("+")
     if plain == value and not LIKE_SETTINGS.search(value):
@@ -38,7 +38,7 @@ def readable(value: str) -> str:
 
 
 def shortened(text: str, most_bytes: int) -> str:
-    """The text, or its beginning and a hash of it where it takes more bytes."""
+    """Return the text; if it takes more bytes, its beginning and a hash of it."""
     whole = text.encode("utf-8", "surrogateescape")
     if len(whole) <= most_bytes:
         return text
@@ -46,5 +46,5 @@ def shortened(text: str, most_bytes: int) -> str:
 
 
 def short_hash(text: str) -> str:
-    """Eight hexadecimal digits."""
+    """Return eight hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

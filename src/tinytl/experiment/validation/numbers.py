@@ -1,4 +1,4 @@
-"""The range of every number in the configuration, and why it ends where it ends."""
+"""The range of every number in the configuration, and the reason for its upper end."""
 
 import math
 import os
@@ -12,11 +12,11 @@ from tinytl.errors import UserError
 
 @dataclass(frozen=True)
 class Range:
-    """From `least` to `most`, each of them included unless it is `open`."""
+    """The numbers from `least` to `most`, both included unless that end is open."""
 
     least: float
     most: float
-    why: str  # it ends there
+    why: str  # the reason for `most`, which the error gives
     open_below: bool = False
     open_above: bool = False
 
@@ -37,10 +37,10 @@ def _above_zero(most: float, why: str) -> Range:
 
 
 SHARE = Range(0, 1, "", open_above=True)
-LEARNING_RATE = _above_zero(1e3, "Adam moves every weight by about so much in a step")
+LEARNING_RATE = _above_zero(1e3, "Adam moves every weight by about that much in a step")
 EPOCHS = Range(1, 100_000, "more would not end")
 RESOLUTION = Range(32, 4096, "pixels a side; networks for classification look at 100 to 600")
-KERNEL = Range(1, 31, "feature maps are no larger where a lite residual sees them")
+KERNEL = Range(1, 31, "pixels; no map that a lite residual works on is larger")
 MOST_WORKERS = max(64, 4 * (os.cpu_count() or 1))
 SEED = Range(0, 2**32 - 1, "libraries take seeds of 32 bits")
 
@@ -73,7 +73,7 @@ NUMBERS = {
     "engine.recompute_above_px": Range(0, 4096, "pixels a side; no map is larger"),
     "engine.slice_kb": Range(1, 1e9, "1 TB; null does not slice"),
     "lite_residual.kernel_size": KERNEL,
-    "lite_residual.groups": Range(1, 1024, "layers have no more channels"),
+    "lite_residual.groups": Range(1, 1024, "no layer has more channels"),
     "lite_residual.expansion": _above_zero(64, "a lite residual is to be lite"),
     "lite_residual.pooling": Range(1, 64, "a map shrinks by this factor"),
     "trainer.gradient_clip_val": Range(0, 1e9, "no gradient is larger; null does not clip"),
@@ -89,7 +89,7 @@ LIMITS = {"train": 1, "val": 0, "test": 1}  # part -> the fewest batches; withou
 
 
 def check_numbers(cfg: Any) -> None:
-    """Raise UserError naming the first number that cannot be, and its bound."""
+    """Raise UserError naming the first number outside its range, and its bound."""
     for key, bounds in NUMBERS.items():
         value = OmegaConf.select(cfg, key)
         if value not in (None, "auto"):
@@ -113,7 +113,7 @@ def require(key: str, value: float, bounds: Range) -> None:
 
 
 def check_list(key: str, values: Any, bounds: dict[str, Range]) -> None:
-    """A list of one number for each name, each within its bounds; None: there is none."""
+    """Raise UserError unless `values` is None, or a number for each name in `bounds`, within its range."""
     if values is None:
         return
     if len(values) != len(bounds) or any(not isinstance(value, int | float) for value in values):
@@ -128,7 +128,7 @@ _COUNTED = {3: "three", 4: "four"}
 
 
 def _limit(key: str, value: float | None, fewest: int) -> None:
-    """A whole number of batches, or a share of them."""
+    """Raise UserError unless `value` is a whole number of batches (int) or a share of them (float)."""
     if value is None or (isinstance(value, int) and value >= fewest):
         return
     if isinstance(value, float) and (0 < value <= 1 or (value == 0 and fewest == 0)):

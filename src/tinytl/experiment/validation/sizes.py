@@ -1,4 +1,4 @@
-"""Sizes that no machine computes in a sensible time, refused before they are predicted or tried."""
+"""Refuse sizes that do not fit into the machine or take hours a step, before they are predicted or tried."""
 
 import math
 from typing import Any
@@ -7,18 +7,18 @@ from tinytl.errors import UserError
 from tinytl.experiment.resolve import engine_plan
 from tinytl.memory import process
 
-IMAGE_BYTES = 3 * 4  # a pixel: three channels in float32
+PIXEL_BYTES = 3 * 4  # three channels in float32
 MOST_SLICES = 3000  # of the largest map: a step takes minutes
 
 
 def check_sizes(cfg: Any) -> None:
-    """Raise UserError where a micro-batch cannot fit into the machine, or has too many slices."""
+    """Raise UserError if a micro-batch cannot fit into the machine, or has too many slices."""
     if cfg.resolution == "auto":
         return
     plan = engine_plan(cfg)
     asked = f"batch_size={cfg.batch_size} resolution={cfg.resolution}"
     images = cfg.batch_size // plan.micro_batches(cfg.batch_size)
-    size, total = images * cfg.resolution**2 * IMAGE_BYTES, process.total_bytes()
+    size, total = images * cfg.resolution**2 * PIXEL_BYTES, process.total_bytes()
     if total is not None and size > total:
         raise UserError(
             f"{asked}: the images of a step alone take {size / 1e9:.0f} GB, "
@@ -31,6 +31,6 @@ def check_sizes(cfg: Any) -> None:
     if slices > MOST_SLICES:
         larger = math.ceil((plan.slice_kb or 0) * slices / MOST_SLICES)
         raise UserError(
-            f"{asked} engine.slice_kb={plan.slice_kb:g}: a map would be computed in {slices} slices, for "
-            f"hours; engine.slice_kb={larger} or more, or a smaller engine.micro_batch"
+            f"{asked} engine.slice_kb={plan.slice_kb:g}: a map would be computed in {slices} slices, "
+            f"which takes hours; use engine.slice_kb={larger} or more, or a smaller engine.micro_batch"
         )

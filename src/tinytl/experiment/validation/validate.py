@@ -1,4 +1,4 @@
-"""Settings that cannot work, refused before any work is done."""
+"""Refuse a configuration that cannot work, before any work is done."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -41,12 +41,12 @@ ONE_OF = {
     "wandb.mode": ("offline", "online", "disabled"),
     "lite_residual.upsampling": ("bilinear", "nearest"),
 }
-LONGEST_PART = 255  # bytes of a part of a path; longer ones no file system takes
+LONGEST_PART = 255  # bytes; no file system takes a longer part of a path
 SHOWN = 80  # characters of a value that a message repeats
 
 
 def validate(cfg: Any) -> None:
-    """Raise UserError naming the first key that cannot work."""
+    """Raise UserError naming the first setting that cannot work."""
     refuse_unknown_keys(cfg)
     missing = OmegaConf.missing_keys(cfg) - ({"data.root"} if cfg.dry_run else set())
     if missing:
@@ -75,7 +75,7 @@ def validate(cfg: Any) -> None:
 
 
 def validate_starting_weights(cfg: Any) -> None:
-    """Raise UserError where a file of starting weights cannot be read; the data are read after that."""
+    """Raise UserError if a file of starting weights cannot be read. It is called before data are read."""
     source = cfg.checkpoint
     if source is None or source == EMBEDDED or is_url(source) or timm.is_model_pretrained(source):
         return
@@ -83,7 +83,7 @@ def validate_starting_weights(cfg: Any) -> None:
 
 
 def validate_data(cfg: Any, splits: Splits) -> None:
-    """Raise UserError where the settings do not fit the data."""
+    """Raise UserError if the settings do not fit the data."""
     source, classes = f"data={cfg.data.name}", len(splits.class_names)
     for part, images in (("training", splits.train), ("test", splits.test)):
         if len(images) == 0:
@@ -98,7 +98,7 @@ def validate_data(cfg: Any, splits: Splits) -> None:
         raise UserError(f"data.num_classes={asked}: the data has {classes} classes")
     if splits.task == "multiclass" and classes < 2:
         raise UserError(
-            f"{source}: the images have one class, {splits.class_names[0]}; nothing tells it apart"
+            f"{source}: the images have one class only, {splits.class_names[0]}; a classifier needs two"
         )
     if cfg.test_weights == "best" and splits.val is None and cfg.data.val_fraction == 0:
         raise UserError(NO_VALIDATION)
@@ -109,7 +109,7 @@ def validate_data(cfg: Any, splits: Splits) -> None:
 
 
 def refuse_unknown_keys(cfg: Any) -> None:
-    """Raise UserError for a key that the schema does not have: a leading `+` adds any to it."""
+    """Raise UserError for a key that the schema does not have; Hydra takes any with a leading `+`."""
     for key in _unknown_keys(cfg):
         raise UserError(unknown_key(key))
 
@@ -120,7 +120,7 @@ def _unknown_keys(node: Any, prefix: str = "") -> Iterator[str]:
         return
     known = {field.name for field in fields(schema)}
     for key in node:
-        if not prefix and key == "hydra":  # it checks its own
+        if not prefix and key == "hydra":  # Hydra checks its own keys
             continue
         if key not in known:
             yield f"{prefix}{key}"
@@ -131,7 +131,7 @@ def _unknown_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every text in the configuration."""
+    """Yield (dotted key, text) of every text in the configuration."""
     if isinstance(values, str):
         yield key, values
     elif isinstance(values, dict):
@@ -166,7 +166,7 @@ def _check_names(cfg: Any) -> None:
 
 
 def _budget(cfg: Any) -> None:
-    """Numbers, or `auto` where that means something."""
+    """Raise UserError unless resolution and memory budget are numbers, or `auto` where that is possible."""
     for key in ("resolution", "memory_budget_mb"):
         number = isinstance(cfg[key], int | float) and not isinstance(cfg[key], bool)
         if not number and cfg[key] != "auto" and (key, cfg[key]) != ("memory_budget_mb", None):
