@@ -3,7 +3,6 @@
 import json
 import os
 import zlib
-from pathlib import Path
 
 import numpy
 import processes
@@ -21,8 +20,7 @@ from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network
 from tinytl.weights.tensor_names import to_published
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"
+SHARED = processes.ROOT.parent / "shared"
 # the goldens' names of the methods -> ours
 PUBLISHED_METHODS = {
     "last": "last",
@@ -43,7 +41,7 @@ torch.set_num_threads(threads)
 @pytest.fixture(scope="session")
 def golden():
     """Reads a golden file by name."""
-    return lambda name: json.loads((ROOT / "tests" / "golden" / name).read_text())
+    return lambda name: json.loads((processes.ROOT / "tests" / "golden" / name).read_text())
 
 
 def filled(key, shape):

@@ -1,17 +1,16 @@
 """Packages import only from lower ones; a method or a data set is added by one file and one YAML."""
 
 import ast
-from pathlib import Path
 
 import pytest
 from configuration import experiment
 from fake_data import FAKE
+from processes import ROOT
 from tiny_network import TINY
 
 from tinytl.experiment.program import run
 from tinytl.methods import METHODS, Method
 
-ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "src" / "tinytl"
 # From the ground up: a room imports from itself and from the floors below.
 FLOORS = [

@@ -5,7 +5,7 @@ import json
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from conftest import ROOT
+from processes import ROOT
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import json
 import re
 
-from conftest import ROOT
 from fake_data import FAKE
+from processes import ROOT
 
 
 def test_two_processes_on_the_cpu(program, tmp_path, monkeypatch):

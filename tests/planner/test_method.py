@@ -6,8 +6,8 @@ from statistics import mean
 
 import pytest
 import torch
-from conftest import ROOT
-from test_planner import assert_predicted
+from processes import ROOT
+from test_engine_plan import assert_predicted
 
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan

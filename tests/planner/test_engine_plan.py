@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
-from conftest import ROOT
+from processes import ROOT
 
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan

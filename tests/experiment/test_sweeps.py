@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from pathlib import Path
 
 import processes
 import pytest
@@ -13,6 +12,7 @@ from configuration import composed
 from fake_data import FAKE
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from processes import ROOT
 
 from tinytl.data.loading import load_data
 from tinytl.errors import UserError
@@ -24,7 +24,6 @@ from tinytl.experiment.sweep.planned import planned
 from tinytl.experiment.sweep.progress import SweepProgress
 from tinytl.experiment.validation.validate import validate
 
-ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 QUICK = [*FAKE, "debug=fast", "trainer.limit_train_batches=1.0", "epochs=4", "resolution=32"]
 

@@ -4,11 +4,11 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import ROOT
 
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan, make_lean
@@ -320,7 +320,7 @@ def test_layers_keep_what_equation_2_needs():
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_under_a_limit_of_the_operating_system():
     """At 150 MB above idle the lean engine trains where stock PyTorch dies."""
-    script = Path(__file__).with_name("memory_limit.py")
+    script = ROOT / "tests" / "memory_limit.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

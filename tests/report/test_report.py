@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pandas
 import pytest
-from conftest import ROOT
+from processes import ROOT
 
 import report
 from tinytl.paper import tables as paper
@@ -89,7 +89,7 @@ def reported(folder, tmp_path, monkeypatch):
         report.main()
         return tmp_path / "report"
 
-    monkeypatch.setattr(tables, "count_mb", lambda cell: 37.1)  # seconds; test_paper_count has the figures
+    monkeypatch.setattr(tables, "count_mb", lambda cell: 37.1)  # seconds; test_count has the figures
     return run
 
 

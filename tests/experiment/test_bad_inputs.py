@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import fake_data
 import numpy
@@ -16,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from processes import ROOT
 from pytorch_lightning import seed_everything
 
 import bench
@@ -36,8 +36,6 @@ from tinytl.experiment.validation import devices, folder_names
 from tinytl.experiment.validation.numbers import CHANNELS, SHARE, check_list
 from tinytl.experiment.validation.validate import validate, validate_data
 from tinytl.memory import process
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

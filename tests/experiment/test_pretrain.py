@@ -5,9 +5,9 @@ import json
 import numpy
 import pytest
 import torch
-from conftest import ROOT
 from fake_data import FAKE
 from PIL import Image
+from processes import ROOT
 from safetensors.torch import load_file
 from tiny_network import TINY
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from processes import ROOT
 
 from tinytl.engine import EnginePlan, kernels, make_lean
 from tinytl.engine.kernel_library import CompileError, cache_folder, load_library

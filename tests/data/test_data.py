@@ -12,6 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from processes import ROOT
 from scipy.io import savemat
 
 from tinytl.data import celeba, cifar, cub200, digits, folder, generated, torchvision_sets
@@ -21,8 +22,6 @@ from tinytl.data.splits import Splits
 from tinytl.data.transforms import test_transform as evaluation_transform
 from tinytl.data.transforms import train_transform
 from tinytl.errors import UserError
-
-ROOT = Path(__file__).parent.parent
 
 
 def write_image(path, value=128, size=(20, 16)):

@@ -5,12 +5,12 @@ import json
 import math
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fake_data import FAKE, IMAGES
+from processes import ROOT
 from pytorch_lightning import Trainer
 from safetensors import safe_open
 from tiny_network import TINY
@@ -21,8 +21,6 @@ from tinytl.experiment.program import run
 from tinytl.experiment.validation import numbers as bounds
 from tinytl.methods import METHODS
 from tinytl.training.classifier import ImageClassifier
-
-ROOT = Path(__file__).parent.parent
 
 
 def options(group):

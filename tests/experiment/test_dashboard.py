@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,7 @@ import wandb
 import wandb.errors
 from configuration import composed, experiment
 from omegaconf import OmegaConf
+from processes import ROOT
 from tiny_network import TINY
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
@@ -21,7 +21,6 @@ from tinytl.experiment.tracking import mirror as tracking
 from tinytl.experiment.validation.validate import validate
 from tinytl.memory.meter import KINDS
 
-ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 BY_LIGHTNING = {"train/loss_step", "train/loss", "val/top1", "trainer/global_step"}
 
