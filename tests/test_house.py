@@ -87,11 +87,11 @@ def test_a_data_set_is_a_file_and_a_yaml(ran, searched, tmp_path, monkeypatch):
 
 def test_the_same_configuration_gives_the_same_experiment():
     """Also where a memory budget decides."""
-    budget = ["memory_budget_mb=2", "resolution=auto", *FAKE]
-    first, second = (experiment(*budget, "method=auto", "resolution=auto") for _ in range(2))
+    budget = ["memory_budget_mb=2", *FAKE, "resolution=64"]
+    first, second = (experiment(*budget, "method=auto") for _ in range(2))
     assert first == second and first.predicted_mb is not None and first.predicted_mb <= 2
     assert first.settings.asked["method.name"] == "auto" and first.config["method"]["name"] in METHODS
-    assert experiment(*budget, "method=tinytl", "resolution=auto") != first
+    assert experiment(*budget, "method=tinytl") != first
 
 
 def test_a_configuration_is_read_only_once_it_is_validated(configured, capsys):

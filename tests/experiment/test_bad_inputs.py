@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import fake_data
 import numpy
+import processes
 import pytest
 import torch
 from configuration import composed
@@ -330,7 +331,7 @@ def test_data_that_the_settings_do_not_fit():
             fake_data.load_multilabel(None),
             "has 40 classes",
         ),
-        ([], replace(fake, class_names=("a",)), "the images have one class, a"),
+        ([], replace(fake, class_names=("a",)), "the images have one class only, a"),
         ([], replace(fake, train=Images([], [])), "the training set has no images"),
         ([], replace(fake, test=Images([], [])), "the test set has no images"),
         ([], replace(fake, class_names=("a", "b")), "a training label is not one of the 2 classes"),
@@ -425,11 +426,7 @@ def test_suggestions(wanted, hint):
     [
         (lambda given: key_values(given, report.Options), "outptus=x", "did you mean outputs?"),
         (lambda given: key_values(given, report.Options), "outputs", "outputs: not key=value"),
-        (
-            lambda given: key_values(given, report.Options),
-            "--help",
-            "--help: unknown; one of outputs, output_dir",
-        ),
+        (lambda given: key_values(given, report.Options), "--hepl", "--hepl: unknown; one of outputs, "),
         (lambda given: key_values(given, dashboard.Options), "entitty=me", "did you mean entity?"),
         (lambda given: key_values(given, dashboard.Options), "dry_run=perhaps", "dry_run: "),
         (bench.parse, "modle=resnet50", "did you mean model?"),
@@ -493,18 +490,16 @@ PROGRAMS = [
 
 def test_the_programs_end_with_one_line(tmp_path):
     """Exit code, no traceback, nothing written."""
+    folder = tmp_path / "here"
     begun = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "src" / name), *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        )
-        for name, arguments, _, _ in PROGRAMS
-    ]  # fmt: skip
-    for process_, (_, _, code, message) in zip(begun, PROGRAMS, strict=True):
-        out, err = process_.communicate()
-        assert process_.returncode == code and not out
-        assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+        processes.start(folder, arguments, name, str(number))
+        for number, (name, arguments, _, _) in enumerate(PROGRAMS)
+    ]
+    for program, (_, _, code, message) in zip(begun, PROGRAMS, strict=True):
+        assert program.wait() == code and not program.stdout
+        error = program.said
+        assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+    assert not list(folder.iterdir())
 
 
 def test_nothing_but_locks_needs_posix(tmp_path):

@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     last = tmp_path / "other" / "checkpoints" / "last.ckpt"
     last.write_bytes(damage(last.read_bytes()))
     run(configured(*LONG, "name=other", "resume=true"))
-    assert any("last.ckpt" in line and "the one before it" in line for line in caplog.messages)
+    assert any("last.ckpt" in line and "the checkpoint before it" in line for line in caplog.messages)
     assert outcome(tmp_path / "other") == outcome(tmp_path / "whole")
 
 

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from tinytl.methods import freeze
 from tinytl.networks.blocks import block_names, has_shortcut
 from tinytl.networks.construct import build_on_meta
-from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
+from tinytl.networks.lite_residual import LiteResidualBlock, LiteResidualConfig
 from tinytl.networks.proxylessnas import ARCHITECTURES
 from tinytl.networks.spec import NetworkSpec
 
@@ -81,9 +81,6 @@ def count(network: Any, resolution: int, blocks: int | None = None) -> PaperCoun
     enters_body = any(p.requires_grad and id(p) not in head for p in parameters)
     counter = _Counter(backward_enters_body=enters_body and blocks is None)
     handles = [handle for module in network.modules() for handle in counter.watch(module)]
-    for module in network.modules():
-        if isinstance(module, LiteResidual):
-            module.upsampling = "nearest"  # the same shapes, in a tenth of the time on the meta device
     if first is not None:
         handles.append(first.register_forward_pre_hook(counter.enter_body))
     network.eval()

@@ -35,7 +35,7 @@ def help_text(program: str, config: str) -> str:
         *(line for group in GROUPS for line in _group(group)),
         "",
         "Knobs, as KEY=VALUE, with their defaults (of data.*: those of data=folder; data sets differ):",
-        *(_aligned(f"  {key}={default}", meaning) for key, (default, meaning) in knobs.items()),
+        *(aligned(f"  {key}={default}", meaning) for key, (default, meaning) in knobs.items()),
     ]
     return "\n".join(lines)
 
@@ -56,9 +56,9 @@ def _group(group: str) -> Iterator[str]:
     """Yield a line for each option of a group: its name and the first sentence of its file."""
     name = f"+{group}=" if group == "sweeps" else f"{group}="
     for path in sorted((CONF / group).glob("*.yaml")):
-        yield _aligned(f"  {name}{path.stem}", _first_sentence(path.read_text(encoding="utf-8")))
+        yield aligned(f"  {name}{path.stem}", _first_sentence(path.read_text(encoding="utf-8")))
     if group == "model":
-        yield _aligned("  model=NAME", "any other CNN, by its name in timm")
+        yield aligned("  model=NAME", "any other CNN, by its name in timm")
 
 
 def _first_sentence(text: str) -> str:
@@ -87,7 +87,7 @@ def _knobs(path: Path, above: str) -> Iterator[tuple[str, str, str]]:
             yield f"{above}{section}{match['key']}", match["value"], match["meaning"] or ""
 
 
-def _aligned(left: str, right: str) -> str:
+def aligned(left: str, right: str) -> str:
     """Align two columns; where `left` is too long for its column, `right` follows on the next line."""
     if not right:
         return left

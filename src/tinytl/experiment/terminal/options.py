@@ -1,6 +1,7 @@
 """Parse `key=value` pairs: the command line of the programs that Hydra does not configure."""
 
 import inspect
+import re
 import sys
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tinytl.errors import UserError
-from tinytl.experiment.terminal.help import wants_help
+from tinytl.experiment.terminal.help import aligned, wants_help
 from tinytl.experiment.terminal.suggestions import did_you_mean
 
 Options = TypeVar("Options")
@@ -49,9 +50,15 @@ def key_values(arguments: list[str], options: type[Options]) -> Options:
 
 
 def _help(options: type[Any]) -> str:
-    """Return the program's docstring, and its options as the source has them, with defaults and comments."""
-    source = inspect.getsource(options).splitlines()
-    lines = [line.strip() for line in source if ":" in line and "=" in line]
-    return "\n".join(
-        [sys.modules["__main__"].__doc__ or "", "Options, as KEY=VALUE:", *(f"  {x}" for x in lines)]
-    )
+    """The program's docstring, and its options with their defaults and the comments beside them."""
+    comments = dict(re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(options), re.MULTILINE))
+    defaults = vars(options())
+    lines = [aligned(f"  {key}={_typed(defaults[key])}", comments.get(key, "")) for key in defaults]
+    return "\n".join([sys.modules["__main__"].__doc__ or "", "Options, as KEY=VALUE:", *lines])
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return ",".join(f'"{item}"' if " " in str(item) else str(item) for item in value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
