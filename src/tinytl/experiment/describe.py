@@ -56,13 +56,16 @@ def show(experiment: Experiment) -> None:
     network = build_on_meta(step.shapes.spec)
     freeze(network, step.method, step.blocks)
     show_parameters(parameter_table(network), experiment)
+    predicted = "not known, because two networks take part"  # in an adaptation
+    if experiment.predicted_mb is not None:
+        predicted = f"{experiment.predicted_mb:.1f} MB"
     console.print(
         f"{values['model']}, {values['norm']}, {values['method']} ({METHODS[values['method']].what}), "
         f"{values['resolution']} px, batch {values['batch_size']}, {values['num_classes']} classes\n"
         f"the paper's count of its training memory: {values['paper_mb']:.1f} MB"
         f" (parameters {values['params_mb']:.1f}, activations {values['activation_mb_per_image']:.2f} an"
         f" image); of the network as trained: {values['paper_bare_mb']:.1f} MB\n"
-        f"predicted for a step of engine={step.engine}, all counted: {values['predicted_mb']:.1f} MB",
+        f"predicted for a step of engine={step.engine}, all counted: {predicted}",
         highlight=False,
     )
     sys.stderr.flush()

@@ -1,6 +1,7 @@
 """Execute an Experiment: turn it into objects, train, test."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tinytl.experiment.describe import describe, show_parameters
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.record.folder import Beginning
 from tinytl.experiment.record.outcome import keep
+from tinytl.experiment.resolve import num_classes
 from tinytl.memory import process
 from tinytl.memory.activation_bits import activation_bits
 from tinytl.memory.callback import MeasureMemory
@@ -45,6 +47,21 @@ class Place:
     stop: StopRequests
     fingerprint: str
     data_digest: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """The functions in which a run and the two kinds of pre-training differ."""
+
+    build: Callable[[Experiment, Inspected, Place], Any]
+    fit: Callable[[Experiment, Any, Any], dict[str, Any]]  # returns what goes into results.json
+    num_classes: Callable[[Any, Inspected], int]
+    needs_labels: bool = True
+
+
+def classes_of_the_data(cfg: Any, data: Inspected) -> int:
+    """Return how many classes a classifier of this data has."""
+    return num_classes(cfg, len(data.splits.class_names))
 
 
 @dataclass
@@ -218,3 +235,6 @@ def _memory_figures(job: Job) -> dict[str, Any]:
         "process_mb": process.peak_process_bytes() / 1e6,
         "cuda_mb": cuda and cuda / 1e6,
     }
+
+
+CLASSIFICATION = Work(build, fit_and_test, classes_of_the_data)

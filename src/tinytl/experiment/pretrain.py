@@ -15,9 +15,8 @@ from tinytl.data.inspection import Inspected
 from tinytl.data.loading import FOLDER_LOADER, load_data
 from tinytl.data.transforms import test_transform
 from tinytl.experiment import execute
-from tinytl.experiment.execute import Job, Place
+from tinytl.experiment.execute import Job, Place, Work, classes_of_the_data
 from tinytl.experiment.experiment import Experiment
-from tinytl.experiment.run import Work, classes_of_the_data
 from tinytl.networks.blocks import silence_residual_branches
 from tinytl.training.curves import Curves
 from tinytl.training.exact_resume import ExactResume

@@ -4,6 +4,7 @@ Lightning takes seconds to import. Modules that need it are imported inside func
 the configuration is reported first.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -55,7 +56,8 @@ def run(cfg: Any) -> None:
     """Validate the configuration, make it read-only and resolve it; then describe or execute the run."""
     validate(cfg)
     OmegaConf.set_readonly(cfg, True)
-    print(_first_line(cfg), file=sys.stderr, flush=True)
+    if "LOCAL_RANK" not in os.environ:  # Lightning sets it for the other processes of a run
+        print(_first_line(cfg), file=sys.stderr, flush=True)
     from tinytl.experiment.run import describe_or_execute
 
     describe_or_execute(cfg)

@@ -3,7 +3,6 @@
 import logging
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 from tinytl.data.inspection import Inspected
 from tinytl.data.loading import load_data
 from tinytl.errors import UserError
-from tinytl.experiment import describe, execute
-from tinytl.experiment.execute import Place
-from tinytl.experiment.experiment import Experiment
+from tinytl.experiment import describe, execute, pretrain
+from tinytl.experiment.execute import CLASSIFICATION, Place, Work
 from tinytl.experiment.record.fingerprint import fingerprint
 from tinytl.experiment.record.folder import beginning, clear, has_state, locked, remove_leftovers
 from tinytl.experiment.record.outcome import outcome_of, write_record
@@ -30,24 +28,6 @@ log = logging.getLogger("tinytl")
 
 
 @dataclass(frozen=True)
-class Work:
-    """The functions in which a run and the two kinds of pre-training differ."""
-
-    build: Callable[[Experiment, Inspected, Place], Any]
-    fit: Callable[[Experiment, Any, Any], dict[str, Any]]  # returns what goes into results.json
-    num_classes: Callable[[Any, Inspected], int]
-    needs_labels: bool = True
-
-
-def classes_of_the_data(cfg: Any, data: Inspected) -> int:
-    """Return how many classes a classifier of this data has."""
-    return num_classes(cfg, len(data.splits.class_names))
-
-
-CLASSIFICATION = Work(execute.build, execute.fit_and_test, classes_of_the_data)
-
-
-@dataclass(frozen=True)
 class Begin:
     """What to do with an earlier run in the folder: the knobs `resume` and `overwrite`."""
 
@@ -59,8 +39,6 @@ def work_of(cfg: Any) -> Work:
     """Return the work of a configuration: pre-training if it has the keys for that, otherwise a run."""
     if "teacher" not in cfg:
         return CLASSIFICATION
-    from tinytl.experiment import pretrain
-
     return pretrain.ADAPTATION if cfg.teacher is not None else pretrain.SUPERVISED
 
 

@@ -30,7 +30,8 @@ def planned(cfg: Any) -> dict[str, Any]:
         experiment = resolve(cfg, facts(num_classes(cfg)))
     except UserError as error:
         return {**row, "status": "failed", "reason": one_line(error), "predicted_seconds": None}
-    print(f"{experiment.name}: {experiment.predicted_mb:.1f} MB", file=sys.stderr)
+    if experiment.predicted_mb is not None:
+        print(f"{experiment.name}: {experiment.predicted_mb:.1f} MB", file=sys.stderr)
     status, seconds = _status(cfg, experiment.settings.asked), _seconds(experiment.config)
     return {
         **row, **describe(experiment), "status": status, "reason": None, "predicted_seconds": seconds,

@@ -5,10 +5,10 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2.interface import PanelTypes
 
+from tinytl.memory.meter import KINDS
 from tinytl.paper import tables as paper
 
 MEASURED = wr.SummaryMetric("memory/measured_mb")
-KINDS = ("parameters", "activations", "gradients", "optimizer", "batch", "transients")
 GROUPED_BY = {"method": "chosen.method", "norm": "chosen.norm", "batch size": "batch_size"}
 ABOUT = """\
 Transfer learning where memory is short, after TinyTL (Cai, Gan, Zhu, Han, NeurIPS 2020). Accuracies are
