@@ -3,13 +3,16 @@
 import ast
 
 import pytest
-from configuration import experiment
+from configuration import composed, experiment
 from fake_data import FAKE
 from processes import ROOT
 from tiny_network import TINY
 
+from tinytl.engine import EnginePlan
 from tinytl.experiment.program import run
+from tinytl.experiment.resolve import engine_plan, lite_residual_shape
 from tinytl.methods import METHODS, Method
+from tinytl.networks.lite_residual import LiteResidualConfig
 
 LIBRARY = ROOT / "src" / "tinytl"
 # From the ground up: a room imports from itself and from the floors below.
@@ -99,3 +102,9 @@ def test_a_configuration_is_read_only_once_it_is_validated(configured, capsys):
     run(cfg)
     with pytest.raises(Exception, match="read-only"):
         cfg.seed = 1
+
+
+def test_conf_restates_the_defaults_of_the_library():
+    cfg = composed()
+    assert engine_plan(cfg) == EnginePlan()
+    assert lite_residual_shape(cfg) == LiteResidualConfig()
