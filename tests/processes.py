@@ -147,6 +147,9 @@ def _become(folder: Path, log: Path, script: str, arguments: list[str], variable
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 128 + signal.SIGINT  # as Python itself ends
     except BaseException:
         traceback.print_exc()
     finally:
