@@ -1,6 +1,6 @@
 """Cause faults around runs (full disks, kills, damaged files) and check what follows.
 
-    python tests/faults.py [only=TEXT] [jobs=100] [steps=2000]
+    python tests/faults.py [only=TEXT] [jobs=100] [steps=8000]
 
 Signals, kills, full and read-only disks, two runs at once, W&B and compilers that fail, damaged files, and
 memory over long runs. Prints a row per case: which rows of docs/reliability.md it is about, what was done,

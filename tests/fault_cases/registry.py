@@ -32,7 +32,7 @@ class Options:
 
     only: str = ""  # cases whose name or module contains this
     jobs: int = 100  # of the sweep whose memory is watched
-    steps: int = 2000  # of the training whose memory is watched; far fewer see its beginning alone
+    steps: int = 8000  # of the training whose memory is watched; far fewer see its beginning alone
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tinytl.networks.norms import WeightStandardizedConv2d, standardize
 from tinytl.weights.checkpoints import canonical
 
-LARGEST_SCALE = 20.0  # of a norm; a dead channel's would grow without limit
+LARGEST_SCALE = 20.0  # limits a norm's scale, which would otherwise be infinite in a dead channel
 
 
 @dataclass

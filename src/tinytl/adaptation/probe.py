@@ -15,7 +15,7 @@ from tinytl.data.images import Images, Transformed
 from tinytl.data.splits import Splits
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression
-HELD_OUT = 0.2  # of the training set, to choose the strength on
+HELD_OUT = 0.2  # share of the training set on which the strength is chosen
 
 
 def linear_probe(network: Any, splits: Splits, transform: Callable[[Any], Tensor], seed: int = 0) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from tinytl.system.files import cache_folder
 
-FORMAT = 1  # of the table; raise it also when the rules of the check change
+FORMAT = 1  # version of the table; raise it when its columns, or the rules of the check, change
 WAIT_SECONDS = 10  # how long to wait for another process that is writing
 TABLE = """create table if not exists files (
     path blob primary key, size integer, mtime_ns integer, ctime_ns integer, digest blob, decoded integer

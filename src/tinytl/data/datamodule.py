@@ -159,7 +159,7 @@ class ImageDataModule(LightningDataModule):
         if self.drifting:
             order: EpochShuffle | Drift = Drift(self.drifting, self.seed)
         else:
-            step_images = self.batch_size * _process()[1]  # of all processes
+            step_images = self.batch_size * _process()[1]  # what all processes together see in a step
             count = len(self.train_set) // step_images * step_images or len(self.train_set)
             order = EpochShuffle(len(self.train_set), count, self.seed, self._place["epoch"])
         seen = self._place["batches"] * self.micro_batch

@@ -88,7 +88,7 @@ def as_asked(cfg: Any) -> dict[str, Any]:
 def settings_as_asked(cfg: Any) -> Settings:
     """Return the settings that decide results, before a memory budget changes them."""
     asked = of_consequence(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    return Settings(asked, of_consequence(as_asked(cfg)))
+    return Settings(asked, {**asked, "lr": learning_rate(cfg, cfg.method.name)})
 
 
 def _named_as(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -134,9 +134,8 @@ def _within_budget(
             "memory_budget_mb=%g: %d px, %s; predicted %.1f MB",
             budget_mb, shapes.resolution, knobs, predicted_mb,
         )  # fmt: skip
-    spec = replace(
-        step.spec, lite_residual=shapes.spec.lite_residual
-    )  # with its checkpoint and seed, which `shapes` lacks
+    # With the checkpoint and the seed, which `shapes` lacks.
+    spec = replace(step.spec, lite_residual=shapes.spec.lite_residual)
     plan = replace(shapes.plan, compile=step.plan.compile)
     return replace(shapes, spec=spec, plan=plan, channels_last=step.channels_last), predicted_mb
 

@@ -1,7 +1,6 @@
 """Every knob with its type: the schema that Hydra checks the YAML files and the command line against."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -9,12 +8,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
 from tinytl.engine.plan import EnginePlan
+from tinytl.experiment.terminal.help import CONF as CONF
 from tinytl.experiment.terminal.overrides import plain_value
 from tinytl.experiment.validation import folder_names
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.records.results import OF_NO_CONSEQUENCE
 
-CONF = Path(__file__).parents[3] / "conf"
 # Settings that add nothing to a run's name: they are in it anyway, or do not affect results
 NOT_IN_NAME = {
     *("data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),

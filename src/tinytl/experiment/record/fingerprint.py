@@ -11,19 +11,14 @@ from typing import Any
 
 from tinytl.weights.download import local_path
 
-SRC = Path(__file__).parents[3]
-DECIDING = (
-    "py",
-    "cpp",
-    "safetensors",
-    "csv",
-)  # suffixes; csv, because method=auto chooses by the tables of the paper
-# Code that shows or keeps results, but computes none; paths below SRC.
+PACKAGE = Path(__file__).parents[2]  # the programs beside it start what is in it, and compute nothing
+# Suffixes of what decides; csv, because method=auto chooses by the tables of the paper.
+DECIDING = ("py", "cpp", "safetensors", "csv")
+# Code that shows or keeps results, but computes none; paths in the package.
 SHOWING = (
-    *("bench.py", "dashboard.py", "report.py", "tinytl/benchmark", "tinytl/report"),
-    *("tinytl/experiment/terminal", "tinytl/experiment/tracking", "tinytl/experiment/record/outcome.py"),
-    *("tinytl/experiment/sweep/progress.py", "tinytl/experiment/sweep/table.py"),
-    *("tinytl/experiment/validation/folder_names.py", "tinytl/experiment/sweep/planned.py"),
+    *("benchmark", "report", "experiment/terminal", "experiment/tracking", "experiment/record/outcome.py"),
+    *("experiment/sweep/planned.py", "experiment/sweep/progress.py", "experiment/sweep/table.py"),
+    "experiment/validation/folder_names.py",
 )
 
 
@@ -39,13 +34,13 @@ def fingerprint(asked: Mapping[str, Any], data_digest: str) -> str:
 @cache
 def _code() -> str:
     """Hash all code that computes or decides results, without comments and docstrings."""
-    files = [path for kind in DECIDING for path in sorted(SRC.rglob(f"*.{kind}"))]
+    files = [path for kind in DECIDING for path in sorted(PACKAGE.rglob(f"*.{kind}"))]
     return _sha("".join(_meaning(path) for path in files if not _only_shows(path)).encode())
 
 
 def _only_shows(path: Path) -> bool:
     """Whether a file shows or keeps results, but computes none."""
-    inside = path.relative_to(SRC).as_posix()
+    inside = path.relative_to(PACKAGE).as_posix()
     return any(inside == shown or inside.startswith(f"{shown}/") for shown in SHOWING)
 
 

@@ -122,9 +122,8 @@ def _in_a_process_of_its_own(
     record = read_record(folder / "results.json")
     if process.exitcode and record.get("status") == "finished":  # an earlier run's record, which stays
         return {"status": "failed", "reason": "it could not go on, as said above; its earlier results stay"}
-    if (
-        process.exitcode and record.get("status", "running") == "running"
-    ):  # it was killed before it could record that
+    was_running = record.get("status", "running") == "running"
+    if process.exitcode and was_running:  # it was killed before it could record that
         record |= _killed(process.exitcode, kills)
         write_json(folder / "results.json", record)
     return record

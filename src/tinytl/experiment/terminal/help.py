@@ -72,18 +72,19 @@ def _first_sentence(text: str) -> str:
 
 def _knobs(path: Path, above: str) -> Iterator[tuple[str, str, str]]:
     """Yield (dotted key, default, meaning) of every knob of a file."""
-    section = ""
+    section: str | None = ""  # None: in a part of the file that holds no knobs
     for line in path.read_text(encoding="utf-8").splitlines():
         match = KNOB.fullmatch(line)
-        if match is None or match["key"] in ("defaults", "hydra"):
-            section = "hydra." if match else section
+        if match is None:
             continue
         if not match["indent"]:
-            section = ""
-            if not match["value"] or match["value"].startswith("{"):
-                section = f"{match['key']}."
+            opens = not match["value"] or match["value"].startswith("{")
+            section = f"{match['key']}." if opens else ""
+            if match["key"] in ("defaults", "hydra"):
+                section = None
+            if opens:
                 continue
-        if section != "hydra.":
+        if section is not None:
             yield f"{above}{section}{match['key']}", match["value"], match["meaning"] or ""
 
 
