@@ -280,6 +280,8 @@ class _Step:
 
 def _pointwise(weight: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
     """Write a 1x1 convolution into `out`, or add it: (out, in), (n, in, H, W) -> (n, out, H, W)."""
+    if out.is_meta:  # the memory prediction needs no values, and a product of meta tensors is slow
+        return
     for image, target in zip(x.flatten(2), out.flatten(2), strict=True):  # (in, H * W), (out, H * W)
         torch.addmm(target, weight, image, beta=float(add), out=target)
 

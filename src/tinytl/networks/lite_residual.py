@@ -160,11 +160,12 @@ def fit_statistics(network: nn.Module, images: Tensor) -> None:
         for norm in (module.bn1, module.final_bn)
         if isinstance(norm, nn.BatchNorm2d)
     ]
+    momenta = [norm.momentum for norm in norms]
     network.eval()
     for norm in norms:
         norm.train()
         norm.momentum = 1.0  # the statistics of these images alone
     network(images)
-    for norm in norms:
-        norm.momentum = 0.1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
         norm.eval()

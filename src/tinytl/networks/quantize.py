@@ -33,6 +33,9 @@ class QuantizedTensor:
 
 def quantize_int8(weight: Tensor) -> QuantizedTensor:
     """Quantise symmetrically to int8, with one scale per output channel (dimension 0)."""
+    if weight.is_meta:
+        scale = weight.new_empty(len(weight), *[1] * (weight.ndim - 1))
+        return QuantizedTensor(torch.empty_like(weight, dtype=torch.int8), scale)
     scale = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True) / 127
     scale = scale.clamp_min(torch.finfo(weight.dtype).tiny)  # for a channel of zeros
     return QuantizedTensor((weight / scale).round().clamp(-127, 127).to(torch.int8), scale)

@@ -42,7 +42,8 @@ def get(record: Any, key: str, default: Any = None) -> Any:
 def departures(config: dict[str, Any]) -> list[str]:
     """The keys in which a run's configuration departs from the paper's recipe; none if it reproduces it.
 
-    The learning rate, for instance, must be the paper's for the data set.
+    The learning rate, for instance, must be the paper's for the data set. A setting that the record does not
+    have is no departure: the run is older than the setting, and what it did was the default of today.
     """
     keys = [key for key, value in VALUES.items() if get(config, key, value) != value]
     keys += [key for key in LIMITS if limited(config, key)]

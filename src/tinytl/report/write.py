@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def all_tables(
     """Every table by the name of its file, in the order of TITLES."""
     by_name = {str(name): tables.wide(of_table) for name, of_table in cells.groupby("table")}
     by_name |= {"table1": tables.table1(runs), "figure1": tables.figure1()}
-    by_name |= {name: tables.ours(name, runs) for name in tables.OURS}
-    by_name |= {"real_images": tables.real_images(runs), "batch_sizes": tables.batch_sizes(runs)}
+    with_more_columns = {"real_images": tables.real_images, "batch_sizes": tables.batch_sizes}
+    for name in tables.OURS:
+        by_name[name] = with_more_columns.get(name, partial(tables.ours, name))(runs)
     by_name |= {"memory": tables.memory(runs), "pareto": tables.pareto(runs)}
     by_name |= {"not_finished": others, "coverage": coverage.coverage(cells)}
     return {name: by_name[name] for name in TITLES}
