@@ -175,7 +175,7 @@ class _Clamp(torch.autograd.Function):
 
 
 def lean_standardization(conv: WeightStandardizedConv2d, kernels: Kernels) -> None:
-    """Let a trainable convolution standardise its weight faster, and keep only the weight for that."""
+    """Let a trainable convolution standardise its weight faster, and keep for it the weight alone."""
     conv.standardize = lambda weight: _Standardize.apply(weight, kernels)  # type: ignore[method-assign]
 
 
