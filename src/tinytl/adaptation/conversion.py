@@ -24,7 +24,7 @@ LARGEST_SCALE = 20.0  # limits a norm's scale, which would otherwise be infinite
 
 @dataclass
 class Unit:
-    """A norm and the convolutions before it, by their names in the student, with the final layers."""
+    """A norm and the convolutions before it: their names in the student, and the layers to replace them."""
 
     norm: str
     final_norm: nn.GroupNorm

@@ -45,7 +45,7 @@ class EpochShuffle(Sampler[int]):
 
 
 class Drift(Sampler[int]):
-    """Each image once, while classes come and go: at any time about a quarter of the classes is seen.
+    """Yields each image once, while classes come and go: at any time about a quarter of them is seen.
 
     The order of the classes, and of the images, depends on `seed`.
     """
@@ -66,7 +66,7 @@ class Drift(Sampler[int]):
 
 
 class Resumed(Sampler[int]):
-    """Another sampler's order, whose first pass skips the images that were seen before an interruption.
+    """Another sampler's order; the first pass leaves out the images seen before an interruption.
 
     Its length stays that of a whole pass, because Lightning's count includes the batches that were seen.
     """

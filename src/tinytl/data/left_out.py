@@ -22,7 +22,7 @@ MOST_EXAMPLES, MOST_KINDS = 3, 12
 
 
 def left_out_line(root: Folder, folders: Iterable[Folder], no_class: Iterable[Path] = ()) -> str | None:
-    """A line on the entries left out of `folders` and the images in `no_class`; None if there are none."""
+    """Say in a line what is left out of `folders`, and which images have no class; None: nothing."""
     kinds: dict[str, list[Path]] = {NO_CLASS: list(no_class)}
     for folder in folders:
         for kind, paths in folder.left_out.items():

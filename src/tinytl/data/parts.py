@@ -17,7 +17,7 @@ AFTER = "([ _-]?(set|split|data|dataset|images|imgs|folder))?"  # train_set, tra
 
 
 def part_of(name: str) -> Part | None:
-    """The part of a split that a folder's name stands for; None: it is no part's name."""
+    """The part of a split that a folder's name stands for; None if it stands for none."""
     for part, spellings in SPELLINGS.items():
         if re.fullmatch(f"{BEFORE}({spellings}){AFTER}", name.strip().lower()):
             return part

@@ -115,7 +115,7 @@ class _Reader:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """`image`, `folder`, or the kind as which an entry is left out."""
+    """`image`, `folder`, or, for an entry that is left out, its kind: a suffix or a noun."""
     is_folder, is_file = _is(entry.is_dir), _is(entry.is_file)
     for adjective, applies in (
         ("system", entry.name.lower() in LITTER),

@@ -9,7 +9,7 @@ from tinytl.networks.quantize import QuantizedTensor, codes_of
 
 
 class FrozenWeight(nn.Module):
-    """A frozen weight that is expanded to floating point, whole or some rows of it, when it is used.
+    """A frozen weight. When it is used, it is expanded to floating point, as a whole or some of its rows.
 
     It takes one byte per element where its values are quantised (int8 with a scale per channel, or a
     table of 256 values), and otherwise stays as it is. Weight standardisation is a scale and a shift per

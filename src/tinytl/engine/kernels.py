@@ -57,7 +57,7 @@ class Kernels:
         per_group: int,
         act: Clamp,
     ) -> tuple[Tensor, Tensor]:
-        """Turn `g` in place: from the gradient of the activation's output into that of the norm's input.
+        """Replace `g`, the gradient with respect to the activation's output, by that for the norm's input.
 
         The output is clamp(normed * scale + shift). `rstd` is (N, groups), or (C) with `per_group` 0,
         for stored statistics, which do not depend on the input. Returns the gradients with respect to

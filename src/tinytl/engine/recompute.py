@@ -65,7 +65,7 @@ class _Recompute(torch.autograd.Function):
 
 @contextmanager
 def _statistics_counted_already(block: nn.Module) -> Iterator[None]:
-    """Keep the second forward pass from updating running statistics."""
+    """Keep the second forward pass from updating the running statistics once more."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

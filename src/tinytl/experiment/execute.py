@@ -41,7 +41,7 @@ STATISTICS_IMAGES = 64  # from which lite residuals with random weights take the
 
 @dataclass(frozen=True)
 class Place:
-    """How a run begins, requests to stop it, and the hashes that its checkpoints record."""
+    """What a run needs besides its Experiment: how it begins, requests to stop it, and hashes to record."""
 
     start: Beginning
     stop: StopRequests
@@ -166,7 +166,7 @@ def fit_and_test(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any
 
 
 def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
-    """Test; return metrics on the test set and of the same weights in validation, to float32's digits."""
+    """Test; return the metrics of the tested weights on the test and the validation set, to six decimals."""
     use_best = experiment.recipe.test_weights != "last" and job.checkpoints.load_best(job.module)
     weights = "best" if use_best else "last"
     state = trainable_state(job.module.network)

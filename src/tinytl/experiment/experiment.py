@@ -1,4 +1,4 @@
-"""The Experiment: a run of which every decision has been taken."""
+"""The Experiment: one run, with every decision made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Where the mirror of the results goes."""
+    """Where W&B's copy of the results goes."""
 
     mode: str
     project: str
@@ -57,7 +57,7 @@ class WandbSettings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a run needs to know; what uses it does not read the configuration.
+    """Everything that a run needs to know; code that takes it does not read the configuration.
 
     `settings` are those that decide its results. `config` is the whole configuration as plain data; in it,
     decisions of a recipe or a memory budget have replaced what was asked for.

@@ -1,4 +1,4 @@
-"""Turn a configuration into an Experiment: each decision of a run is taken here, once; nothing is written."""
+"""Turn a configuration into an Experiment: every decision of a run is made here; nothing is written."""
 
 import hashlib
 import logging
@@ -55,7 +55,7 @@ def facts(classes: int) -> Facts:
 
 
 def resolve(cfg: Any, facts: Facts) -> Experiment:
-    """Take every decision. The same configuration and the same facts give the same Experiment.
+    """Make every decision. The same configuration and the same facts give the same Experiment.
 
     Raises UserError if nothing fits into the memory budget, naming the smallest budget that is enough, or if
     the network cannot take images of this resolution.

@@ -36,7 +36,7 @@ class Begin:
 
 
 def work_of(cfg: Any) -> Work:
-    """Return the work of a configuration: pre-training if it has the keys for that, otherwise a run."""
+    """Return what a configuration asks for: pre-training if it has the keys for that, otherwise a run."""
     if "teacher" not in cfg:
         return CLASSIFICATION
     return pretrain.ADAPTATION if cfg.teacher is not None else pretrain.SUPERVISED

@@ -119,7 +119,7 @@ class TrainerConfig:
 
 @dataclass
 class WandbConfig:
-    """Where W&B's mirror of the results goes."""
+    """Where W&B's copy of the results goes."""
 
     mode: str = "offline"
     project: str = "tinytl"

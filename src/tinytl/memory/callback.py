@@ -44,7 +44,7 @@ class MeasureMemory(Callback):
 
     @staticmethod
     def _of_interest(trainer: Trainer, batch_idx: int) -> bool:
-        """Whether a step begins whose optimizer has its state already, or the only step."""
+        """Whether to measure the step that begins: the optimizer has its state, or there is no other step."""
         has_state = trainer.global_step > 0 or trainer.estimated_stepping_batches == 1
         return has_state and batch_idx % trainer.accumulate_grad_batches == 0
 

@@ -23,7 +23,7 @@ class KernelKills:
         self._before = _killed_so_far()
 
     def happened(self) -> bool:
-        """Whether it has, on this machine or in this process's control group."""
+        """Whether the kernel has killed one, on this machine or in this process's control group."""
         return any(now > before for now, before in zip(_killed_so_far(), self._before, strict=True))
 
 

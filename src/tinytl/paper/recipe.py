@@ -64,7 +64,7 @@ def limited(config: dict[str, Any], key: str) -> bool:
 
 
 def _values_of_data(config: dict[str, Any]) -> dict[str, Any]:
-    """The values that the data set's recipe demands; CelebA has none in the paper, so that ours counts."""
+    """The paper's values for the data set. For CelebA the paper gives none, so ours is taken."""
     name = get(config, "data.name")
     if name not in paper.data_sets():
         return {"data.name": "of the paper"}

@@ -46,14 +46,14 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _accuracy(record: dict[str, Any], part: str = "test") -> float | None:
-    """In %: top-1, or the mean accuracy of multi-label data; None where there is none."""
+    """The accuracy in %: top-1, or the mean over the labels of multi-label data; None where there is none."""
     metrics = record["metrics"]
     accuracy = metrics.get(f"{part}/top1", metrics.get(f"{part}/mean_accuracy"))
     return None if accuracy is None else 100 * accuracy
 
 
 def _test_accuracy(record: dict[str, Any]) -> float | None:
-    """None also where a part of the test set was left out."""
+    """The test accuracy; None if there is none, or if a part of the test set was left out."""
     return None if limited(record["config"], "trainer.limit_test_batches") else _accuracy(record)
 
 

@@ -1,4 +1,4 @@
-"""The settings in which runs of one row of a table differ: only runs that agree in them are its seeds."""
+"""Find the settings in which runs differ, so that only runs with equal settings are averaged over seeds."""
 
 import pandas
 
@@ -13,7 +13,7 @@ NO_OTHER_ROW = (
 
 
 def differences(runs: pandas.DataFrame, keys: list[str]) -> pandas.Series:
-    """The settings of each run, as on the command line, in which runs with the same `keys` differ.
+    """For each run, the settings in which the runs with the same `keys` differ, as on the command line.
 
     The text is empty where they differ in none.
     """

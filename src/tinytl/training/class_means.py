@@ -43,9 +43,10 @@ def fit_classifier(network: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
     `batches` are images (B, 3, R, R) and classes (B,), in random order; the network must be in evaluation
     mode. The discriminants are those of Gaussian classes with one shared diagonal covariance (Hastie et
     al., "The Elements of Statistical Learning", section 4.3). Their scale minimises the cross-entropy on
-    the first 512 images, each left out of its own class's mean. Kept meanwhile are the means, as large as
-    the classifier, and those images' features. Returns the top-1 on those images, as a fraction. Raises
-    UserError where the classifier is not linear.
+    the first 512 images, each left out of its own class's mean. The function keeps these means, as
+    large as the classifier, and the features of those images.
+
+    Returns the top-1 on those images, as a fraction. Raises UserError where the classifier is not linear.
     """
     classifier = network.get_classifier()
     if not isinstance(classifier, nn.Linear):

@@ -1,4 +1,4 @@
-"""Save in a checkpoint what makes the rest of its epoch run as if it had never stopped."""
+"""Save in a checkpoint all that the rest of its epoch depends on, so that resuming changes nothing."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -37,7 +37,7 @@ def build_network(spec: NetworkSpec, class_names: Sequence[str] | None = None) -
 
 
 def _build(spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None = None) -> Any:
-    """Build a network; `chain` holds our own checkpoints whose base it is."""
+    """Build a network; `chain` holds our own checkpoints that were trained from it."""
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         network = construct(spec)
@@ -120,7 +120,7 @@ def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
 
 
 def _begun(record: OwnRecord, base: str | None, chain: Chain) -> Any:
-    """The network as the run of `record` began with it, with the weights of `base`."""
+    """The network with which the run of `record` started, with the weights of `base`."""
     network = _build(replace(record.spec, checkpoint=base), chain)
     freeze(network, record.method, record.blocks)
     quantize_frozen(network, record.quantize)

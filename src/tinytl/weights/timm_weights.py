@@ -39,7 +39,7 @@ def timm_network(name: str, answer_s: float = ANSWER_SECONDS) -> Any:
 
 
 def _kept_file(cfg: Any) -> Path | None:
-    """The weights if they were fetched before; None if they were not, or timm must look itself."""
+    """The file of weights that were downloaded before; None if there is none, or only timm can tell."""
     if cfg is None or cfg.custom_load or cfg.hf_hub_filename or cfg.file:
         return None
     if not cfg.hf_hub_id:

@@ -98,7 +98,7 @@ def _unpickle(path: Path, source: str) -> Any:
 
 
 def _why_not(message: str) -> str:
-    """Put an error of torch.load into our own words."""
+    """Say in plain words what an error of torch.load means."""
     name = re.search(r"GLOBAL ([\w.]+)", message)
     if name and ("_reconstruct" in name[1] or "ndarray" in name[1]):
         return "holds NumPy arrays, which are not read; save tensors"

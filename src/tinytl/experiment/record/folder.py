@@ -1,4 +1,4 @@
-"""A run's folder: it holds one run at a time, which begins, goes on, or is refused."""
+"""Decide whether a run begins in its folder, continues the one there, or is refused; lock the folder."""
 
 import logging
 import shutil
@@ -46,7 +46,7 @@ class Beginning:
             )
 
     def check_decisions(self, now: Settings) -> None:
-        """Raise UserError if a memory budget decides otherwise than it did for the checkpoint."""
+        """Raise UserError if the memory budget now leads to other decisions than those of the checkpoint."""
         if self.before is None:
             return
         changed = [

@@ -1,4 +1,4 @@
-"""Write a run's results.json, elsewhere if its folder takes none, with how the run ended."""
+"""Write results.json with how the run ended; if its folder cannot be written to, write it elsewhere."""
 
 import tempfile
 from collections.abc import Callable
@@ -29,14 +29,14 @@ def outcome_of(error: BaseException, kills: KernelKills) -> dict[str, str]:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> str | None:
-    """Write results.json from the first of several processes; return what `keep` returns."""
+    """Write results.json; of several processes only the first one does. Returns what `keep` returns."""
     if not is_first_process():
         return None
     return keep(folder / "results.json", lambda path: write_json(path, record))
 
 
 def keep(path: Path, write: Callable[[Path], Any]) -> str | None:
-    """Write a file of results; if its folder does not take it, write it into one for temporary files.
+    """Write a file of results; if that fails, write it into the folder for temporary files.
 
     Returns a line that says so, or None if the file is in its place. On a full disk, the checkpoint before
     the last is removed first, to make room.

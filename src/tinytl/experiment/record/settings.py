@@ -20,7 +20,7 @@ class Settings:
         return {key: value for key, value in self.asked.items() if value != self.decided[key]}
 
     def differences(self, before: "Settings") -> list[str]:
-        """Return the keys in which settings differ from those before; keys of one side only do not count."""
+        """Return the keys on both sides whose values differ, both as asked for and as decided."""
         return sorted(
             key
             for key in self.asked.keys() & before.asked.keys()

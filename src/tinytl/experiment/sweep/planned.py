@@ -39,7 +39,7 @@ def planned(cfg: Any) -> dict[str, Any]:
 
 
 def _status(cfg: Any, asked: dict[str, Any]) -> str:
-    """Return `finished` if it is; `planned` if it is not, or if data are missing, so that this is unknown."""
+    """Return `finished` or `planned`; also `planned` if it is unknown, because the data are missing."""
     record = read_record(Path(cfg.output_dir) / cfg.name / "results.json")
     if record.get("status") != "finished":
         return "planned"

@@ -1,4 +1,4 @@
-"""The progress of a sweep, whichever processes its jobs run in: jobs done and failed, time left."""
+"""Keep the progress of a sweep across the processes of its jobs: jobs done, jobs failed, time left."""
 
 import json
 import os

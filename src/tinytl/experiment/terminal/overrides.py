@@ -98,6 +98,6 @@ def _quoted(text: str) -> str:
 
 
 def job_settings() -> dict[str, str]:
-    """Return the settings that the sweep gives to this job."""
+    """Return the settings that the sweep has chosen for this job."""
     overrides = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
     return dict(override.split("=", 1) for override in overrides if not override.startswith("sweeps="))

@@ -1,4 +1,4 @@
-"""Errors at the terminal: one line for what a user can mend, a traceback for a bug."""
+"""Report errors at the terminal: in one line if the user can correct them, bugs with a traceback."""
 
 import logging
 import os
@@ -54,7 +54,7 @@ def _refuse_unknown_flags() -> None:
 
 
 def quiet_libraries() -> None:
-    """Send our own log lines to stderr, and of those of libraries only warnings."""
+    """Send our own log lines to stderr; of the lines of libraries, only warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx", "hydra"):
         logging.getLogger(name).setLevel(logging.WARNING)

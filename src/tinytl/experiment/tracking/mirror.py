@@ -1,4 +1,4 @@
-"""Mirror results.json in Weights & Biases, offline unless the user asks for more."""
+"""Copy results.json to Weights & Biases, offline unless the user asks for more."""
 
 import atexit
 import hashlib
@@ -71,7 +71,7 @@ class Mirror:
 
 @contextmanager
 def mirror(experiment: Experiment) -> Iterator[Mirror]:
-    """Open a W&B run and close it at the end; not with wandb=disabled, nor in a second process of a run.
+    """Open a W&B run, and close it at the end. With wandb=disabled, or in a second process, open none.
 
     Its id is a hash of the run's folder, so that a resumed run goes on in the same W&B run. Under an agent
     of a W&B sweep, id and project are the sweep's. The agent's parameters replace configuration of the same
@@ -162,7 +162,7 @@ def summarize(logger: MirrorLogger | None, record: dict[str, Any]) -> None:
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested numbers by keys with slashes; what was not measured is left out."""
+    """Return nested numbers by keys with slashes, without those that were not measured."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

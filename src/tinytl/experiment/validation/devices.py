@@ -38,7 +38,7 @@ def check_devices(cfg: Any) -> None:
 
 
 def chosen(accelerator: str) -> Kind | None:
-    """Return the kind of device that Lightning takes; None: the machine has none of it."""
+    """Return the kind of device that Lightning will use; None if the machine does not have it."""
     present: dict[Kind, bool] = {
         "mps": torch.backends.mps.is_available(),
         "cuda": torch.cuda.is_available(),
@@ -49,7 +49,7 @@ def chosen(accelerator: str) -> Kind | None:
 
 
 def count(kind: Kind) -> int:
-    """Return how many processes can have a device of their own; on the CPU, a core."""
+    """Return how many processes can have a device of their own; on the CPU a device is a core."""
     if kind == "cuda":
         return torch.cuda.device_count()
     return (os.cpu_count() or 1) if kind == "cpu" else 1

@@ -1,4 +1,4 @@
-"""Refuse sizes that do not fit into the machine or take hours a step, before they are predicted or tried."""
+"""Refuse sizes that do not fit into the machine, or with which a single step takes hours."""
 
 import math
 from typing import Any
