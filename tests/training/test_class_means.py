@@ -91,8 +91,9 @@ def test_a_run_begins_with_it(ran, caplog, engine):
     """Without training it tells the ten digits apart."""
     caplog.set_level("INFO", logger="tinytl")
     results = ran(
-        "method=tinytl", "classifier=class_means", f"engine={engine}", "resolution=32", "lr=1e-12", "batch_size=64",
-        "data.val_fraction=0", "trainer.limit_train_batches=1", "trainer.limit_test_batches=1.0",
+        "method=tinytl", "classifier=class_means", f"engine={engine}", "resolution=32", "lr=1e-12",
+        "batch_size=64", "data.val_fraction=0", "trainer.limit_train_batches=1",
+        "trainer.limit_test_batches=1.0",
     )  # fmt: skip
     assert "classifier from class means" in caplog.text
     assert results["metrics"]["test/top1"] > 0.35
