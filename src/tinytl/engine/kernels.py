@@ -127,6 +127,10 @@ class CompiledKernels(Kernels):
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
+    def __reduce__(self) -> Any:
+        """Copies and pickled files name the operators; the machine that loads them chooses its own."""
+        return choose_kernels, ("auto",)
+
     def group_normalize_(self, x: Tensor, per_group: int, eps: float) -> Tensor:
         if not _supported(x):
             return super().group_normalize_(x, per_group, eps)

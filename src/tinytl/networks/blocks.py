@@ -14,12 +14,25 @@ INVERTED = (*EXPANDED, DepthwiseSeparableConv)  # those without an expansion, to
 RESIDUAL = (BasicBlock, Bottleneck)  # of ResNets
 
 
+# The layers of an inverted bottleneck by what they do: names of its convolution and of the norm after it,
+# in the order in which they are applied.
+LAYERS_OF_EXPANDED = {
+    "expand": ("conv_pw", "bn1"), "depthwise": ("conv_dw", "bn2"), "project": ("conv_pwl", "bn3"),
+}  # fmt: skip
+LAYERS_OF_DEPTHWISE_SEPARABLE = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
+# What such a block may hold besides; where it holds none of them, these are missing or nn.Identity.
+EXTRAS = ("conv_s2d", "aa", "se", "dw_tfm")
+
+
+def layer_names(block: nn.Module) -> dict[str, tuple[str, str]]:
+    """The names of a bottleneck's convolutions and norms, by what they do: expand, depthwise, project."""
+    return LAYERS_OF_EXPANDED if isinstance(block, EXPANDED) else LAYERS_OF_DEPTHWISE_SEPARABLE
+
+
 def convolutions(block: Any) -> list[Any]:
     """The convolutions of a block of these types, in the order in which they are applied."""
-    if isinstance(block, EXPANDED):
-        return [block.conv_pw, block.conv_dw, block.conv_pwl]
     if isinstance(block, INVERTED):
-        return [block.conv_dw, block.conv_pw]
+        return [getattr(block, conv) for conv, _ in layer_names(block).values()]
     return [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
 
 
