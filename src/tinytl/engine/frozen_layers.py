@@ -26,12 +26,12 @@ class FrozenConv2d(nn.Module):
     def __init__(self, conv: Any, plan: EnginePlan, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight = FrozenWeight(conv)
-        self.bias = conv.bias
+        self.weight: FrozenWeight = FrozenWeight(conv)
+        self.bias: nn.Parameter | None = conv.bias
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.padding_mode, self.groups = conv.padding, conv.padding_mode, conv.groups
-        self.same = isinstance(conv, Conv2dSame) or bool(getattr(conv, "same", False))
+        self.same = type(conv) is Conv2dSame or bool(getattr(conv, "same", False))
         self.pads_before = not self.same and (conv.padding_mode != "zeros" or conv.padding == "same")
         self.border: list[int] = list(conv._reversed_padding_repeated_twice)
         inside = 0 if self.same or self.pads_before or conv.padding == "valid" else conv.padding

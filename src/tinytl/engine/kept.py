@@ -3,16 +3,18 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-IMAGES = 2  # of the pass; a BatchNorm of the batch wants more than one value a channel
+from tinytl.engine.plan import EnginePlan
+
 FALLBACK_SIZE = (3, 224, 224)  # of an image, where the network does not name one
 
 
@@ -21,6 +23,7 @@ class KeptTensors:
     """The storages that a forward pass keeps: their sizes, and which blocks and kinds of layers keep them."""
 
     input_size: tuple[int, ...]
+    images: int = 1
     bytes: dict[int, int] = field(default_factory=dict)  # by storage
     by_block: dict[str, set[int]] = field(default_factory=dict)  # what each block keeps; "": outside of them
     inputs: dict[str, set[int]] = field(default_factory=dict)  # what each block is given
@@ -57,7 +60,7 @@ class KeptTensors:
         totals = Counter[str]()
         for storage in left:
             totals[self.layer[storage]] += self.bytes[storage]
-        return {kind: size / 1e6 / IMAGES for kind, size in totals.most_common()}
+        return {kind: size / 1e6 / self.images for kind, size in totals.most_common()}
 
 
 def kept_tensors(network: nn.Module, blocks: list[str]) -> KeptTensors | None:
@@ -68,11 +71,11 @@ def kept_tensors(network: nn.Module, blocks: list[str]) -> KeptTensors | None:
     config = getattr(network, "pretrained_cfg", None) or {}
     size = tuple(config.get("input_size") or FALLBACK_SIZE)
     state = dict(_on_meta(network))
-    counting = _Counting(network, blocks, KeptTensors(size), {_key(tensor) for tensor in state.values()})
+    kept = KeptTensors(size, 2 if _takes_batch_statistics(network) else 1)
+    counting = _Counting(network, blocks, kept, {_key(tensor) for tensor in state.values()})
     try:
-        images = torch.empty(IMAGES, *size, device="meta", dtype=_dtype(network))
-        counting.not_kept.add(_key(images))
-        with torch.enable_grad(), counting.running():
+        images = torch.empty(kept.images, *size, device="meta", dtype=_dtype(network))
+        with torch.enable_grad(), _whole_maps(network), counting.running():
             functional_call(network, state, (images,))
     except Exception:  # whatever a network raises that needs values, or images of another shape
         return None
@@ -81,7 +84,7 @@ def kept_tensors(network: nn.Module, blocks: list[str]) -> KeptTensors | None:
 
 class _Counting:
     def __init__(self, network: nn.Module, blocks: list[str], kept: KeptTensors, not_kept: set[int]) -> None:
-        self.kept, self.not_kept = kept, not_kept  # parameters, buffers and the images are there anyway
+        self.kept, self.not_kept = kept, not_kept  # parameters and buffers are there anyway
         self.block_of = {network.get_submodule(name): name for name in blocks}
         self.running_blocks, self.running_layers = [""], [network]
         self.refused: set[str] = set()
@@ -142,6 +145,25 @@ class _Counting:
         self.alive.append(tensor.detach())
         self.kept.bytes[key] = tensor.untyped_storage().nbytes()
         return key
+
+
+def _takes_batch_statistics(network: nn.Module) -> bool:
+    """Whether a BatchNorm normalises by its batch, for which one value a channel is not enough."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
+
+
+@contextmanager
+def _whole_maps(network: nn.Module) -> Iterator[None]:
+    """Compute bottlenecks in one slice each, which keep the same and take less time."""
+    sliced: list[Any] = [m for m in network.modules() if isinstance(getattr(m, "plan", None), EnginePlan)]
+    plans = [module.plan for module in sliced]
+    for module, plan in zip(sliced, plans, strict=True):
+        module.plan = replace(plan, slice_kb=None)
+    try:
+        yield
+    finally:
+        for module, plan in zip(sliced, plans, strict=True):
+            module.plan = plan
 
 
 def _kind(running: list[nn.Module]) -> str:

@@ -114,7 +114,8 @@ def _recompute(
 ) -> LeanReport:
     """Recompute the blocks that keep less for it, and report the conversion."""
     candidates = [] if plan.recompute_above_px is None else list(_candidates(network, blocks))
-    kept = kept_tensors(network, candidates)
+    only_predicted = any(tensor.is_meta for tensor in _tensors(network))
+    kept = None if only_predicted and not candidates else kept_tensors(network, candidates)
     chosen = candidates if kept is None else kept.recomputed()
     report = LeanReport(
         replaced=dict(conversion.replaced),
