@@ -31,7 +31,7 @@ class FrozenConv2d(nn.Module):
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.padding_mode, self.groups = conv.padding, conv.padding_mode, conv.groups
-        self.same = type(conv) is Conv2dSame or bool(getattr(conv, "same", False))
+        self.same = _pads_as_tensorflow(conv)
         self.pads_before = not self.same and (conv.padding_mode != "zeros" or conv.padding == "same")
         self.border: list[int] = list(conv._reversed_padding_repeated_twice)
         inside = 0 if self.same or self.pads_before or conv.padding == "valid" else conv.padding
@@ -137,6 +137,10 @@ class _FrozenLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_bias = grad.flatten(0, -2).sum(0, dtype=ctx.layer.weight.dtype)
         return grad_x, grad_bias, None
+
+
+def _pads_as_tensorflow(conv: Any) -> bool:
+    return isinstance(conv, Conv2dSame) or bool(getattr(conv, "same", False))
 
 
 def _trains(module: Any) -> bool:

@@ -75,6 +75,20 @@ def before_last_blocks(network: Any, count: int) -> list[str]:
     return names[: min(inside, default=last + 1)]
 
 
+def classifiers(network: Any) -> list[nn.Module]:
+    """The classifiers of a timm model: one, or several that each see the features; none if it has none.
+
+    Raises UserError for a network that does not know its classifier.
+    """
+    if not hasattr(network, "get_classifier"):
+        raise UserError(f"{type(network).__name__} has no get_classifier(), which returns the last layer")
+    found = network.get_classifier()
+    heads = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+    return [
+        head for head in heads if isinstance(head, nn.Module) and next(head.parameters(), None) is not None
+    ]
+
+
 def silence_residual_branches(network: nn.Module) -> None:
     """Set the last norm's scale to 0 in every inverted bottleneck with a shortcut.
 
