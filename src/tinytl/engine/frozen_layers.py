@@ -26,7 +26,7 @@ class FrozenConv2d(nn.Module):
     def __init__(self, conv: Any, plan: EnginePlan, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight: FrozenWeight = FrozenWeight(conv)
+        self.frozen = FrozenWeight(conv)
         self.bias: nn.Parameter | None = conv.bias
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
@@ -47,6 +47,11 @@ class FrozenConv2d(nn.Module):
         known = type(module) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
         return cls(module, plan, kernels) if known and not _trains(module) else None
 
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight in floating point, for code that reads it instead of calling the layer."""
+        return self.frozen.expand(self.kernels)
+
     def extra_repr(self) -> str:
         """The shape of the convolution."""
         return (
@@ -56,7 +61,7 @@ class FrozenConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         """Convolve, and keep nothing for the backward pass."""
-        check_dtype(x, self.weight.dtype)
+        check_dtype(x, self.frozen.dtype)
         if x.ndim == 3:  # one image without a batch
             return self.forward(x[None])[0]
         x = x.to(autocast_dtype(x))
@@ -69,9 +74,9 @@ class FrozenConv2d(nn.Module):
 
     def slices(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield a slice of the output channels and its weight, until all are covered."""
-        for start in range(0, len(self.weight.codes), self.rows):
+        for start in range(0, len(self.frozen.codes), self.rows):
             rows = slice(start, start + self.rows)
-            yield rows, self.weight.expand(self.kernels, rows)
+            yield rows, self.frozen.expand(self.kernels, rows)
 
 
 class _FrozenConv(torch.autograd.Function):
@@ -92,7 +97,7 @@ class _FrozenConv(torch.autograd.Function):
                 grad_x = part if grad_x is None else grad_x.add_(part)
         grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_bias = grad.sum((0, 2, 3), dtype=ctx.layer.weight.dtype)
+            grad_bias = grad.sum((0, 2, 3), dtype=ctx.layer.frozen.dtype)
         return grad_x, grad_bias, None, None
 
 
@@ -102,7 +107,7 @@ class FrozenLinear(nn.Module):
     def __init__(self, linear: nn.Linear, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight, self.bias = FrozenWeight(linear), linear.bias
+        self.frozen, self.bias = FrozenWeight(linear), linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     @classmethod
@@ -110,13 +115,18 @@ class FrozenLinear(nn.Module):
         """The lean layer for a linear layer with a frozen weight; None for anything else."""
         return cls(module, kernels) if type(module) is nn.Linear and not _trains(module) else None
 
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight in floating point, for code that reads it instead of calling the layer."""
+        return self.frozen.expand(self.kernels)
+
     def extra_repr(self) -> str:
         """The shape of the layer."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         """Apply the layer, and keep nothing for the backward pass."""
-        check_dtype(x, self.weight.dtype)
+        check_dtype(x, self.frozen.dtype)
         return _FrozenLinear.apply(x.to(autocast_dtype(x)), self.bias, self)
 
 
@@ -125,17 +135,17 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
         bias = None if bias is None else bias.to(x.dtype)
-        return F.linear(x, layer.weight.expand(layer.kernels).to(x.dtype), bias)
+        return F.linear(x, layer.frozen.expand(layer.kernels).to(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ ctx.layer.weight.expand(ctx.layer.kernels).to(grad.dtype)
+            grad_x = grad @ ctx.layer.frozen.expand(ctx.layer.kernels).to(grad.dtype)
         grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_bias = grad.flatten(0, -2).sum(0, dtype=ctx.layer.weight.dtype)
+            grad_bias = grad.flatten(0, -2).sum(0, dtype=ctx.layer.frozen.dtype)
         return grad_x, grad_bias, None
 
 

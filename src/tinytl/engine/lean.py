@@ -52,7 +52,7 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     if is_lean(network):
         raise UserError("engine=lean: the network is lean already; build it anew for another plan")
     _refuse_hooks(network)
-    blocks = block_names(network)
+    blocks = block_names(network, (nn.Conv2d, nn.Linear))
     conversion = _Conversion(plan, choose_kernels(plan.compile))
     conversion.replace_inside(network, "")
     keep_modes(network)

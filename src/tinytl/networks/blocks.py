@@ -41,8 +41,8 @@ def has_shortcut(module: nn.Module) -> bool:
     return isinstance(module, RESIDUAL) or bool(getattr(module, "has_skip", False))
 
 
-def block_names(network: Any) -> list[str]:
-    """Names of the network's blocks that have several convolutions, in order from the input.
+def block_names(network: Any, layers: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> list[str]:
+    """Names of the network's blocks that have several layers of these types, in order from the input.
 
     timm's `group_matcher` tells which parameters belong to one block; a model without it has no blocks here.
     """
@@ -55,8 +55,10 @@ def block_names(network: Any) -> list[str]:
         inside = name.startswith(tuple(f"{outer}." for outer in names))
         if inside or module is network or isinstance(module, nn.Sequential):
             continue
-        count = sum(isinstance(m, nn.Conv2d) for m in module.modules())
-        if count > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
+        count = sum(isinstance(m, layers) for m in module.modules())
+        # a parameter that is shared is in the group of its first name
+        owners = {group_of.get(f"{name}.{p}") for p, _ in module.named_parameters()}
+        if count > 1 and len(owners) == 1:
             names.append(name)
     return names
 
