@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.swap import swapped
 
 FALLBACK_SIZE = (3, 224, 224)  # of an image, where the network does not name one
 
@@ -70,13 +70,18 @@ def kept_tensors(network: nn.Module, blocks: list[str]) -> KeptTensors | None:
     """
     config = getattr(network, "pretrained_cfg", None) or {}
     size = tuple(config.get("input_size") or FALLBACK_SIZE)
-    state = dict(_on_meta(network))
+    on_meta = {id(t): _on_meta(t) for t in (*network.parameters(), *network.buffers())}
     kept = KeptTensors(size, 2 if _takes_batch_statistics(network) else 1)
-    counting = _Counting(network, blocks, kept, {_key(tensor) for tensor in state.values()})
+    counting = _Counting(network, blocks, kept, {_key(tensor) for tensor in on_meta.values()})
     try:
         images = torch.empty(kept.images, *size, device="meta", dtype=_dtype(network))
-        with torch.enable_grad(), _whole_maps(network), counting.running():
-            functional_call(network, state, (images,))
+        with (
+            torch.enable_grad(),
+            _whole_maps(network),
+            swapped(network, lambda tensor: on_meta[id(tensor)]),
+            counting.running(),
+        ):
+            network(images)
     except Exception:  # whatever a network raises that needs values, or images of another shape
         return None
     return counting.result()
@@ -170,10 +175,8 @@ def _kind(running: list[nn.Module]) -> str:
     return type(running[-1]).__name__
 
 
-def _on_meta(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for named in (network.named_parameters, network.named_buffers):
-        for name, tensor in named():
-            yield name, tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+def _on_meta(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -215,7 +215,8 @@ class CompiledKernels(Kernels):
             return
         suffix = "float32" if first.dtype == torch.float32 else "float64"
         arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
-        assert all(a.is_contiguous() for a in (first, *others) if isinstance(a, Tensor))
+        tensors = [a for a in (first, *others) if isinstance(a, Tensor)]
+        assert all(a.is_contiguous() and a.device == first.device for a in tensors)
         getattr(self.library, f"{name}_{suffix}")(*arguments)
 
 

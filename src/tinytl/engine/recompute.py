@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tinytl.engine.autocast import autocast_device
 from tinytl.engine.mixin import Mixin, become
+from tinytl.engine.swap import swapped
 
 
 class Recomputed(Mixin):
@@ -72,21 +72,11 @@ class _Call:
         ):
             now = {**dict(self.block.named_parameters()), **dict(self.block.named_buffers())}
             then = {**dict(zip(self.names, parameters, strict=True)), **self.fixed}
-            if all(now.get(name) is tensor for name, tensor in then.items()):
+            others = {id(now[name]): tensor for name, tensor in then.items() if now[name] is not tensor}
+            if not others:
                 return self.forward(inputs)
-            swapped = {f"block.{name}": tensor for name, tensor in then.items()}
-            return functional_call(_Original(self.block), swapped, tuple(inputs))
-
-
-class _Original(nn.Module):
-    """A block's own forward pass as a module, whose parameters can be swapped for a call."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, *inputs: Any) -> Any:
-        return super(Recomputed, self.block).forward(*inputs)  # type: ignore[misc]
+            with swapped(self.block, lambda tensor: others.get(id(tensor), tensor)):
+                return self.forward(inputs)
 
 
 class _Recompute(torch.autograd.Function):
