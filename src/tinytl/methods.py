@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from tinytl.errors import UserError
-from tinytl.networks.blocks import before_last_blocks
+from tinytl.networks.blocks import before_last_blocks, classifiers
 from tinytl.networks.lite_residual import LiteResidual
-from tinytl.networks.norms import NormName
+from tinytl.networks.norms import NORM_NAMES, NormName
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,14 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     `network` is a timm model (it knows its classifier). With `blocks`, only that many blocks at the end and
     the layers after them train, and back-propagation stops there (the sparse update of Lin et al., "On-Device
     Training Under 256KB Memory", arXiv 2206.15472, by whole blocks). Raises UserError for an unknown method,
-    for one that needs lite residuals where the network has none, and for more blocks than there are.
+    for one that needs lite residuals where the network has none, for more blocks than there are, and for a
+    network that is lean already.
     """
     method = METHODS.get(name)
     if method is None:
         raise UserError(f"method={name}: unknown; one of {', '.join(METHODS)}")
+    if hasattr(network, "lean_report"):
+        raise UserError(f"method={name}: the network is lean already; freeze it before make_lean")
     if method.needs_lite_residual and not has_lite_residuals(network):
         raise UserError(f"method={name}: the network has no lite residual modules to train")
     early = set() if blocks is None else set(before_last_blocks(network, blocks))
@@ -100,7 +103,7 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     # Read back from the network: every parameter was decided on, and the classifier trains.
     actual = {id(p): p.requires_grad for p in network.parameters()}
     assert actual == decided, "a parameter has no role"
-    assert all(p.requires_grad for p in network.get_classifier().parameters()), "the classifier is frozen"
+    assert all(p.requires_grad for p in _head_parameters(network)), "the classifier is frozen"
 
 
 def has_lite_residuals(network: nn.Module) -> bool:
@@ -108,9 +111,13 @@ def has_lite_residuals(network: nn.Module) -> bool:
     return any(isinstance(module, LiteResidual) for module in network.modules())
 
 
+def _head_parameters(network: Any) -> Iterator[nn.Parameter]:
+    return (p for head in classifiers(network) for p in head.parameters())
+
+
 def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
     """Yield (name, parameter, role) of every parameter of a timm model, shared ones once."""
-    head = {id(p) for p in network.get_classifier().parameters()}
+    head = {id(p) for p in _head_parameters(network)}
     lite = {name: m for name, m in network.named_modules() if isinstance(m, LiteResidual)}
     in_lite = {id(p) for m in lite.values() for p in m.parameters()}
     last_shifts = {id(m.final_bn.bias) for m in lite.values()}
@@ -144,7 +151,10 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
 
     A module whose parameters are all frozen has no dropout and uses its stored BatchNorm statistics.
     With norm=bn_frozen every BatchNorm uses its stored statistics, trainable or not.
+    Raises UserError for an unknown norm.
     """
+    if norm not in NORM_NAMES:
+        raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
     network.train()
     for module in network.modules():
         parameters = list(module.parameters())

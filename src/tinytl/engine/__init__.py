@@ -3,7 +3,8 @@
 import tinytl.networks.timm_alone  # noqa: F401  (before timm)
 
 # isort: split
-from tinytl.engine.convert import make_lean
+from tinytl.engine.lean import make_lean
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.report import LeanReport, lean_report
 
-__all__ = ["EnginePlan", "make_lean"]
+__all__ = ["EnginePlan", "LeanReport", "lean_report", "make_lean"]

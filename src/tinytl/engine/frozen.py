@@ -40,6 +40,11 @@ class FrozenWeight(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self.register_buffer("table", quantized.values if is_table else None, persistent=False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type that the weight is expanded to."""
+        return self.scale.dtype
+
     def expand(self, kernels: Kernels, rows: slice = slice(None)) -> Tensor:
         """The weight in floating point, or some rows of it."""
         codes = self.codes[rows] if self.table is None else self.table[self.codes[rows].long()]

@@ -127,6 +127,10 @@ class CompiledKernels(Kernels):
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
+    def __reduce__(self) -> Any:
+        """Copies and pickled files name the operators; the machine that loads them chooses its own."""
+        return choose_kernels, ("auto",)
+
     def group_normalize_(self, x: Tensor, per_group: int, eps: float) -> Tensor:
         if not _supported(x):
             return super().group_normalize_(x, per_group, eps)
@@ -211,7 +215,8 @@ class CompiledKernels(Kernels):
             return
         suffix = "float32" if first.dtype == torch.float32 else "float64"
         arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
-        assert all(a.is_contiguous() for a in (first, *others) if isinstance(a, Tensor))
+        tensors = [a for a in (first, *others) if isinstance(a, Tensor)]
+        assert all(a.is_contiguous() and a.device == first.device for a in tensors)
         getattr(self.library, f"{name}_{suffix}")(*arguments)
 
 

@@ -35,15 +35,40 @@ def adam(parameters: ParamsT, lr: float, weight_decay: float, plan: EnginePlan) 
 
 
 def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer step on each gradient as soon as it is complete, and free it then."""
+    """Let the optimizer step on each gradient as soon as it is complete, and free it then.
+
+    No gradient is left to be clipped, scaled or accumulated: `clip_grad_norm_` finds none. A second
+    backward pass before `optimizer.step()` raises UserError.
+    """
+    stepper = _Stepper(optimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.register_post_accumulate_grad_hook(_stepper(optimizer))
+            parameter.register_post_accumulate_grad_hook(stepper)
 
 
-def _stepper(optimizer: Any) -> Any:
-    def step(parameter: nn.Parameter) -> None:
-        optimizer.step()  # no other parameter has a gradient now, so only this one moves
+class _Stepper:
+    """Steps on one parameter at a time, and checks that each is stepped on once a step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer: Any = optimizer
+        self.stepped: set[nn.Parameter] = set()
+        self.is_stepping = False
+        optimizer.register_step_post_hook(self._forget)
+
+    def __call__(self, parameter: nn.Parameter) -> None:
+        if parameter in self.stepped:
+            raise UserError(
+                "engine.step_in_backward: a second backward pass before optimizer.step(); "
+                "gradients are stepped on at once, so that they cannot be accumulated"
+            )
+        self.stepped.add(parameter)
+        self.is_stepping = True
+        try:
+            self.optimizer.step()  # no other parameter has a gradient now, so only this one moves
+        finally:
+            self.is_stepping = False
         parameter.grad = None
 
-    return step
+    def _forget(self, *_: Any) -> None:
+        if not self.is_stepping:
+            self.stepped.clear()

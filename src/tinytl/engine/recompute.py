@@ -1,8 +1,7 @@
 """Keep only the inputs of a block, and compute its maps again in the backward pass."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,56 +10,112 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tinytl.engine.autocast import autocast_device
+from tinytl.engine.mixin import Mixin, become
+from tinytl.engine.swap import swapped
+
+
+class Recomputed(Mixin):
+    """A block that keeps only its inputs where the first has more pixels per side than `above_px`.
+
+    Its output is one tensor. Nothing changes where its first input is not a tensor.
+    """
+
+    above_px: int
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Compute the block, and note how to compute it again."""
+        first = inputs[0] if inputs else None
+        if options or not isinstance(first, Tensor) or max(first.shape[-2:]) <= self.above_px:
+            return super().forward(*inputs, **options)  # type: ignore[misc]
+        block: Any = self
+        parameters = {name: p for name, p in block.named_parameters() if p.requires_grad}
+        return _Recompute.apply(_Call(block, list(parameters), inputs), *inputs, *parameters.values())
 
 
 def recompute_in_backward(block: nn.Module, above_px: int) -> None:
-    """Let `block` keep only its inputs where the first has more pixels per side than `above_px`.
-
-    The block must return one tensor and draw no random numbers. Nothing changes where its first input is
-    not a tensor.
-    """
-    block.forward = partial(_forward, block, block.forward, above_px)  # type: ignore[method-assign]
+    """Let `block` keep only its inputs, and draw the same random numbers again in the backward pass."""
+    become(block, Recomputed)
+    block.above_px = above_px  # type: ignore[assignment]
 
 
-def _forward(block: nn.Module, forward: Any, above_px: int, *inputs: Any) -> Tensor:
-    if not isinstance(inputs[0], Tensor) or max(inputs[0].shape[-2:]) <= above_px:
-        return forward(*inputs)
-    parameters = [p for p in block.parameters() if p.requires_grad]
-    return _Recompute.apply(block, forward, len(inputs), *inputs, *parameters)
+class _Call:
+    """One forward pass of a block, and all that it depends on besides tensors with gradients."""
+
+    def __init__(self, block: Any, names: list[str], inputs: tuple[Any, ...]) -> None:
+        self.block, self.names = block, names  # names of the trainable parameters
+        self.inputs = [None if isinstance(i, Tensor) else i for i in inputs]  # those that are no tensors
+        frozen = {name: p for name, p in block.named_parameters() if not p.requires_grad}
+        self.fixed = {**frozen, **dict(block.named_buffers())}
+        self.device = autocast_device(inputs[0])
+        self.autocast = torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device)
+        self.random: tuple[Tensor, ...] | None = None  # states of the generators, if numbers are drawn
+
+    def first(self, inputs: list[Any]) -> Any:
+        """The block's own forward pass."""
+        before = _random_states(self.device)
+        out = self.forward(inputs)
+        if not all(map(torch.equal, before, _random_states(self.device))):
+            self.random = before
+        return out
+
+    def forward(self, inputs: list[Any]) -> Any:
+        return super(Recomputed, self.block).forward(*inputs)  # type: ignore[misc]
+
+    def again(self, inputs: list[Any], parameters: list[Tensor]) -> Any:
+        """The same forward pass once more, with the parameters and the random numbers of the first."""
+        enabled, dtype = self.autocast
+        with (
+            torch.enable_grad(),
+            torch.autocast(self.device, dtype, enabled=enabled),
+            _statistics_counted_already(self.block),
+            nullcontext() if self.random is None else _random_numbers(self.device, self.random),
+        ):
+            now = {**dict(self.block.named_parameters()), **dict(self.block.named_buffers())}
+            then = {**dict(zip(self.names, parameters, strict=True)), **self.fixed}
+            others = {id(now[name]): tensor for name, tensor in then.items() if now[name] is not tensor}
+            if not others:
+                return self.forward(inputs)
+            with swapped(self.block, lambda tensor: others.get(id(tensor), tensor)):
+                return self.forward(inputs)
 
 
 class _Recompute(torch.autograd.Function):
     # Unlike in torch.utils.checkpoint, the parameters are inputs and their gradients are returned, so that
     # the memory meter sees what is kept, and distributed training sees the gradients.
     @staticmethod
-    def forward(ctx: Any, block: nn.Module, forward: Any, count: int, *arguments: Any) -> Tensor:
-        inputs, parameters = arguments[:count], arguments[count:]
-        ctx.block, ctx.forward_function, ctx.count = block, forward, count
-        ctx.not_tensors = [None if isinstance(i, Tensor) else i for i in inputs]
-        ctx.save_for_backward(*(i for i in inputs if isinstance(i, Tensor)), *parameters)
-        ctx.device = autocast_device(inputs[0])
-        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
-        return forward(*inputs)
+    def forward(ctx: Any, call: _Call, *arguments: Any) -> Any:
+        count = len(call.inputs)
+        ctx.call = call
+        ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
+        return call.first(list(arguments[:count]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        saved = iter(ctx.saved_tensors)
-        needs = ctx.needs_input_grad[3:]
+        call, saved, needs = ctx.call, iter(ctx.saved_tensors), ctx.needs_input_grad[1:]
         inputs = [
             next(saved).detach().requires_grad_(need) if not_tensor is None else not_tensor
-            for not_tensor, need in zip(ctx.not_tensors, needs, strict=False)
+            for not_tensor, need in zip(call.inputs, needs, strict=False)
         ]
-        wanted = [t for t, need in zip([*inputs, *saved], needs, strict=True) if need]
-        enabled, dtype = ctx.autocast
-        with (
-            torch.enable_grad(),
-            torch.autocast(ctx.device, dtype, enabled=enabled),
-            _statistics_counted_already(ctx.block),
-        ):
-            out = ctx.forward_function(*inputs)
+        parameters = list(saved)
+        out = call.again(inputs, parameters)
+        wanted = [t for t, need in zip([*inputs, *parameters], needs, strict=True) if need]
         grads = iter(torch.autograd.grad(out, wanted, grad, allow_unused=True))
-        return None, None, None, *(next(grads) if need else None for need in needs)
+        return None, *(next(grads) if need else None for need in needs)
+
+
+def _random_states(device: str) -> tuple[Tensor, ...]:
+    return torch.get_rng_state(), *([torch.cuda.get_rng_state()] if device == "cuda" else [])
+
+
+@contextmanager
+def _random_numbers(device: str, states: tuple[Tensor, ...]) -> Iterator[None]:
+    """Draw the random numbers that follow these states, and leave the generators as they were."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state)
+        yield
 
 
 @contextmanager

@@ -4,12 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from tinytl.engine.clamp import LeanClamp
+
 FROM = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 
 
 def activation_bits(network: nn.Module) -> dict[str, float]:
     """Bits per element that each class of activation layer keeps, as the engine runs it: class -> bits."""
-    kinds = {type(module).__name__: module for module in network.modules() if type(module).__module__ in FROM}
+    kinds = {
+        module.kind if isinstance(module, LeanClamp) else type(module).__name__: module
+        for module in network.modules()
+        if isinstance(module, LeanClamp) or type(module).__module__ in FROM
+    }
     return {name: _bits(module) for name, module in sorted(kinds.items())}
 
 

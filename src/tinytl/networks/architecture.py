@@ -10,6 +10,7 @@ import torch
 
 from tinytl.errors import UserError
 from tinytl.networks import proxylessnas  # noqa: F401  (registers ProxylessNAS with timm)
+from tinytl.networks.blocks import classifiers
 from tinytl.networks.norms import batch_norm_eps
 
 
@@ -41,6 +42,8 @@ def check_model(name: str) -> None:
 
 
 def head_name(network: Any) -> str:
-    """Name of the classifier in the network."""
-    classifier = network.get_classifier()
-    return next(name for name, module in network.named_modules() if module is classifier)
+    """Name of the classifier in the network. Raises UserError where it has none, or several."""
+    heads = classifiers(network)
+    if len(heads) != 1:
+        raise UserError(f"{type(network).__name__} has {len(heads)} classifiers; only one can begin anew")
+    return next(name for name, module in network.named_modules() if module is heads[0])

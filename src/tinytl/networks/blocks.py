@@ -14,12 +14,25 @@ INVERTED = (*EXPANDED, DepthwiseSeparableConv)  # those without an expansion, to
 RESIDUAL = (BasicBlock, Bottleneck)  # of ResNets
 
 
+# The layers of an inverted bottleneck by what they do: names of its convolution and of the norm after it,
+# in the order in which they are applied.
+LAYERS_OF_EXPANDED = {
+    "expand": ("conv_pw", "bn1"), "depthwise": ("conv_dw", "bn2"), "project": ("conv_pwl", "bn3"),
+}  # fmt: skip
+LAYERS_OF_DEPTHWISE_SEPARABLE = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
+# What such a block may hold besides; where it holds none of them, these are missing or nn.Identity.
+EXTRAS = ("conv_s2d", "aa", "se", "dw_tfm")
+
+
+def layer_names(block: nn.Module) -> dict[str, tuple[str, str]]:
+    """The names of a bottleneck's convolutions and norms, by what they do: expand, depthwise, project."""
+    return LAYERS_OF_EXPANDED if isinstance(block, EXPANDED) else LAYERS_OF_DEPTHWISE_SEPARABLE
+
+
 def convolutions(block: Any) -> list[Any]:
     """The convolutions of a block of these types, in the order in which they are applied."""
-    if isinstance(block, EXPANDED):
-        return [block.conv_pw, block.conv_dw, block.conv_pwl]
     if isinstance(block, INVERTED):
-        return [block.conv_dw, block.conv_pw]
+        return [getattr(block, conv) for conv, _ in layer_names(block).values()]
     return [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
 
 
@@ -28,8 +41,8 @@ def has_shortcut(module: nn.Module) -> bool:
     return isinstance(module, RESIDUAL) or bool(getattr(module, "has_skip", False))
 
 
-def block_names(network: Any) -> list[str]:
-    """Names of the network's blocks that have several convolutions, in order from the input.
+def block_names(network: Any, layers: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> list[str]:
+    """Names of the network's blocks that have several layers of these types, in order from the input.
 
     timm's `group_matcher` tells which parameters belong to one block; a model without it has no blocks here.
     """
@@ -42,8 +55,10 @@ def block_names(network: Any) -> list[str]:
         inside = name.startswith(tuple(f"{outer}." for outer in names))
         if inside or module is network or isinstance(module, nn.Sequential):
             continue
-        count = sum(isinstance(m, nn.Conv2d) for m in module.modules())
-        if count > 1 and len({group_of[f"{name}.{p}"] for p, _ in module.named_parameters()}) == 1:
+        count = sum(isinstance(m, layers) for m in module.modules())
+        # a parameter that is shared is in the group of its first name
+        owners = {group_of.get(f"{name}.{p}") for p, _ in module.named_parameters()}
+        if count > 1 and len(owners) == 1:
             names.append(name)
     return names
 
@@ -60,6 +75,20 @@ def before_last_blocks(network: Any, count: int) -> list[str]:
     inside = [i for i, name in enumerate(names) if name.startswith(kept)] if kept else []
     last = max(i for i, name in enumerate(names) if name.startswith(tuple(f"{b}." for b in blocks)))
     return names[: min(inside, default=last + 1)]
+
+
+def classifiers(network: Any) -> list[nn.Module]:
+    """The classifiers of a timm model: one, or several that each see the features; none if it has none.
+
+    Raises UserError for a network that does not know its classifier.
+    """
+    if not hasattr(network, "get_classifier"):
+        raise UserError(f"{type(network).__name__} has no get_classifier(), which returns the last layer")
+    found = network.get_classifier()
+    heads = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+    return [
+        head for head in heads if isinstance(head, nn.Module) and next(head.parameters(), None) is not None
+    ]
 
 
 def silence_residual_branches(network: nn.Module) -> None:

@@ -78,12 +78,15 @@ class WeightStandardizedConv2d(nn.Conv2d):
     """
 
     same: bool = False
-    standardize: Callable[[Tensor], Tensor] = staticmethod(standardize)  # an engine may set its own
+
+    def standardized(self, weight: Tensor) -> Tensor:
+        """Return the standardised weight; an engine's layer may compute it in its own way."""
+        return standardize(weight)
 
     def forward(self, input: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         if self.same:
             input = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
-        return self._conv_forward(input, self.standardize(self.weight), self.bias)
+        return self._conv_forward(input, self.standardized(self.weight), self.bias)
 
 
 def batch_norm_eps(network: nn.Module) -> float | None:
@@ -136,7 +139,7 @@ def _standardizable(module: nn.Module) -> bool:
 def _standardized(conv: Any) -> WeightStandardizedConv2d:
     layer = WeightStandardizedConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-        conv.groups, bias=False, device="meta",
+        conv.groups, bias=False, padding_mode=conv.padding_mode, device="meta",
     )  # fmt: skip
     layer.weight = conv.weight
     layer.same = isinstance(conv, Conv2dSame)

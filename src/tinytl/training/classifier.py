@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 from tinytl.data.splits import Task
 from tinytl.errors import UserError
 from tinytl.methods import set_train_mode
+from tinytl.networks.blocks import classifiers
 from tinytl.networks.norms import NormName
 from tinytl.weights.own_checkpoints import trainable_state
 from tinytl.weights.weight_files import OWN
@@ -147,7 +148,7 @@ class ImageClassifier(LightningModule):
         trained = [p for p in self.network.parameters() if p.requires_grad]
         if self.classifier_lr is None:
             return [{"params": trained}]
-        head = {id(p) for p in self.network.get_classifier().parameters()}
+        head = {id(p) for head in classifiers(self.network) for p in head.parameters()}
         classifier = [p for p in trained if id(p) in head]
         groups = [
             {"params": [p for p in trained if id(p) not in head]},

@@ -1,0 +1,107 @@
+"""The parts of an inverted bottleneck, by what they do, for the lean layers that compute it as one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv
+from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv3 import MobileNetV3
+from torch import nn
+
+from tinytl.engine.kernels import LINEAR, Kernels
+from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm, lean_norm
+from tinytl.engine.plan import EnginePlan
+from tinytl.networks.blocks import EXTRAS, INVERTED, layer_names
+from tinytl.networks.norms import WeightStandardizedConv2d
+
+LeanNorm = StoredBatchNorm | LeanGroupNorm
+# Networks in which the first block follows the stem's norm, with nothing in between.
+STEMMED = (EfficientNet, MobileNetV3)
+
+
+@dataclass(frozen=True)
+class BottleneckParts:
+    """Frozen convolutions and the norms after them.
+
+    The expansion is a 1x1 convolution, or the network's stem where stem and first block are taken as one
+    bottleneck. Without an expansion the block is a depthwise separable convolution.
+    """
+
+    convs: dict[str, nn.Conv2d]  # by what they do: [expand,] depthwise, project
+    norms: dict[str, LeanNorm]  # by the convolution that they follow; each with its activation
+    norm_names: dict[str, str | None]  # of the norms in the block; None: it stays where it was, outside
+    has_skip: bool
+    drop_path: nn.Module | None = None  # drops the residual branch of whole images
+
+    @classmethod
+    def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "BottleneckParts | None":
+        """The parts of a timm block; None where it holds more than a lean layer computes."""
+        if type(module) not in INVERTED:  # nor one derived from them: it may compute something else
+            return None
+        block: Any = module
+        names = layer_names(block)
+        convs = {part: getattr(block, conv) for part, (conv, _) in names.items()}
+        norms = {part: lean_norm(getattr(block, norm), plan, kernels) for part, (_, norm) in names.items()}
+        extras = [getattr(block, name, None) for name in EXTRAS]
+        known = (
+            all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
+            and all(_is_frozen_plain(conv) for conv in convs.values())
+            and all(norm is not None and norm.clamp is not None for norm in norms.values())
+            and norms["project"].clamp == LINEAR  # type: ignore[union-attr]
+            and all(_is_pointwise(conv) for part, conv in convs.items() if part != "depthwise")
+            and _is_depthwise(convs["depthwise"])
+        )
+        if not known:
+            return None
+        drop_path = getattr(block, "drop_path", None)
+        return cls(
+            convs, norms, {part: norm for part, (_, norm) in names.items()}, block.has_skip,  # type: ignore[arg-type]
+            None if isinstance(drop_path, nn.Identity) or not block.has_skip else drop_path,
+        )  # fmt: skip
+
+    @classmethod
+    def of_stem(cls, network: Any, plan: EnginePlan, kernels: Kernels) -> "BottleneckParts | None":
+        """The parts of a network's stem and of the depthwise separable block after it, as one bottleneck."""
+        block = first_block(network) if type(network) in STEMMED else None
+        if type(block) is not DepthwiseSeparableConv or block.has_skip:
+            return None
+        stem, parts = network.conv_stem, cls.of(block, plan, kernels)
+        lean = lean_norm(network.bn1, plan, kernels)
+        if parts is None or lean is None or lean.clamp is None:
+            return None
+        if not _is_frozen_plain(stem) or stem.groups > 1:
+            return None
+        return cls(
+            {"expand": stem, **parts.convs},  # type: ignore[dict-item]
+            {"expand": lean, **parts.norms},
+            {"expand": None, **parts.norm_names},
+            has_skip=False,
+        )
+
+
+def first_block(network: Any) -> Any:
+    """The first block of the first stage of such a network; None where there is none."""
+    stage = next(iter(network.blocks), None)
+    return stage[0] if isinstance(stage, nn.Sequential) and len(stage) else None
+
+
+def _is_frozen_plain(conv: Any) -> bool:
+    """Whether it is a frozen, square convolution without a bias that pads with zeros on all sides alike."""
+    return (
+        type(conv) in (nn.Conv2d, WeightStandardizedConv2d)
+        and conv.bias is None
+        and not conv.weight.requires_grad
+        and not getattr(conv, "same", False)
+        and conv.padding_mode == "zeros"
+        and conv.dilation == (1, 1)
+        and not isinstance(conv.padding, str)
+        and all(len({*size}) == 1 for size in (conv.kernel_size, conv.stride, conv.padding))
+    )
+
+
+def _is_pointwise(conv: Any) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+
+
+def _is_depthwise(conv: Any) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels
