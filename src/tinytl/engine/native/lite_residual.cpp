@@ -25,7 +25,7 @@ struct LiteResidual {
   long out_height, out_width;    // of the block's output
   long bilinear;
   // elements of the buffers
-  long pooled_size, weights_size, grad_size, sums_size, natural_size, across_size;
+  long pooled_size, across_size, weights_size, grad_size, grads_size, sums_size, natural_size;
   long image_size, thread_size;  // all buffers of an image (backwards), of a thread
 
   long area() const { return rows * columns; }
@@ -131,14 +131,23 @@ void forward(const LiteResidual<T>& l, const T* x, T* middle, T* last, T* out, T
 }
 
 // grad is the gradient with respect to the output; grad_x, that with respect to x, is added to, or null.
-// Gradients with respect to the weights are added to; those with respect to scales and shifts are written
-// for each image. The scratch holds the tables, the buffers of each image, those of each thread.
+// Gradients with respect to the weights are added to; those with respect to the norms, (scale, shift, scale,
+// shift), are written to grad_norms. The scratch holds the tables, the norms' gradients of each image, the
+// buffers of each image, those of each thread.
 template <typename T>
-void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
-              T* scratch) {
+void backward(LiteResidual<T> l, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
+              T* grad_norms, T* scratch) {
   if (l.images == 0) return;
   const Axis<T> rows(l.rows, l.out_height, l.bilinear, scratch);
   const Axis<T> columns(l.columns, l.out_width, l.bilinear, scratch);
+  const long norm_count = 2 * (l.conv[0].out + l.conv[1].out);
+  T* image_grads = take(scratch, l.images * norm_count);
+  T* next = image_grads;
+  for (Norm<T>& norm : l.norm) {
+    norm.grad_step = norm_count;
+    norm.grad_scale = next, next += norm.channels;
+    norm.grad_shift = next, next += norm.channels;
+  }
   T* of_threads = scratch + l.images * l.image_size;
   const auto buffers = [&](long image) { return ImageBuffers<T>(l, scratch + image * l.image_size); };
   for_each_image(l.images, l.threads, [&](long image, long thread) {
@@ -147,11 +156,12 @@ void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* midd
                    grad_x ? grad_x + image * l.in_size() : nullptr, buffers(image),
                    of_threads + thread * l.thread_size);
   });
+  sum_images(image_grads, l.images, norm_count, grad_norms);
   const long first = l.conv[0].grad_weight ? count_weight_parts(l.conv[0]) : 0;
   const long second = l.conv[1].grad_weight ? count_weight_parts(l.conv[1]) : 0;
   for_each_image(first + second, l.threads, [&](long part, long thread) {
     T* buffer = of_threads + thread * l.thread_size;
-    const WeightBuffers<T> own = {take(buffer, l.weights_size), take(buffer, l.sums_size),
+    const WeightBuffers<T> own = {take(buffer, l.grads_size), take(buffer, l.sums_size),
                                   take(buffer, l.natural_size)};
     if (part < first)
       add_weight_part(
@@ -173,8 +183,8 @@ void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* midd
   }                                                                                                           \
   extern "C" void lite_residual_backward_##suffix(const tinytl::LiteResidual<T>* lite, const T* x,            \
                                                   const T* grad, const T* middle, const T* last, T* grad_x,   \
-                                                  T* scratch) {                                               \
-    tinytl::backward(*lite, x, grad, middle, last, grad_x, scratch);                                          \
+                                                  T* grad_norms, T* scratch) {                                \
+    tinytl::backward(*lite, x, grad, middle, last, grad_x, grad_norms, scratch);                              \
   }
 
 FOR_TYPE(float, float32)
