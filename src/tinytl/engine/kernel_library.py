@@ -154,5 +154,11 @@ def _fingerprint() -> str:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    parts = (*(path.read_text() for path in (*SOURCES, *HEADERS)), *FLAGS, *_compiler(), platform.machine(), *processor)
+    parts = (
+        *(path.read_text() for path in (*SOURCES, *HEADERS)),
+        *FLAGS,
+        *_compiler(),
+        platform.machine(),
+        *processor,
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -219,7 +219,7 @@ def _supported(x: Tensor) -> bool:
     return x.device.type in ("cpu", "meta") and x.dtype in (torch.float32, torch.float64)
 
 
-# The argument types of the functions in kernels.cpp: p a pointer, d a double, l a long.
+# The argument types of the compiled functions: p a pointer, d a double, l a long.
 SIGNATURES = {
     "group_normalize": "pplllld",
     "affine_clamp": "pppddlll",
@@ -228,6 +228,8 @@ SIGNATURES = {
     "depthwise_backward": "ppplllllll",
     "expand_codes": "pppplll",
     "standardize": "ppplld",
+    "bottleneck_forward": "ppppp",
+    "bottleneck_backward": "pppppppp",
 }
 
 

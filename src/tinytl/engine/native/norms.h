@@ -287,8 +287,8 @@ TINYTL_INLINE void gate_tile(const Norm<T>& norm, const ChannelNorm<T>& own, Vec
 // Adds the rows of the images, (images, count), in the images' order.
 template <typename T>
 void sum_images(const T* rows, long images, long count, T* out) {
-  for (long i = 0; i < count; i++) out[i] = rows[i];
-  for (long image = 1; image < images; image++)
+  for (long i = 0; i < count; i++) out[i] = 0;
+  for (long image = 0; image < images; image++)
     for (long i = 0; i < count; i++) out[i] += rows[image * count + i];
 }
 

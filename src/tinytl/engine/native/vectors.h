@@ -42,7 +42,9 @@ constexpr long LANES = VECTOR_BYTES / sizeof(T);
 template <typename T>
 struct VectorTypes {
   typedef T type __attribute__((vector_size(VECTOR_BYTES)));
-  typedef double wide __attribute__((vector_size(VECTOR_BYTES / sizeof(T) * sizeof(double))));
+  // Aligned as one vector, so that both can stand in the same buffer.
+  typedef double wide
+      __attribute__((vector_size(VECTOR_BYTES / sizeof(T) * sizeof(double)), aligned(VECTOR_BYTES)));
 };
 template <typename T>
 using Vector = typename VectorTypes<T>::type;
