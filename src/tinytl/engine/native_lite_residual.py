@@ -21,6 +21,7 @@ from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 POINTER, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
 LANES = 32  # of the widest two vectors of float32
 KERNELS = (1, 3, 5, 7)
+PLANES = 4  # that are upsampled together
 
 
 def _fields(**types: str) -> list[tuple[str, Any]]:
@@ -301,16 +302,15 @@ def _set_buffers(lite: _Lite) -> tuple[_Lite, _Lite, _Sizes]:
     taps, group = first.kernel**2, first.outputs // first.groups
     row = max(first.inputs // first.groups * taps, second.inputs)  # elements of a row of a weight, at most
     lite.pooled_size = first.inputs * lite.pooled_plane
-    lite.across_size = lite.rows * lite.out_width
+    lite.across_size = PLANES * lite.rows * lite.out_width
     lite.grad_size = first.outputs * lite.grad_plane
     lite.grads_size, lite.sums_size, lite.natural_size = LANES * area, LANES * row, 16 * _up(row)
-    tables = sum(
-        3 * _up(to) + 2 * _up(side)
-        for side, to in ((lite.rows, lite.out_height), (lite.columns, lite.out_width))
-    )
+    tables = 3 * _up(lite.out_height)
+    for side, to in ((lite.columns, lite.out_width), (lite.out_width, lite.columns)):
+        tables += side * _up(to) + 2 * _up(to)
     backward = _Lite.from_buffer_copy(lite)
     lite.weights_size = LANES * row
-    forward_buffers = (lite.pooled_size, middle, area, lite.across_size, lite.weights_size)
+    forward_buffers = (lite.pooled_size, middle, lite.across_size, lite.weights_size)
     lite.thread_size = sum(map(_up, forward_buffers))
 
     backward.weights_size = LANES * max(group * taps, second.outputs)

@@ -146,27 +146,45 @@ TINYTL_INLINE void store_as(T* p, const V& v) {
 
 // --- packing ---------------------------------------------------------------------------------------
 
-// Rows, `count` of them and `step` apart, become columns: (length, lanes). scale(row) tells how a row is
-// standardised.
-template <typename T, class F>
-void pack_rows(const T* rows, long step, long count, long length, long lanes, F&& scale, T* out) {
+// Rows, at most LANES<T> of them and `step` apart, to columns: vectors of an element of every row. Rows from
+// `count` on are zeros, and so are elements from `length` on.
+template <typename T>
+TINYTL_INLINE void load_columns(const T* rows, long step, long count, long length, Vector<T> (&tile)[LANES<T>]) {
+  TINYTL_UNROLL for (long j = 0; j < LANES<T>; j++)
+    tile[j] = j < count ? load_part(rows + j * step, length) : Vector<T>{};
+  transpose<T>(tile);
+}
+
+// Rows, `count` of them and `step` apart, become columns: (length, lanes).
+template <typename T>
+__attribute__((noinline)) void pack_rows(const T* rows, long step, long count, long length, long lanes, T* out) {
   constexpr long L = LANES<T>;
-  for (long block = 0; block < lanes; block += L) {
-    Vector<T> means[L], factors[L];
-    for (long j = 0; j < L; j++) {
-      const RowScale<T> own = block + j < count ? scale(block + j) : RowScale<T>();
-      means[j] = broadcast(own.mean), factors[j] = broadcast(own.factor);
-    }
+  for (long block = 0; block < lanes; block += L)
     for (long k = 0; k < length; k += L) {
       Vector<T> tile[L];
-      TINYTL_UNROLL for (long j = 0; j < L; j++) {
-        tile[j] = Vector<T>{};
-        if (block + j < count)
-          tile[j] = (load_part(rows + (block + j) * step + k, length - k) - means[j]) * factors[j];
-      }
-      transpose<T>(tile);
+      load_columns(rows + block * step + k, step, count - block, length - k, tile);
       TINYTL_UNROLL for (long j = 0; j < L; j++)
         if (k + j < length) store_part(out + (k + j) * lanes + block, tile[j], lanes - block);
+    }
+}
+
+// Packs the weights of the output channels from `first` on: (row size, lanes).
+template <typename T>
+void pack_for_forward(const Convolution<T>& conv, long first, long count, long lanes, T* out) {
+  constexpr long L = LANES<T>;
+  const long size = conv.row_size();
+  for (long block = 0; block < lanes; block += L) {
+    T means[L] = {}, factors[L] = {};
+    for (long j = 0; j < L && block + j < count; j++) {
+      const RowScale<T> own(conv, first + block + j);
+      means[j] = own.mean, factors[j] = own.factor;
+    }
+    const Vector<T> mean = load(means), factor = load(factors);
+    for (long k = 0; k < size; k += L) {
+      Vector<T> tile[L];
+      load_columns(conv.row(first + block) + k, size, count - block, size - k, tile);
+      TINYTL_UNROLL for (long j = 0; j < L; j++)
+        if (k + j < size) store_part(out + (k + j) * lanes + block, (tile[j] - mean) * factor, lanes - block);
     }
   }
 }
@@ -227,15 +245,12 @@ void pack_for_backward(const Convolution<T>& conv, long group, long first, long 
       }
       for (long t = 0; t < taps; t += L) {
         Vector<T> tile[L];
+        load_columns(row + block * taps + t, taps, in - first - block, taps - t, tile);
         TINYTL_UNROLL for (long j = 0; j < L; j++) {
-          tile[j] = Vector<T>{};
-          if (first + block + j < in)
-            tile[j] = (load_part(row + (block + j) * taps + t, taps - t) - scale.mean) * scale.factor;
+          if (t + j >= taps) continue;
+          const long position = at[t + j].start + o * at[t + j].step;
+          store_part(out + position * lanes + block, (tile[j] - scale.mean) * scale.factor, lanes - block);
         }
-        transpose<T>(tile);
-        TINYTL_UNROLL for (long j = 0; j < L; j++)
-          if (t + j < taps)
-            store_part(out + (at[t + j].start + o * at[t + j].step) * lanes + block, tile[j], lanes - block);
       }
     }
   }
@@ -252,17 +267,22 @@ struct Correlation {
   long out_plane, out_pitch, out_step;  // between output channels, rows and columns
 };
 
-// Calls f<P>(start) for tiles of P pixels that make up n.
-template <class F>
+// Calls f<P>(start) for tiles of P pixels that make up n. Double, which serves proofs, has two sizes of tiles
+// alone, so that it compiles soon.
+template <typename T, class F>
 TINYTL_INLINE void for_row_tiles(long n, F&& f) {
   long p = 0;
-  for (; p + TILE <= n; p += TILE) f.template operator()<TILE>(p);
-  if constexpr (TILE > 8)
-    if (p + 7 <= n) f.template operator()<7>(p), p += 7;
-  if (p + 4 <= n) f.template operator()<4>(p), p += 4;
-  if (p + 3 <= n) f.template operator()<3>(p), p += 3;
-  if (p + 2 <= n) f.template operator()<2>(p), p += 2;
-  if (p < n) f.template operator()<1>(p);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; p + TILE <= n; p += TILE) f.template operator()<TILE>(p);
+    if constexpr (TILE > 8)
+      if (p + 7 <= n) f.template operator()<7>(p), p += 7;
+    if (p + 4 <= n) f.template operator()<4>(p), p += 4;
+    if (p + 3 <= n) f.template operator()<3>(p), p += 3;
+    if (p + 2 <= n) f.template operator()<2>(p), p += 2;
+  } else {
+    for (; p + 4 <= n; p += 4) f.template operator()<4>(p);
+  }
+  for (; p < n; p++) f.template operator()<1>(p);
 }
 
 // Writes sums, (pixels, lanes), to the first `channels` planes. Not inlined: tiles of every size use it.
@@ -295,7 +315,7 @@ void correlate(const Correlation& c, const T* x, const T* w, long channels_out, 
   for (long y = 0; y < c.maps.out_rows; y++) {
     const long top = c.top + y * STRIDE, first = top < 0 ? -top : 0;
     const long last = smaller_of(c.rows, c.maps.height - top);
-    for_row_tiles(c.maps.out_columns, [&]<int P>(long column) TINYTL_INLINE_LAMBDA {
+    for_row_tiles<T>(c.maps.out_columns, [&]<int P>(long column) TINYTL_INLINE_LAMBDA {
       V tile[P][N];
       TINYTL_UNROLL for (int p = 0; p < P; p++) TINYTL_UNROLL for (int n = 0; n < N; n++) tile[p][n] = V{};
       for (long k = 0; k < c.channels; k++) {
@@ -341,8 +361,7 @@ void convolve(const Convolution<T>& conv, const Maps& maps, const T* x, T* y, T*
     for (long number = 0; run_at<T>(out, number).lanes; number++) {
       const Run run = run_at<T>(out, number);
       const long first = group * out + run.first, count = out - run.first;
-      const auto scale = [&](long row) { return RowScale<T>(conv, first + row); };
-      pack_rows(conv.row(first), conv.row_size(), count, conv.row_size(), run.lanes, scale, weights);
+      pack_for_forward(conv, first, count, run.lanes, weights);
       with_vectors<T>(run, [&]<typename V, int N>() {
         const T* source = x + group * in * maps.plane;
         if (conv.stride == 1)
@@ -469,8 +488,7 @@ void add_weight_part(const Convolution<T>& conv, const Maps& maps, long part, lo
   std::memset(buffers.sums, 0, size * run.lanes * sizeof(T));
   for (long image = 0; image < images; image++) {
     const T* input = x(image) + group * conv.in_group() * maps.plane;
-    pack_rows(grad(image) + first * area, area, count, area, run.lanes, [](long) { return RowScale<T>(); },
-              buffers.grad);
+    pack_rows(grad(image) + first * area, area, count, area, run.lanes, buffers.grad);
     with_vectors<T>(run, [&]<typename V, int N>() {
       if (conv.kernel == 1) add_weight_tiles<1, V, N>(conv, maps, input, buffers.grad, buffers.sums);
       if (conv.kernel == 3) add_weight_tiles<3, V, N>(conv, maps, input, buffers.grad, buffers.sums);
@@ -483,7 +501,8 @@ void add_weight_part(const Convolution<T>& conv, const Maps& maps, long part, lo
     for (long k = 0; k < size; k += L) {
       Vector<T> tile[L];
       TINYTL_UNROLL for (long j = 0; j < L; j++)
-        tile[j] = k + j < size ? load_part(buffers.sums + (k + j) * run.lanes + block, run.lanes - block) : Vector<T>{};
+        tile[j] = k + j < size ? load_part(buffers.sums + (k + j) * run.lanes + block, run.lanes - block)
+                               : Vector<T>{};
       transpose<T>(tile);
       TINYTL_UNROLL for (long j = 0; j < L; j++) store(buffers.natural + j * step + k, tile[j]);
     }

@@ -57,11 +57,9 @@ void add_pooled(const LiteResidual<T>& l, const T* grad, T* grad_x) {
 
 // middle, last: the outputs of the two convolutions, kept.
 template <typename T>
-void forward_image(const LiteResidual<T>& l, const Axis<T>& rows, const Axis<T>& columns, long image,
-                   const T* x, T* middle, T* last, T* out, T* buffer) {
+void forward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, long image, const T* x, T* middle, T* last, T* out, T* buffer) {
   T* pooled = take(buffer, l.pooled_size);
   T* active = take(buffer, l.middle_size());
-  T* plane = take(buffer, l.area());
   T* across = take(buffer, l.across_size);
   T* weights = take(buffer, l.weights_size);
   pool(l, x, pooled);
@@ -70,10 +68,13 @@ void forward_image(const LiteResidual<T>& l, const Axis<T>& rows, const Axis<T>&
   activate_map(middle, l.norm[0], image, l.area(), active);
   convolve(l.conv[1], l.second_maps(), active, last, weights);
   write_map_statistics(last, l.norm[1], image, l.area());
-  for (long c = 0; c < l.conv[1].out; c++) {
-    const PlaneNorm<T> own(l.norm[1], image, c);
-    for (long i = 0; i < l.area(); i++) plane[i] = last[c * l.area() + i] * own.factor + own.offset;
-    add_upsampled(rows, columns, plane, across, out + c * l.out_height * l.out_width);
+  for (long c = 0; c < l.conv[1].out; c += PLANES) {
+    const auto affine = [&](long plane) {
+      const PlaneNorm<T> own(l.norm[1], image, c + plane);
+      return std::pair(own.factor, own.offset);
+    };
+    upsampling.add(last + c * l.area(), smaller_of(PLANES, l.conv[1].out - c), affine, across,
+                   out + c * l.out_height * l.out_width);
   }
 }
 
@@ -89,16 +90,15 @@ struct ImageBuffers {
 };
 
 template <typename T>
-void backward_image(const LiteResidual<T>& l, const Axis<T>& rows, const Axis<T>& columns, long image,
-                    const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
+void backward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, long image, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
                     const ImageBuffers<T>& own, T* buffer) {
   T* across = take(buffer, l.across_size);
   T* weights = take(buffer, l.weights_size);
   T* padded = take(buffer, l.grad_size);
   T* grad_pooled = take(buffer, l.conv[0].in * l.pooled_height * l.pooled_width);
-  for (long c = 0; c < l.conv[1].out; c++)
-    upsample_backward(rows, columns, grad + c * l.out_height * l.out_width, across,
-                      own.grad_last + c * l.area());
+  for (long c = 0; c < l.conv[1].out; c += PLANES)
+    upsampling.backward(grad + c * l.out_height * l.out_width, smaller_of(PLANES, l.conv[1].out - c), across,
+                        own.grad_last + c * l.area());
   norm_map_backward(own.grad_last, last, l.norm[1], image, l.area());
   activate_map(middle, l.norm[0], image, l.area(), own.active);
   convolve_backward(l.conv[1], l.second_maps(), 0, own.grad_last, 1, l.area(), own.grad_middle, weights);
@@ -116,16 +116,15 @@ void backward_image(const LiteResidual<T>& l, const Axis<T>& rows, const Axis<T>
 }
 
 // x (images, in, height, width); out (images, out, out_height, out_width), added to; middle and last: see
-// forward_image. The scratch holds the tables of both axes, then the buffers of each thread.
+// forward_image. The scratch holds the tables of the upsampling, then the buffers of each thread.
 template <typename T>
 void forward(const LiteResidual<T>& l, const T* x, T* middle, T* last, T* out, T* scratch) {
   if (l.images == 0) return;
-  const Axis<T> rows(l.rows, l.out_height, l.bilinear, scratch);
-  const Axis<T> columns(l.columns, l.out_width, l.bilinear, scratch);
+  const Upsampling<T> upsampling(l.rows, l.columns, l.out_height, l.out_width, l.bilinear, scratch);
   write_row_statistics(l.conv[0]);
   write_row_statistics(l.conv[1]);
   for_each_image(l.images, l.threads, [&](long image, long thread) {
-    forward_image(l, rows, columns, image, x + image * l.in_size(), middle + image * l.middle_size(),
+    forward_image(l, upsampling, image, x + image * l.in_size(), middle + image * l.middle_size(),
                   last + image * l.last_size(), out + image * l.out_size(), scratch + thread * l.thread_size);
   });
 }
@@ -138,8 +137,7 @@ template <typename T>
 void backward(LiteResidual<T> l, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
               T* grad_norms, T* scratch) {
   if (l.images == 0) return;
-  const Axis<T> rows(l.rows, l.out_height, l.bilinear, scratch);
-  const Axis<T> columns(l.columns, l.out_width, l.bilinear, scratch);
+  const Upsampling<T> upsampling(l.rows, l.columns, l.out_height, l.out_width, l.bilinear, scratch);
   const long norm_count = 2 * (l.conv[0].out + l.conv[1].out);
   T* image_grads = take(scratch, l.images * norm_count);
   T* next = image_grads;
@@ -151,7 +149,7 @@ void backward(LiteResidual<T> l, const T* x, const T* grad, const T* middle, con
   T* of_threads = scratch + l.images * l.image_size;
   const auto buffers = [&](long image) { return ImageBuffers<T>(l, scratch + image * l.image_size); };
   for_each_image(l.images, l.threads, [&](long image, long thread) {
-    backward_image(l, rows, columns, image, x + image * l.in_size(), grad + image * l.out_size(),
+    backward_image(l, upsampling, image, x + image * l.in_size(), grad + image * l.out_size(),
                    middle + image * l.middle_size(), last + image * l.last_size(),
                    grad_x ? grad_x + image * l.in_size() : nullptr, buffers(image),
                    of_threads + thread * l.thread_size);

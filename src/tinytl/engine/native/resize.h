@@ -48,94 +48,136 @@ TINYTL_INLINE void add_pooled_row(const T* grad, long width, long factor, long c
 
 // --- upsampling ------------------------------------------------------------------------------------
 
-// How a side of `from` pixels becomes one of `to`: pixel i is low + (high - low) * share of two old pixels.
-// For the way back, an old pixel j gets weights[2 i], as low, and weights[2 i + 1], as high, of the gradients
-// of the pixels i from first[j] to last[j].
+// Rows of `from` values become rows of `to`, out[i] = sum over j of x[j] * weights[j][i]: a product with a
+// matrix most of whose elements are zero. The lanes are the values of `out`.
 template <typename T>
-struct Axis {
-  long from, to;
-  int32_t *low, *high;    // (to)
-  T* share;               // (to)
-  int32_t *first, *last;  // (from), `last` not included
+struct Band {
+  long from, to, pitch;
+  T* weights;             // (from, pitch)
+  int32_t *first, *last;  // of the j that each vector of `out` needs
 
-  // Carves its tables from a buffer; axis_size in native_lite_residual.py tells how much they take.
-  Axis(long from, long to, bool bilinear, T*& buffer) : from(from), to(to) {
-    low = reinterpret_cast<int32_t*>(take(buffer, to));
-    high = reinterpret_cast<int32_t*>(take(buffer, to));
-    share = take(buffer, to);
-    first = reinterpret_cast<int32_t*>(take(buffer, from));
-    last = reinterpret_cast<int32_t*>(take(buffer, from));
-    for (long i = 0; i < to; i++) set(i, bilinear);
-    for (long j = 0; j < from; j++) first[j] = int32_t(to), last[j] = 0;
-    for (long i = 0; i < to; i++)
-      for (const long j : {low[i], high[i]}) {
-        if (i < first[j]) first[j] = int32_t(i);
-        last[j] = int32_t(i + 1);
+  Band(long from, long to, T*& buffer) : from(from), to(to), pitch(ceil_div(to, LANES<T>) * LANES<T>) {
+    weights = take(buffer, from * pitch);
+    first = reinterpret_cast<int32_t*>(take(buffer, to));
+    last = reinterpret_cast<int32_t*>(take(buffer, to));
+    std::memset(weights, 0, from * pitch * sizeof(T));
+    for (long i = 0; i < ceil_div(to, LANES<T>); i++) first[i] = int32_t(from), last[i] = 0;
+  }
+
+  void add(long j, long i, T weight) {
+    const long block = i / LANES<T>;
+    weights[j * pitch + i] += weight;
+    if (j < first[block]) first[block] = int32_t(j);
+    if (j >= last[block]) last[block] = int32_t(j + 1);
+  }
+
+  // x (ROWS, from) -> out (ROWS, to)
+  template <int ROWS>
+  void apply(const T* x, T* out) const {
+    for (long i = 0; i < to; i += LANES<T>) {
+      const long block = i / LANES<T>;
+      Vector<T> sums[ROWS] = {};
+      for (long j = first[block]; j < last[block]; j++) {
+        const Vector<T> weight = load(weights + j * pitch + i);
+        TINYTL_UNROLL for (int row = 0; row < ROWS; row++) sums[row] += weight * x[row * from + j];
       }
-  }
-
-  // The weight of old pixel j in new pixel i, one of those from first[j] to last[j].
-  TINYTL_INLINE T weight(long i, long j) const {
-    return (low[i] == j ? 1 - share[i] : T(0)) + (high[i] == j ? share[i] : T(0));
-  }
-
- private:
-  void set(long i, bool bilinear) {
-    if (!bilinear) {
-      // in float, as PyTorch does, so that the same pixel is the nearest
-      const long at = from == to ? i : to == 2 * from ? i / 2 : long(float(i) * (float(from) / float(to)));
-      low[i] = high[i] = int32_t(smaller_of(at, from - 1));
-      share[i] = 0;
-      return;
+      TINYTL_UNROLL for (int row = 0; row < ROWS; row++) store_part(out + row * to + i, sums[row], to - i);
     }
-    const double at = (i + 0.5) * from / to - 0.5, inside = at < 0 ? 0 : at;
-    low[i] = int32_t(smaller_of(long(inside), from - 1));
-    high[i] = int32_t(smaller_of(low[i] + 1, from - 1));
-    share[i] = T(inside - low[i]);
+  }
+
+  // x (rows, from) -> out (rows, to)
+  void apply(const T* x, long rows, T* out) const {
+    long row = 0;
+    for (; row + 4 <= rows; row += 4) apply<4>(x + row * from, out + row * to);
+    for (; row < rows; row++) apply<1>(x + row * from, out + row * to);
   }
 };
 
-// Adds a plane (rows.from, columns.from), upsampled, to one of (rows.to, columns.to). `across` holds the
-// plane upsampled along its rows, (rows.from, columns.to).
-template <typename T>
-void add_upsampled(const Axis<T>& rows, const Axis<T>& columns, const T* x, T* across, T* out) {
-  for (long y = 0; y < rows.from; y++) {
-    const T* source = x + y * columns.from;
-    T* target = across + y * columns.to;
-    for (long i = 0; i < columns.to; i++) {
-      const T low = source[columns.low[i]];
-      target[i] = low + (source[columns.high[i]] - low) * columns.share[i];
-    }
-  }
-  for (long y = 0; y < rows.to; y++) {
-    const T *low = across + rows.low[y] * columns.to, *high = across + rows.high[y] * columns.to;
-    const T share = rows.share[y];
-    T* target = out + y * columns.to;
-#pragma omp simd
-    for (long i = 0; i < columns.to; i++) target[i] += low[i] + (high[i] - low[i]) * share;
-  }
-}
+// How pixel i of a side upsampled from `from` to `to` pixels is made: low + (high - low) * share of two.
+struct Neighbours {
+  long low, high;
+  double share;
 
-// The gradient with respect to that plane, written.
+  static Neighbours of(long i, long from, long to, bool bilinear) {
+    if (!bilinear) {
+      // in float, as PyTorch does, so that the same pixel is the nearest
+      const long at = from == to ? i : to == 2 * from ? i / 2 : long(float(i) * (float(from) / float(to)));
+      const long nearest = smaller_of(at, from - 1);
+      return {nearest, nearest, 0};
+    }
+    const double at = (i + 0.5) * from / to - 0.5, inside = at < 0 ? 0 : at;
+    const long low = smaller_of(long(inside), from - 1);
+    return {low, smaller_of(low + 1, from - 1), inside - low};
+  }
+};
+
+constexpr long PLANES = 4;  // upsampled together, so that four rows are at hand
+
+// Upsampling from (rows, columns) to (out_rows, out_columns). Rows are interpolated by products, columns by
+// sums of whole rows.
 template <typename T>
-void upsample_backward(const Axis<T>& rows, const Axis<T>& columns, const T* grad, T* across, T* grad_x) {
-  for (long y = 0; y < rows.from; y++) {
-    T* target = across + y * columns.to;
-    std::memset(target, 0, columns.to * sizeof(T));
-    for (long i = rows.first[y]; i < rows.last[y]; i++) {
-      const T weight = rows.weight(i, y);
-      const T* source = grad + i * columns.to;
-#pragma omp simd
-      for (long j = 0; j < columns.to; j++) target[j] += source[j] * weight;
+struct Upsampling {
+  long rows, columns, out_rows, out_columns;
+  Band<T> widen, narrow;         // a row: columns -> out_columns, and back
+  int32_t *low, *high;           // (out_rows)
+  T* share;                      // (out_rows)
+
+  // Carves its tables from a buffer; native_lite_residual.py tells how much they take.
+  Upsampling(long rows, long columns, long out_rows, long out_columns, bool bilinear, T*& buffer)
+      : rows(rows), columns(columns), out_rows(out_rows), out_columns(out_columns),
+        widen(columns, out_columns, buffer), narrow(out_columns, columns, buffer) {
+    low = reinterpret_cast<int32_t*>(take(buffer, out_rows));
+    high = reinterpret_cast<int32_t*>(take(buffer, out_rows));
+    share = take(buffer, out_rows);
+    for (long i = 0; i < out_columns; i++) {
+      const Neighbours own = Neighbours::of(i, columns, out_columns, bilinear);
+      widen.add(own.low, i, T(1 - own.share)), widen.add(own.high, i, T(own.share));
+      narrow.add(i, own.low, T(1 - own.share)), narrow.add(i, own.high, T(own.share));
+    }
+    for (long y = 0; y < out_rows; y++) {
+      const Neighbours own = Neighbours::of(y, rows, out_rows, bilinear);
+      low[y] = int32_t(own.low), high[y] = int32_t(own.high), share[y] = T(own.share);
     }
   }
-  for (long y = 0; y < rows.from; y++)
-    for (long x = 0; x < columns.from; x++) {
-      T sum = 0;
-      for (long i = columns.first[x]; i < columns.last[x]; i++)
-        sum += across[y * columns.to + i] * columns.weight(i, x);
-      grad_x[y * columns.from + x] = sum;
+
+  // Adds planes * factor + offset, upsampled, to `out`; factor and offset are those of each plane. `across`
+  // holds up to PLANES planes (rows, out_columns).
+  template <class F>
+  void add(const T* planes, long count, F&& affine, T* across, T* out) const {
+    widen.apply(planes, count * rows, across);
+    for (long plane = 0; plane < count; plane++) {
+      const auto [factor, offset] = affine(plane);
+      for (long y = 0; y < out_rows; y++) {
+        const T* upper = across + (plane * rows + low[y]) * out_columns;
+        const T* lower = across + (plane * rows + high[y]) * out_columns;
+        const T upper_share = (1 - share[y]) * factor, lower_share = share[y] * factor;
+        T* target = out + (plane * out_rows + y) * out_columns;
+        for (long i = 0; i < out_columns; i += LANES<T>) {
+          const long n = out_columns - i;
+          const Vector<T> sum = load_part(upper + i, n) * upper_share + load_part(lower + i, n) * lower_share;
+          store_part(target + i, load_part(target + i, n) + (sum + offset), n);
+        }
+      }
     }
-}
+  }
+
+  // The way back: grad (count, out_rows, out_columns) -> grad_planes (count, rows, columns), written.
+  void backward(const T* grad, long count, T* across, T* grad_planes) const {
+    std::memset(across, 0, count * rows * out_columns * sizeof(T));
+    for (long plane = 0; plane < count; plane++)
+      for (long y = 0; y < out_rows; y++) {
+        T* upper = across + (plane * rows + low[y]) * out_columns;
+        T* lower = across + (plane * rows + high[y]) * out_columns;
+        const T* source = grad + (plane * out_rows + y) * out_columns;
+        for (long i = 0; i < out_columns; i += LANES<T>) {
+          const long n = out_columns - i;
+          const Vector<T> own = load_part(source + i, n);
+          store_part(upper + i, load_part(upper + i, n) + own * (1 - share[y]), n);
+          store_part(lower + i, load_part(lower + i, n) + own * share[y], n);
+        }
+      }
+    narrow.apply(across, count * rows, grad_planes);
+  }
+};
 
 }  // namespace tinytl
