@@ -251,6 +251,13 @@ def _library() -> ctypes.CDLL | CompileError:
 
 
 @cache
+def native_function(name: str, dtype: torch.dtype) -> Any:
+    """A function of the compiled library for a type. Raises CompileError as `compiled_kernels` does."""
+    suffix = {torch.float32: "float32", torch.float64: "float64"}[dtype]
+    return getattr(compiled_kernels().library, f"{name}_{suffix}")
+
+
+@cache
 def choose_kernels(compile: str) -> Kernels:
     """The compiled operators where `compile` is auto or on and they can be compiled, otherwise plain ones.
 

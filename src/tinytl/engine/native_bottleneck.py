@@ -1,6 +1,6 @@
 """The inverted bottleneck in one native call a direction, an image at a time; see native/bottleneck.cpp."""
 
-import ctypes
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinytl.engine.autocast import without_autocast
-from tinytl.engine.bottleneck import has_hooks
-from tinytl.engine.kernels import compiled_kernels
+from tinytl.engine.kernels import native_function
 from tinytl.engine.native_norms import (
     LINEAR,
+    NO_NORM,
+    NORM_FORMAT,
     Activation,
-    CNorm,
     NativeNorm,
     StoredStatistics,
     channels_per_group,
@@ -114,7 +113,7 @@ def is_plain_norm(norm: Any) -> bool:
 
 
 class BufferSizes(NamedTuple):
-    """Elements of a thread's buffers in one call; BufferSizes in native/bottleneck.cpp says what they hold."""
+    """Elements of a thread's buffers; BufferSizes in native/bottleneck.cpp says what they hold."""
 
     expanded: int = 0
     filtered: int = 0
@@ -134,18 +133,11 @@ class BufferSizes(NamedTuple):
         return sum(round_up(size, 64 // element_size) for size in self)
 
 
-class _CWeight(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("codes", "indices", "values", "table", "scale", "shift")
-    )
-
-
-# Numbers of Block behind the norms: Packing, two Windows, seven numbers, BufferSizes and their total.
+# Block of native/bottleneck.cpp: the weights' addresses, the norms, then numbers: Packing, two Windows, seven
+# of the block, BufferSizes and their total.
+_WEIGHT_FORMAT, _NO_WEIGHT = "6P", (0,) * 6
 _NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 7 + len(BufferSizes._fields) + 1
-
-
-class _CBlock(ctypes.Structure):
-    _fields_ = (("weights", _CWeight * 3), ("norms", CNorm * 3), ("numbers", ctypes.c_long * _NUMBERS))
+_BLOCK = struct.Struct(3 * _WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l")
 
 
 class _Geometry(NamedTuple):
@@ -155,6 +147,18 @@ class _Geometry(NamedTuple):
     window: Window
     step: int  # lanes
     slice: int
+
+
+class _Call(NamedTuple):
+    """What a call of one size and direction needs besides tensors."""
+
+    threads: int
+    scratch: int  # elements of a thread
+    out_shape: tuple[int, ...]  # (out, H/stride, W/stride)
+    numbers: tuple[int, ...]
+
+
+Stored = Sequence[StoredStatistics | None]
 
 
 class NativeBottleneck(nn.Module):
@@ -183,7 +187,11 @@ class NativeBottleneck(nn.Module):
             if name != "outside":
                 self.add_module(name, norm)
         self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
-        self.acts = (*acts, LINEAR)
+        self.described_norms = [
+            NativeNorm.of(n, act) for n, act in zip(self.norms, (*acts, LINEAR), strict=True)
+        ]
+        self.statistics_per_image = statistics_size(self.described_norms, 1)
+        self._calls: dict[Any, _Call] = {}
 
     @staticmethod
     def supports(
@@ -208,71 +216,90 @@ class NativeBottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
-        """Compute the block, with autocast off."""
-        if any(has_hooks(norm) for norm in self.norms):
-            raise UserError("engine=lean: a norm inside a native block has hooks, which it cannot call")
-        with without_autocast(x):
-            x = x.contiguous().to(self.norms[0].weight.dtype)
-            return _Bottleneck.apply(x, self, self.stored_statistics(), *self.affine())
+        """Compute the block in the type of its norms; autocast does not change that."""
+        self.refuse_hooks()
+        affine = self.affine()
+        return _Bottleneck.apply(x.contiguous().to(affine[0].dtype), self, self.stored_statistics(), *affine)
+
+    def refuse_hooks(self) -> None:
+        """Raise UserError where a norm has hooks, which nobody would call."""
+        for norm in self.norms:
+            if (
+                norm._forward_hooks
+                or norm._forward_pre_hooks
+                or norm._backward_hooks
+                or norm._backward_pre_hooks
+            ):
+                raise UserError("engine=lean: a norm inside a native block has hooks, which it cannot call")
 
     def affine(self) -> list[Tensor]:
         """Scale and shift of every norm."""
         return [tensor for norm in self.norms for tensor in (norm.weight, norm.bias)]
 
-    def stored_statistics(self) -> list[StoredStatistics]:
-        """The stored statistics of every norm."""
+    def stored_statistics(self) -> list[StoredStatistics | None]:
+        """The stored statistics of every norm that has them."""
         return [StoredStatistics.of(norm) for norm in self.norms]
 
     def compute(
-        self, x: Tensor, affine: Sequence[Tensor], stored: list[StoredStatistics], needs: Sequence[bool]
+        self, x: Tensor, affine: Sequence[Tensor], stored: Stored, needs: Sequence[bool]
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The output; and what the backward pass needs: the normalised projection, if kept, and statistics.
 
         `needs` tells for x and every scale and shift whether its gradient will be needed.
         """
-        norms, geometry = self._norms(), self._geometry(x)
-        statistics = x.new_empty(statistics_size(norms, len(x)))
-        out = x.new_empty(len(x), self.out_channels, *geometry.window[2:4])
+        call = self._call(x, False, False, False)
+        statistics = x.new_empty(len(x) * self.statistics_per_image)
+        out = x.new_empty(len(x), *call.out_shape)
         keep = self.keep_projection and self._needs_projection(needs)
-        normed = torch.empty_like(out) if keep else None
-        sizes = self._forward_sizes(geometry)
-        scratch = x.new_empty(self._threads(x) * sizes.total(x.element_size()))
+        normed = x.new_empty(out.shape) if keep else None
+        scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
-            described = describe_norms(norms, affine, stored, statistics)
-            block = self._describe(x, geometry, sizes, described)
-            self._call("bottleneck_forward", block, x, out, normed, scratch)
+            norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
+            self._run("bottleneck_forward", call, norms, x, out, normed, scratch)
         return out, normed, statistics
 
     def gradients(
         self, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor, affine: Sequence[Tensor],
-        stored: list[StoredStatistics], needs: Sequence[bool],
+        stored: Stored, needs: Sequence[bool],
     ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
         """Gradients with respect to x (None if not needed) and to every scale and shift."""
-        norms, geometry = self._norms(), self._geometry(x)
-        recompute = normed is None and self._needs_projection(needs)
-        sizes = self._backward_sizes(geometry, needs[0], recompute)
+        call = self._call(x, True, needs[0], normed is None and self._needs_projection(needs))
         grad_x = torch.empty_like(x) if needs[0] else None
-        gradients = x.new_empty(gradient_size(norms))
+        gradients = x.new_empty(gradient_size(self.described_norms))
         rows = x.new_empty(len(x), len(gradients))
-        scratch = x.new_empty(self._threads(x) * sizes.total(x.element_size()))
+        scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
-            described = describe_norms(norms, affine, stored, statistics, rows)
-            block = self._describe(x, geometry, sizes, described)
-            self._call("bottleneck_backward", block, x, grad, normed, grad_x, rows, gradients, scratch)
-        return grad_x, split_gradients(gradients, norms)
-
-    def _norms(self) -> list[NativeNorm]:
-        return [NativeNorm.of(norm, act) for norm, act in zip(self.norms, self.acts, strict=True)]
+            norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
+            self._run("bottleneck_backward", call, norms, x, grad, normed, grad_x, rows, gradients, scratch)
+        return grad_x, split_gradients(gradients, self.described_norms)
 
     def _needs_projection(self, needs: Sequence[bool]) -> bool:
         """Whether the backward pass needs the normalised projection.
 
         It does not where the last norm uses stored statistics and its scale (`needs[-2]`) is frozen.
         """
-        return any(needs) and (channels_per_group(self.norms[-1]) > 0 or needs[-2])
+        return any(needs) and (self.described_norms[-1].per_group > 0 or needs[-2])
 
-    def _threads(self, x: Tensor) -> int:
-        return max(1, min(len(x), torch.get_num_threads()))
+    def _call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool) -> _Call:
+        """The numbers of a call, which depend on sizes alone."""
+        threads = max(1, min(len(x), torch.get_num_threads()))
+        key = (x.shape, x.dtype, threads, backward, needs_x, recompute)
+        if key not in self._calls:
+            geometry = self._geometry(x)
+            sizes = (
+                self._backward_sizes(geometry, needs_x, recompute)
+                if backward
+                else self._forward_sizes(geometry)
+            )
+            scratch = sizes.total(x.element_size())
+            numbers = (
+                *self.packing, *geometry.stem, *geometry.window,
+                len(x), self.in_channels, self.out_channels, int(self.has_skip), threads,
+                geometry.step, geometry.slice, *sizes, scratch,
+            )  # fmt: skip
+            out_shape = (self.out_channels, *geometry.window[2:4])
+            self._calls[key] = _Call(threads, scratch, out_shape, numbers)
+        return self._calls[key]
 
     def _geometry(self, x: Tensor) -> _Geometry:
         """Sizes of maps; and steps of one unit or two vectors, slices of about `slice_bytes`."""
@@ -298,7 +325,7 @@ class NativeBottleneck(nn.Module):
 
     def _backward_sizes(self, geometry: _Geometry, needs_x: bool, recompute: bool) -> BufferSizes:
         window, step = geometry.window, geometry.step
-        first, second = (channels_per_group(norm) for norm in (self.norms[0], self.norms[-2]))
+        first, second = self.described_norms[0].per_group, self.described_norms[-2].per_group
         has_product = needs_x and self.stem is not None and not self._has_stem()
         maps = (geometry.slice if has_product else step) * window.area
         in_place = self.stem is None or first == 0 or not needs_x
@@ -327,34 +354,19 @@ class NativeBottleneck(nn.Module):
             "rows": self.in_channels * stem.kernel * stem.columns if self._has_stem() else 0,
         }
 
-    def _describe(self, x: Tensor, geometry: _Geometry, sizes: BufferSizes, norms: list[CNorm]) -> _CBlock:
-        numbers = (
-            *self.packing, *geometry.stem, *geometry.window,
-            len(x), self.in_channels, self.out_channels, int(self.has_skip), self._threads(x),
-            geometry.step, geometry.slice, *sizes, sizes.total(x.element_size()),
-        )  # fmt: skip
+    def _run(self, name: str, call: _Call, norms: list[float], x: Tensor, *others: Tensor | None) -> None:
         weights = (self.expand, self.depthwise, self.project)
-        if len(norms) == 2:  # no expansion
-            norms = [CNorm(), *norms]
-        return _CBlock(
-            tuple(_describe_weight(weight) for weight in weights),
-            tuple(norms),
-            (ctypes.c_long * _NUMBERS)(*numbers),
-        )
-
-    def _call(self, name: str, block: _CBlock, x: Tensor, *others: Tensor | None) -> None:
-        suffix = "float32" if x.dtype == torch.float32 else "float64"
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in others]
-        getattr(compiled_kernels().library, f"{name}_{suffix}")(
-            ctypes.addressof(block), x.data_ptr(), *pointers
-        )
+        addresses = [a for w in weights for a in (_NO_WEIGHT if w is None else w.addresses())]
+        if self.expand is None:
+            norms = [*NO_NORM, *norms]
+        block = _BLOCK.pack(*addresses, *norms, *call.numbers)
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in others]
+        native_function(name, x.dtype)(block, x.data_ptr(), *pointers)
 
 
 class _Bottleneck(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, block: NativeBottleneck, stored: list[StoredStatistics], *affine: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, block: NativeBottleneck, stored: Stored, *affine: Tensor) -> Tensor:
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
         out, normed, statistics = block.compute(x, affine, stored, needs)
         ctx.block, ctx.stored = block, stored
@@ -381,14 +393,3 @@ def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:
     """Pack the expanded channels for the norms before the projection."""
     groups = (max(1, channels_per_group(norm)) for norm in list(norms)[:-1])
     return Packing.of(depthwise.out_channels, *groups)
-
-
-def _describe_weight(weight: PackedWeight | None) -> _CWeight:
-    if weight is None:
-        return _CWeight()
-    codes = [None, None, None]
-    codes[weight.kind] = weight.codes.data_ptr()
-    rest = (
-        None if tensor is None else tensor.data_ptr() for tensor in (weight.table, weight.scale, weight.shift)
-    )
-    return _CWeight(*codes, *rest)

@@ -1,6 +1,5 @@
 """The norms and activations of the native blocks, as their C++ code takes them."""
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,50 +53,44 @@ class NativeNorm(NamedTuple):
 
 
 class StoredStatistics(NamedTuple):
-    """The running statistics of a BatchNorm, (C), or None for other norms."""
+    """The running statistics of a BatchNorm, (C)."""
 
-    mean: Tensor | None
-    variance: Tensor | None
+    mean: Tensor
+    variance: Tensor
 
     @staticmethod
-    def of(norm: Any) -> "StoredStatistics":
-        """The statistics that the norm has stored."""
+    def of(norm: Any) -> "StoredStatistics | None":
+        """The statistics that the norm has stored; None for a GroupNorm."""
         if isinstance(norm, _BatchNorm):
+            assert norm.running_mean is not None and norm.running_var is not None
             return StoredStatistics(norm.running_mean, norm.running_var)
-        return StoredStatistics(None, None)
+        return None
 
 
-class CNorm(ctypes.Structure):
-    """Norm of native/norms.h: addresses, then numbers."""
-
-    _fields_ = (
-        *[(name, ctypes.c_void_p) for name in ("scale", "shift", "mean", "rstd", "variance")],
-        *[(name, ctypes.c_void_p) for name in ("grad_scale", "grad_shift")],
-        *[(name, ctypes.c_long) for name in ("grad_step", "channels", "per_group")],
-        ("eps", ctypes.c_double),
-        ("activation", ctypes.c_long),
-        *[(name, ctypes.c_double) for name in ("low", "high")],
-    )
+# Norm of native/norms.h: seven addresses, three numbers, epsilon, the activation's kind and its bounds.
+NORM_FORMAT = "7P3ldl2d"
+NO_NORM = (0,) * 14
 
 
-def statistics_size(norms: list[NativeNorm], images: int) -> int:
+def statistics_size(norms: Sequence[NativeNorm], images: int) -> int:
     """Elements of the statistics that a forward pass keeps: mean and 1 / standard deviation."""
     return sum(2 * images * norm.channels for norm in norms if norm.per_group)
 
 
-def gradient_size(norms: list[NativeNorm]) -> int:
+def gradient_size(norms: Sequence[NativeNorm]) -> int:
     """Elements of the gradients with respect to every scale and shift."""
     return sum(2 * norm.channels for norm in norms)
 
 
 def describe_norms(
-    norms: list[NativeNorm],
+    norms: Sequence[NativeNorm],
     affine: Sequence[Tensor],
-    stored: Sequence[StoredStatistics],
+    stored: Sequence[StoredStatistics | None],
     statistics: Tensor,
+    images: int,
     gradients: Tensor | None = None,
-) -> list[CNorm]:
-    """Describe norms to the C++ code, which holds addresses of all these tensors.
+) -> list[float]:
+    """The fields of every norm, in NORM_FORMAT; they hold addresses of all these tensors.
 
     `affine` is scale and shift of every norm. `statistics`, (statistics_size), is written in the forward pass
     and read in the backward pass; `gradients`, (images, gradient_size), is written in the latter: gradients
@@ -105,27 +98,21 @@ def describe_norms(
     """
     size = statistics.element_size()
     kept = statistics.data_ptr()
-    kept_images = statistics.numel() // max(1, statistics_size(norms, 1))
     row, step = (0, 0) if gradients is None else (gradients.data_ptr(), gradients.shape[1])
-    described = []
-    for i, (norm, own) in enumerate(zip(norms, stored, strict=True)):
-        channels = norm.channels * size
-        if norm.per_group:
-            mean, rstd, variance = kept, kept + kept_images * channels, 0
-            kept += 2 * kept_images * channels
+    fields: list[float] = []
+    for i, (channels, per_group, eps, act) in enumerate(norms):
+        own = stored[i]
+        if own is None:
+            mean, rstd, variance = kept, kept + images * channels * size, 0
+            kept += 2 * images * channels * size
         else:
-            assert own.mean is not None and own.variance is not None
             mean, rstd, variance = own.mean.data_ptr(), 0, own.variance.data_ptr()
-        described.append(
-            CNorm(
-                affine[2 * i].data_ptr(), affine[2 * i + 1].data_ptr(), mean, rstd, variance, row, row + channels,
-                step, norm.channels, norm.per_group, norm.eps, *norm.act,
-            )
-        )  # fmt: skip
-        row += 2 * channels
-    return described
+        fields += (affine[2 * i].data_ptr(), affine[2 * i + 1].data_ptr(), mean, rstd, variance)
+        fields += (row, row + channels * size, step, channels, per_group, eps, *act)
+        row += 2 * channels * size
+    return fields
 
 
-def split_gradients(gradients: Tensor, norms: list[NativeNorm]) -> list[Tensor]:
+def split_gradients(gradients: Tensor, norms: Sequence[NativeNorm]) -> list[Tensor]:
     """The gradients with respect to scale and shift of every norm, of the sums over the images."""
     return list(gradients.split([norm.channels for norm in norms for _ in range(2)]))

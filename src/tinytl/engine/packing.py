@@ -1,7 +1,6 @@
 """How the native blocks store frozen weights: channels in sixteens, groups of a norm never astride."""
 
 import math
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -79,10 +78,15 @@ class PackedWeight(nn.Module):
             self.register_buffer(name, packed, persistent=False)
         self.register_buffer("table", frozen.table, persistent=False)
 
-    @cached_property
-    def kind(self) -> int:
-        """0: int8 codes, 1: indices into the table, 2: floating point."""
-        return 1 if self.table is not None else int(self.codes.is_floating_point()) * 2
+    def addresses(self) -> tuple[int, ...]:
+        """The fields of Weight in native/vectors.h: codes, indices or values; table, scale and shift."""
+        codes, *rest = self._buffers.values()
+        assert codes is not None
+        scale, shift, table = (0 if tensor is None else tensor.data_ptr() for tensor in rest)
+        own = codes.data_ptr()
+        if codes.dtype == torch.int8:
+            return own, 0, 0, table, scale, shift
+        return (0, own, 0, table, scale, shift) if table else (0, 0, own, table, scale, shift)
 
     def unpacked(self) -> Tensor:
         """The weight in floating point, in the layer's shape."""
