@@ -305,7 +305,7 @@ def _set_buffers(lite: _Lite) -> tuple[_Lite, _Lite, _Sizes]:
     lite.across_size = PLANES * lite.rows * lite.out_width
     lite.grad_size = first.outputs * lite.grad_plane
     lite.grads_size, lite.sums_size, lite.natural_size = LANES * area, LANES * row, 16 * _up(row)
-    tables = 3 * _up(lite.out_height)
+    tables = 3 * _up(lite.out_height) + 2 * _up(lite.rows)
     for side, to in ((lite.columns, lite.out_width), (lite.out_width, lite.columns)):
         tables += side * _up(to) + 2 * _up(to)
     backward = _Lite.from_buffer_copy(lite)

@@ -121,6 +121,7 @@ struct Upsampling {
   Band<T> widen, narrow;         // a row: columns -> out_columns, and back
   int32_t *low, *high;           // (out_rows)
   T* share;                      // (out_rows)
+  int32_t *first, *last;         // (rows): the output rows that a row takes part in
 
   // Carves its tables from a buffer; native_lite_residual.py tells how much they take.
   Upsampling(long rows, long columns, long out_rows, long out_columns, bool bilinear, T*& buffer)
@@ -129,15 +130,27 @@ struct Upsampling {
     low = reinterpret_cast<int32_t*>(take(buffer, out_rows));
     high = reinterpret_cast<int32_t*>(take(buffer, out_rows));
     share = take(buffer, out_rows);
+    first = reinterpret_cast<int32_t*>(take(buffer, rows));
+    last = reinterpret_cast<int32_t*>(take(buffer, rows));
     for (long i = 0; i < out_columns; i++) {
       const Neighbours own = Neighbours::of(i, columns, out_columns, bilinear);
       widen.add(own.low, i, T(1 - own.share)), widen.add(own.high, i, T(own.share));
       narrow.add(i, own.low, T(1 - own.share)), narrow.add(i, own.high, T(own.share));
     }
+    for (long y = 0; y < rows; y++) first[y] = int32_t(out_rows), last[y] = 0;
     for (long y = 0; y < out_rows; y++) {
       const Neighbours own = Neighbours::of(y, rows, out_rows, bilinear);
       low[y] = int32_t(own.low), high[y] = int32_t(own.high), share[y] = T(own.share);
+      for (const long row : {own.low, own.high}) {
+        first[row] = int32_t(smaller_of(first[row], y));
+        last[row] = int32_t(y + 1);
+      }
     }
+  }
+
+  // The share of an old row in a new one.
+  TINYTL_INLINE T share_of(long row, long old) const {
+    return (low[row] == old ? 1 - share[row] : T(0)) + (high[row] == old ? share[row] : T(0));
   }
 
   // Adds planes * factor + offset, upsampled, to `out`; factor and offset are those of each plane. `across`
@@ -163,17 +176,15 @@ struct Upsampling {
 
   // The way back: grad (count, out_rows, out_columns) -> grad_planes (count, rows, columns), written.
   void backward(const T* grad, long count, T* across, T* grad_planes) const {
-    std::memset(across, 0, count * rows * out_columns * sizeof(T));
     for (long plane = 0; plane < count; plane++)
-      for (long y = 0; y < out_rows; y++) {
-        T* upper = across + (plane * rows + low[y]) * out_columns;
-        T* lower = across + (plane * rows + high[y]) * out_columns;
-        const T* source = grad + (plane * out_rows + y) * out_columns;
+      for (long y = 0; y < rows; y++) {
+        T* target = across + (plane * rows + y) * out_columns;
         for (long i = 0; i < out_columns; i += LANES<T>) {
-          const long n = out_columns - i;
-          const Vector<T> own = load_part(source + i, n);
-          store_part(upper + i, load_part(upper + i, n) + own * (1 - share[y]), n);
-          store_part(lower + i, load_part(lower + i, n) + own * share[y], n);
+          const T* source = grad + plane * out_rows * out_columns + i;
+          Vector<T> sum = {};
+          for (long row = first[y]; row < last[y]; row++)
+            sum += load_part(source + row * out_columns, out_columns - i) * share_of(row, y);
+          store_part(target + i, sum, out_columns - i);
         }
       }
     narrow.apply(across, count * rows, grad_planes);
