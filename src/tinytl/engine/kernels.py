@@ -230,6 +230,8 @@ SIGNATURES = {
     "standardize": "ppplld",
     "bottleneck_forward": "ppppp",
     "bottleneck_backward": "pppppppp",
+    "lite_residual_forward": "pppppp",
+    "lite_residual_backward": "pppppppp",
 }
 
 

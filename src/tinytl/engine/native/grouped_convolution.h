@@ -6,7 +6,7 @@
 // are left out. Weights are packed for the lanes when they are used, and standardised on the way.
 #pragma once
 
-#include "map_norms.h"
+#include "plane_norms.h"
 
 namespace tinytl {
 
@@ -57,9 +57,10 @@ void write_row_statistics(const Convolution<T>& conv) {
   const long n = conv.row_size();
   for (long channel = 0; channel < conv.out; channel++) {
     const T* row = conv.row(channel);
-    const double mean = sum_of(row, n) / n;
-    conv.rows[2 * channel] = T(mean);
-    conv.rows[2 * channel + 1] = T(std::sqrt(squares_about(row, n, T(mean)) / (n - 1)));
+    const T mean = T(sum_of<T>(n, [=](long i) { return row[i]; }) / n);
+    const double squares = sum_of<T>(n, [=](long i) { return (row[i] - mean) * (row[i] - mean); });
+    conv.rows[2 * channel] = mean;
+    conv.rows[2 * channel + 1] = T(std::sqrt(squares / (n - 1)));
   }
 }
 
@@ -74,8 +75,8 @@ void add_row_gradient(const Convolution<T>& conv, long channel, const T* grad) {
     return;
   }
   const RowScale<T> scale(conv, channel);
-  const double along = sum_over<T>(n, [&](long i) { return grad[i] * (row[i] - scale.mean); });
-  const T constant = T(sum_of(grad, n) / n) * scale.factor;
+  const double along = sum_of<T>(n, [=](long i) { return grad[i] * (row[i] - scale.mean); });
+  const T constant = T(sum_of<T>(n, [=](long i) { return grad[i]; }) / n) * scale.factor;
   // the standard deviation d depends on the row, too: d' = (w - mean) / (d (n - 1))
   const double factor = double(scale.factor) * scale.factor;
   const T slope = scale.deviation > 0 ? T(along * factor / (scale.deviation * (n - 1))) : T(0);

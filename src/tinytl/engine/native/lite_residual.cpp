@@ -6,6 +6,7 @@
 // of them over the images in order, so that they do not depend on the number of threads.
 
 #include "grouped_convolution.h"
+#include "lite_norms.h"
 #include "resize.h"
 #include "threads.h"
 
@@ -25,7 +26,7 @@ struct LiteResidual {
   long out_height, out_width;    // of the block's output
   long bilinear;
   // elements of the buffers
-  long pooled_size, across_size, weights_size, grad_size, grads_size, sums_size, natural_size;
+  long pooled_size, across_size, weights_size, grad_size, packed_grad_size, sums_size, natural_size;
   long image_size, thread_size;  // all buffers of an image (backwards), of a thread
 
   long area() const { return rows * columns; }
@@ -64,13 +65,13 @@ void forward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, lo
   T* weights = take(buffer, l.weights_size);
   pool(l, x, pooled);
   convolve(l.conv[0], l.first_maps(), pooled, middle, weights);
-  write_map_statistics(middle, l.norm[0], image, l.area());
-  activate_map(middle, l.norm[0], image, l.area(), active);
+  if (!l.norm[0].stored()) plane_statistics(l.norm[0], image, l.area(), middle);
+  activate_planes(l.norm[0], image, l.area(), middle, active);
   convolve(l.conv[1], l.second_maps(), active, last, weights);
-  write_map_statistics(last, l.norm[1], image, l.area());
+  if (!l.norm[1].stored()) plane_statistics(l.norm[1], image, l.area(), last);
   for (long c = 0; c < l.conv[1].out; c += PLANES) {
     const auto affine = [&](long plane) {
-      const PlaneNorm<T> own(l.norm[1], image, c + plane);
+      const PlaneAffine<T> own(l.norm[1], image, c + plane);
       return std::pair(own.factor, own.offset);
     };
     upsampling.add(last + c * l.area(), smaller_of(PLANES, l.conv[1].out - c), affine, across,
@@ -99,10 +100,10 @@ void backward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, l
   for (long c = 0; c < l.conv[1].out; c += PLANES)
     upsampling.backward(grad + c * l.out_height * l.out_width, smaller_of(PLANES, l.conv[1].out - c), across,
                         own.grad_last + c * l.area());
-  norm_map_backward(own.grad_last, last, l.norm[1], image, l.area());
-  activate_map(middle, l.norm[0], image, l.area(), own.active);
+  norm_act_planes_backward(l.norm[1], image, l.area(), last, own.grad_last);
+  activate_planes(l.norm[0], image, l.area(), middle, own.active);
   convolve_backward(l.conv[1], l.second_maps(), 0, own.grad_last, 1, l.area(), own.grad_middle, weights);
-  norm_map_backward(own.grad_middle, middle, l.norm[0], image, l.area());
+  norm_act_planes_backward(l.norm[0], image, l.area(), middle, own.grad_middle);
   pool(l, x, own.pooled);
   if (!grad_x) return;
   std::memset(padded, 0, l.grad_size * sizeof(T));
@@ -130,22 +131,14 @@ void forward(const LiteResidual<T>& l, const T* x, T* middle, T* last, T* out, T
 }
 
 // grad is the gradient with respect to the output; grad_x, that with respect to x, is added to, or null.
-// Gradients with respect to the weights are added to; those with respect to the norms, (scale, shift, scale,
-// shift), are written to grad_norms. The scratch holds the tables, the norms' gradients of each image, the
-// buffers of each image, those of each thread.
+// Gradients with respect to the weights are added to. Those with respect to scales and shifts are written to
+// the norms' rows, (images, ...), and their sums to grad_affine. The
+// scratch holds the tables of the upsampling, the buffers of each image, those of each thread.
 template <typename T>
-void backward(LiteResidual<T> l, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
-              T* grad_norms, T* scratch) {
+void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
+              T* grad_affine, T* scratch) {
   if (l.images == 0) return;
   const Upsampling<T> upsampling(l.rows, l.columns, l.out_height, l.out_width, l.bilinear, scratch);
-  const long norm_count = 2 * (l.conv[0].out + l.conv[1].out);
-  T* image_grads = take(scratch, l.images * norm_count);
-  T* next = image_grads;
-  for (Norm<T>& norm : l.norm) {
-    norm.grad_step = norm_count;
-    norm.grad_scale = next, next += norm.channels;
-    norm.grad_shift = next, next += norm.channels;
-  }
   T* of_threads = scratch + l.images * l.image_size;
   const auto buffers = [&](long image) { return ImageBuffers<T>(l, scratch + image * l.image_size); };
   for_each_image(l.images, l.threads, [&](long image, long thread) {
@@ -154,12 +147,12 @@ void backward(LiteResidual<T> l, const T* x, const T* grad, const T* middle, con
                    grad_x ? grad_x + image * l.in_size() : nullptr, buffers(image),
                    of_threads + thread * l.thread_size);
   });
-  sum_images(image_grads, l.images, norm_count, grad_norms);
+  sum_images(l.norm[0].grad_scale, l.images, l.norm[0].grad_step, grad_affine);
   const long first = l.conv[0].grad_weight ? count_weight_parts(l.conv[0]) : 0;
   const long second = l.conv[1].grad_weight ? count_weight_parts(l.conv[1]) : 0;
   for_each_image(first + second, l.threads, [&](long part, long thread) {
     T* buffer = of_threads + thread * l.thread_size;
-    const WeightBuffers<T> own = {take(buffer, l.grads_size), take(buffer, l.sums_size),
+    const WeightBuffers<T> own = {take(buffer, l.packed_grad_size), take(buffer, l.sums_size),
                                   take(buffer, l.natural_size)};
     if (part < first)
       add_weight_part(
@@ -181,8 +174,8 @@ void backward(LiteResidual<T> l, const T* x, const T* grad, const T* middle, con
   }                                                                                                           \
   extern "C" void lite_residual_backward_##suffix(const tinytl::LiteResidual<T>* lite, const T* x,            \
                                                   const T* grad, const T* middle, const T* last, T* grad_x,   \
-                                                  T* grad_norms, T* scratch) {                                \
-    tinytl::backward(*lite, x, grad, middle, last, grad_x, grad_norms, scratch);                              \
+                                                  T* grad_affine, T* scratch) {                               \
+    tinytl::backward(*lite, x, grad, middle, last, grad_x, grad_affine, scratch);                             \
   }
 
 FOR_TYPE(float, float32)
