@@ -60,15 +60,18 @@ class Geometry(NamedTuple):
     def of(conv: nn.Conv2d, pooling: int, size: torch.Size, out_size: torch.Size) -> "Geometry":
         """For a grouped convolution of maps of `size`, pooled, and an output of `out_size`."""
         kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        height, width = size
+        out_height, out_width = out_size
         pooling = pooling if pooling > 1 and min(size) >= pooling else 1  # a 1x1 map cannot be pooled
-        pooled = [side // pooling for side in size]
-        rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in pooled)
-        pitch, margin = pooled[1] + 2 * padding, (kernel - 1) // stride
+        pooled_height, pooled_width = height // pooling, width // pooling
+        rows = (pooled_height + 2 * padding - kernel) // stride + 1
+        columns = (pooled_width + 2 * padding - kernel) // stride + 1
+        pitch, margin = pooled_width + 2 * padding, (kernel - 1) // stride
         # the gradient is read as far as the last pixel's first tap
-        grad_pitch = margin + max(columns, (pooled[1] - 1 + padding) // stride + 1)
+        grad_pitch = margin + max(columns, (pooled_width - 1 + padding) // stride + 1)
         return Geometry(
-            *size, pooling, *pooled, pitch, _plane(pooled[0] * pitch), rows, columns,
-            margin, grad_pitch, _plane(rows * grad_pitch), *out_size,
+            height, width, pooling, pooled_height, pooled_width, pitch, _plane(pooled_height * pitch),
+            rows, columns, margin, grad_pitch, _plane(rows * grad_pitch), out_height, out_width,
         )  # fmt: skip
 
 
@@ -309,11 +312,9 @@ class NativeLiteResidual(nn.Module):
 
 def _describe_convolution(conv: Any) -> tuple[float, ...]:
     """The fields of Convolution in native/grouped_convolution.h after its addresses."""
+    sizes = (conv.kernel_size[0], conv.stride[0], conv.padding[0])
     standardized = int(isinstance(conv, WeightStandardizedConv2d))
-    return (
-        conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.groups,
-        standardized, WS_EPS,
-    )  # fmt: skip
+    return conv.in_channels, conv.out_channels, *sizes, conv.groups, standardized, WS_EPS
 
 
 def _tables(geometry: Geometry) -> int:
