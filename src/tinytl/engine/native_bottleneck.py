@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinytl.engine.kernels import native_function
+from tinytl.engine.kernels import run_native, threads_for
 from tinytl.engine.native_norms import (
     LINEAR,
     NO_NORM,
@@ -24,7 +24,7 @@ from tinytl.engine.native_norms import (
     split_gradients,
     statistics_size,
 )
-from tinytl.engine.packing import PACK, PackedWeight, Packing, round_up
+from tinytl.engine.packing import NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
 from tinytl.errors import UserError
 from tinytl.networks.norms import WeightStandardizedConv2d
 
@@ -135,9 +135,8 @@ class BufferSizes(NamedTuple):
 
 # Block of native/bottleneck.cpp: the weights' addresses, the norms, then numbers: Packing, two Windows, seven
 # of the block, BufferSizes and their total.
-_WEIGHT_FORMAT, _NO_WEIGHT = "6P", (0,) * 6
 _NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 7 + len(BufferSizes._fields) + 1
-_BLOCK = struct.Struct(3 * _WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l")
+_BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l")
 
 
 class _Geometry(NamedTuple):
@@ -282,7 +281,7 @@ class NativeBottleneck(nn.Module):
 
     def _call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
-        threads = max(1, min(len(x), torch.get_num_threads()))
+        threads = threads_for(x)
         key = (x.shape, x.dtype, threads, backward, needs_x, recompute)
         if key not in self._calls:
             geometry = self._geometry(x)
@@ -356,12 +355,11 @@ class NativeBottleneck(nn.Module):
 
     def _run(self, name: str, call: _Call, norms: list[float], x: Tensor, *others: Tensor | None) -> None:
         weights = (self.expand, self.depthwise, self.project)
-        addresses = [a for w in weights for a in (_NO_WEIGHT if w is None else w.addresses())]
+        addresses = [a for w in weights for a in (NO_WEIGHT if w is None else w.addresses())]
         if self.expand is None:
             norms = [*NO_NORM, *norms]
         block = _BLOCK.pack(*addresses, *norms, *call.numbers)
-        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in others]
-        native_function(name, x.dtype)(block, x.data_ptr(), *pointers)
+        run_native(name, block, x, *others)
 
 
 class _Bottleneck(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tinytl.engine.frozen import FrozenWeight
 
 PACK = 16  # lanes, on every machine; PACK in native/norms.h
+WEIGHT_FORMAT, NO_WEIGHT = "6P", (0,) * 6  # Weight in native/vectors.h, as struct packs it
 
 
 def round_up(count: int, step: int = PACK) -> int:
