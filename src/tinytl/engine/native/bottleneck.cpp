@@ -234,7 +234,7 @@ class Image {
     ChannelNorm<T> own[N];
     GradSums<T> totals[N];
     for (int n = 0; n < N; n++) own[n] = channel_norm(1, lane + n * L);
-    for_tiles(out_area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+    for_tiles<T>(out_area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
       Vector<T> tile[P][N];
       clear<T>(tile);
       add_products<1, T>(buffers.grad_projection + start, out_area, block.out, buffers.weights, tile);

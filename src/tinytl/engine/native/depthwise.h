@@ -60,7 +60,7 @@ void filter_strided(const Window& w, const Activation& act, const T* x, Vector<T
         rows[count] = ring + (top + i) % k * row;
         row_taps[count++] = taps + i * k * L;
       }
-    for_tiles(w.out_width, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+    for_tiles<T>(w.out_width, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
       Vector<T> tile[P];
       TINYTL_UNROLL for (int p = 0; p < P; p++) tile[p] = Vector<T>{};
       add_taps<STRIDE, T>(rows, row_taps, count, k, L, L, start * STRIDE * L, tile);
@@ -127,7 +127,7 @@ void filter_backward_strided(const Window& w, const FilterGradient<T>& gradient,
       const T* shifted[MAX_KERNEL];
       for (long i = 0; i < count; i++) shifted[i] = row_taps[i] + first_tap * L;
       const long columns = ceil_div(w.width - x0, STRIDE), base = (x0 + w.left - first_tap) / STRIDE;
-      for_tiles(columns, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+      for_tiles<T>(columns, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
         Vector<T> tile[P], centred[P];
         TINYTL_UNROLL for (int p = 0; p < P; p++) tile[p] = Vector<T>{};
         add_taps<1, T>(rows, shifted, count, tap_count, -L, STRIDE * L, (base + start) * L, tile);

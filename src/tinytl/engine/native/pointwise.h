@@ -62,7 +62,7 @@ template <int N, typename T>
 void pack_product(const T* x, long size, long area, const T* weights, T* y, Sums<T>* sums) {
   constexpr long L = LANES<T>;
   Sums<T> own[N];
-  for_tiles(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+  for_tiles<T>(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
     Vector<T> tile[P][N];
     clear<T>(tile);
     add_products<1, T>(x + start, area, size, weights, tile);
@@ -83,7 +83,7 @@ void pack_product(const T* x, long size, long area, const T* weights, T* y, Sums
 template <int N, typename T>
 void plane_product(const T* maps, long count, long area, const T* weights, T* out, long channels, bool add) {
   constexpr long L = LANES<T>;
-  for_tiles(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+  for_tiles<T>(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
     Vector<T> tile[P][N];
     clear<T>(tile);
     for (long k = 0; k < count; k += L)
@@ -95,7 +95,7 @@ void plane_product(const T* maps, long count, long area, const T* weights, T* ou
 // Packed maps of one vector of `channels` planes.
 template <typename T>
 void pack_planes(const T* x, long area, long channels, T* y) {
-  for_tiles(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+  for_tiles<T>(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
     Vector<T> tile[P];
     load_planes<T>(x + start, area, channels, tile);
     TINYTL_UNROLL for (int p = 0; p < P; p++) store(y + (start + p) * LANES<T>, tile[p]);
@@ -105,7 +105,7 @@ void pack_planes(const T* x, long area, long channels, T* y) {
 // The planes of packed maps of one vector; written, or added.
 template <typename T>
 void unpack_planes(const T* y, long area, long channels, T* out, bool add) {
-  for_tiles(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+  for_tiles<T>(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
     Vector<T> tile[P][1];
     TINYTL_UNROLL for (int p = 0; p < P; p++) tile[p][0] = load(y + (start + p) * LANES<T>);
     store_planes<T>(tile, out + start, area, channels, add);

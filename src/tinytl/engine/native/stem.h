@@ -33,7 +33,7 @@ void stem_strided(const Window& w, const T* x, long channels, const T* weights, 
   Sums<T> own[N];
   for (long out_y = 0; out_y < w.out_height; out_y++) {
     stem_rows(w, x, channels, out_y, rows);
-    for_tiles(w.out_width, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+    for_tiles<T>(w.out_width, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
       Vector<T> tile[P][N];
       clear<T>(tile);
       for (long r = 0; r < row_count; r++)

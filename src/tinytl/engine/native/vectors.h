@@ -217,7 +217,12 @@ struct Weight {
   // LANES<T> successive elements from `at` on, before scale and shift.
   TINYTL_INLINE Vector<T> load_at(long at) const {
     if (codes) return convert<T>(codes + at);
-    if (values) return load(values + at);
+    return values ? load(values + at) : look_up(at);
+  }
+
+ private:
+  // Not inlined: it is long, and is called where rows of vectors are loaded.
+  __attribute__((noinline)) Vector<T> look_up(long at) const {
     T lanes[LANES<T>];
     for (long i = 0; i < LANES<T>; i++) lanes[i] = table[indices[at + i]];
     return load(lanes);
@@ -226,13 +231,16 @@ struct Weight {
 
 // --- tiles -----------------------------------------------------------------------------------------
 
-// Calls f<P>(start) for tiles of P pixels, at most TILE, that make up n.
-template <class F>
+// Calls f<P>(start) for tiles of P pixels, at most TILE, that make up n. double is there for proofs, not for
+// speed, and compiles sooner with small tiles.
+template <typename T, class F>
 TINYTL_INLINE void for_tiles(long n, F&& f) {
+  constexpr int whole = sizeof(T) == sizeof(float) ? TILE : 3, half = whole / 2;
   long p = 0;
-  for (; p + TILE <= n; p += TILE) f.template operator()<TILE>(p);
-  if (p + TILE / 2 <= n) f.template operator()<TILE / 2>(p), p += TILE / 2;
-  if constexpr (TILE > 8)
+  for (; p + whole <= n; p += whole) f.template operator()<whole>(p);
+  if constexpr (half > 1)
+    if (p + half <= n) f.template operator()<half>(p), p += half;
+  if constexpr (half > 4)
     if (p + 4 <= n) f.template operator()<4>(p), p += 4;
   for (; p < n; p++) f.template operator()<1>(p);
 }
