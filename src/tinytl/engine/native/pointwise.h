@@ -88,28 +88,23 @@ void plane_product(const T* maps, long count, long area, const T* weights, T* ou
     clear<T>(tile);
     for (long k = 0; k < count; k += L)
       add_products<L, T>(maps + k * area + start * L, 1, L, weights + k * N * L, tile);
-    store_planes<T>(tile, out + start, area, channels, add);
+    store_tile<T>(tile, out + start, area, channels, add);
   });
 }
 
 // Packed maps of one vector of `channels` planes.
 template <typename T>
 void pack_planes(const T* x, long area, long channels, T* y) {
-  for_tiles<T>(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
-    Vector<T> tile[P];
-    load_planes<T>(x + start, area, channels, tile);
-    TINYTL_UNROLL for (int p = 0; p < P; p++) store(y + (start + p) * LANES<T>, tile[p]);
-  });
+  for (long p = 0; p < area; p += LANES<T>)
+    load_planes<T>(x + p, smaller_of(LANES<T>, area - p), area, channels, y + p * LANES<T>);
 }
 
 // The planes of packed maps of one vector; written, or added.
 template <typename T>
 void unpack_planes(const T* y, long area, long channels, T* out, bool add) {
-  for_tiles<T>(area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
-    Vector<T> tile[P][1];
-    TINYTL_UNROLL for (int p = 0; p < P; p++) tile[p][0] = load(y + (start + p) * LANES<T>);
-    store_planes<T>(tile, out + start, area, channels, add);
-  });
+  constexpr long L = LANES<T>;
+  for (long p = 0; p < area; p += L)
+    store_planes_from<T>(y + p * L, L, smaller_of(L, area - p), out + p, area, channels, add);
 }
 
 }  // namespace tinytl

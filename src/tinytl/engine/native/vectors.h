@@ -263,38 +263,62 @@ TINYTL_INLINE void add_products(const T* x, long row, long count, const T* w, Ve
   }
 }
 
-// Writes a tile of P pixels to maps of `area` pixels, or adds it: the lanes of its vectors are the channels,
-// of which there are `channels`, and `out` is the first channel's first pixel of the tile.
-template <typename T, int P, int N>
-TINYTL_INLINE void store_planes(const Vector<T> (&tile)[P][N], T* out, long area, long channels, bool add) {
-  constexpr int L = int(LANES<T>);
-  TINYTL_UNROLL for (int n = 0; n < N; n++) TINYTL_UNROLL for (int start = 0; start < P; start += L) {
-    const int pixels = P - start < L ? P - start : L;
-    Vector<T> rows[L];
-    TINYTL_UNROLL for (int i = 0; i < L; i++)
-      rows[i] = i < pixels ? tile[start + i < P ? start + i : 0][n] : Vector<T>{};
-    transpose<T>(rows);
-    TINYTL_UNROLL for (int c = 0; c < L; c++) {
-      if (n * L + c >= channels) break;
-      T* target = out + (n * L + c) * area + start;
-      if (add) rows[c] += load_part(target, pixels);
-      store_part(target, rows[c], pixels);
-    }
+// Writes `pixels` rows, at most LANES<T>, of one vector of channels to planes of `area` pixels, or adds them;
+// `out` is the first of `channels` channels at the first pixel.
+template <typename T>
+TINYTL_INLINE void store_planes(Vector<T> (&rows)[LANES<T>], long pixels, T* out, long area, long channels,
+                                bool add) {
+  transpose<T>(rows);
+  TINYTL_UNROLL for (int c = 0; c < LANES<T>; c++) {
+    if (c >= channels) break;
+    T* target = out + c * area;
+    if (add) rows[c] += load_part(target, pixels);
+    store_part(target, rows[c], pixels);
   }
 }
 
-// The other way: P pixels of `channels` planes, at most LANES<T>, to P vectors whose lanes are the channels.
-template <typename T, int P>
-TINYTL_INLINE void load_planes(const T* x, long area, long channels, Vector<T> (&tile)[P]) {
+// The same of rows in memory, a vector every `step` elements.
+template <typename T>
+__attribute__((noinline)) void store_planes_from(const T* from, long step, long pixels, T* out, long area,
+                                                 long channels, bool add) {
+  Vector<T> rows[LANES<T>];
+  TINYTL_UNROLL for (int i = 0; i < LANES<T>; i++)
+    rows[i] = i < pixels ? load(from + i * step) : Vector<T>{};
+  store_planes<T>(rows, pixels, out, area, channels, add);
+}
+
+// The other way: `pixels` pixels, at most LANES<T>, of `channels` planes, at most as many, to rows of lanes.
+template <typename T>
+__attribute__((noinline)) void load_planes(const T* x, long pixels, long area, long channels, T* out) {
+  Vector<T> rows[LANES<T>];
+  TINYTL_UNROLL for (int c = 0; c < LANES<T>; c++)
+    rows[c] = c < channels ? load_part(x + c * area, pixels) : Vector<T>{};
+  transpose<T>(rows);
+  TINYTL_UNROLL for (int i = 0; i < LANES<T>; i++) {
+    if (i >= pixels) break;
+    store(out + i * LANES<T>, rows[i]);
+  }
+}
+
+// Writes or adds a tile of P pixels of N vectors of channels. Smaller tiles than the largest are seldom, and
+// go through memory to a function that they share.
+template <typename T, int P, int N>
+TINYTL_INLINE void store_tile(const Vector<T> (&tile)[P][N], T* out, long area, long channels, bool add) {
   constexpr int L = int(LANES<T>);
-  TINYTL_UNROLL for (int start = 0; start < P; start += L) {
-    const int pixels = P - start < L ? P - start : L;
-    Vector<T> rows[L];
-    TINYTL_UNROLL for (int c = 0; c < L; c++)
-      rows[c] = c < channels ? load_part(x + c * area + start, pixels) : Vector<T>{};
-    transpose<T>(rows);
-    TINYTL_UNROLL for (int i = 0; i < L; i++)
-      if (start + i < P) tile[start + i] = rows[i];
+  if constexpr (P == TILE && P <= L) {
+    TINYTL_UNROLL for (int n = 0; n < N; n++) {
+      Vector<T> rows[L];
+      TINYTL_UNROLL for (int i = 0; i < L; i++) rows[i] = i < P ? tile[i < P ? i : 0][n] : Vector<T>{};
+      store_planes<T>(rows, P, out + n * L * area, area, channels - n * L, add);
+    }
+  } else {
+    T rows[P * N * L];
+    TINYTL_UNROLL for (int p = 0; p < P; p++) TINYTL_UNROLL for (int n = 0; n < N; n++)
+      store(rows + (p * N + n) * L, tile[p][n]);
+    for (int n = 0; n < N; n++)
+      for (int p = 0; p < P; p += L)
+        store_planes_from<T>(rows + (p * N + n) * L, N * L, smaller_of(L, P - p), out + n * L * area + p, area,
+                             channels - n * L, add);
   }
 }
 
