@@ -268,20 +268,27 @@ struct Correlation {
   long out_plane, out_pitch, out_step;  // between output channels, rows and columns
 };
 
-// Calls f<P>(start) for tiles of P pixels that make up n. Double, which serves proofs, has two sizes of tiles
-// alone, so that it compiles soon.
+// Pixels of a tile, at most: with two vectors of channels and the operands they fill the registers, of which
+// there are 32 or 16. Double, which serves proofs, has small tiles, so that it compiles soon.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int FLOAT_PIXELS = 14;
+#else
+constexpr int FLOAT_PIXELS = 6;
+#endif
+template <typename T>
+constexpr int PIXELS = sizeof(T) == sizeof(float) ? FLOAT_PIXELS : 3;
+
+// Calls f<P>(start) for tiles of P pixels that make up n. Rows are short, so that float has many sizes.
 template <typename T, class F>
 TINYTL_INLINE void for_row_tiles(long n, F&& f) {
   long p = 0;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    for (; p + TILE <= n; p += TILE) f.template operator()<TILE>(p);
-    if constexpr (TILE > 8)
-      if (p + 7 <= n) f.template operator()<7>(p), p += 7;
+  for (; p + PIXELS<T> <= n; p += PIXELS<T>) f.template operator()<PIXELS<T>>(p);
+  if constexpr (PIXELS<T> > 8)
+    if (p + 7 <= n) f.template operator()<7>(p), p += 7;
+  if constexpr (PIXELS<T> > 4) {
     if (p + 4 <= n) f.template operator()<4>(p), p += 4;
     if (p + 3 <= n) f.template operator()<3>(p), p += 3;
     if (p + 2 <= n) f.template operator()<2>(p), p += 2;
-  } else {
-    for (; p + 4 <= n; p += 4) f.template operator()<4>(p);
   }
   for (; p < n; p++) f.template operator()<1>(p);
 }
@@ -411,12 +418,11 @@ void convolve_backward(const Convolution<T>& conv, const Maps& maps, long margin
 
 // --- gradient with respect to the weight -----------------------------------------------------------
 
-constexpr int REGISTERS = TILE > 8 ? 32 : 16;
-
 // How many input channels a tile of weight gradients takes: with the kernel's columns and N vectors they
-// fill the registers, and each needs a pointer.
+// fill the registers, as 2 * PIXELS vectors do, and each needs a pointer.
+template <typename T>
 constexpr int channels_of_tile(int columns, int vectors) {
-  const int most = (REGISTERS - 4) / (columns * vectors);
+  const int most = 2 * PIXELS<T> / (columns * vectors);
   return most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }
 
@@ -451,7 +457,7 @@ TINYTL_INLINE void add_weight_tile(const Convolution<T>& conv, const Maps& maps,
 template <int K, typename V, int N, typename T>
 void add_weight_tiles(const Convolution<T>& conv, const Maps& maps, const T* x, const T* grad, T* sums) {
   constexpr long lanes = N * sizeof(V) / sizeof(T);
-  constexpr int C = channels_of_tile(K, N);
+  constexpr int C = channels_of_tile<T>(K, N);
   for (long ky = 0; ky < K; ky++) {
     const auto target = [&](long channel) { return sums + (channel * K + ky) * K * lanes; };
     long i = 0;
