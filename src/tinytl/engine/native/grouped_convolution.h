@@ -86,8 +86,13 @@ void add_row_gradient(const Convolution<T>& conv, long channel, const T* grad) {
 
 // --- lanes -----------------------------------------------------------------------------------------
 
+// Double serves proofs: it has fewer kinds of tiles, so that it compiles soon.
+template <typename T>
+constexpr bool HAS_MANY_TILES = sizeof(T) == sizeof(float);
+
 // Half a vector, for channels that would leave the other half empty; on machines that have one.
-constexpr bool HAS_HALF = VECTOR_BYTES >= 32;
+template <typename T>
+constexpr bool HAS_HALF = HAS_MANY_TILES<T> && VECTOR_BYTES >= 32;
 template <typename T>
 struct HalfVector {
   typedef T type __attribute__((vector_size(VECTOR_BYTES / 2)));
@@ -95,40 +100,32 @@ struct HalfVector {
 template <typename T>
 using Half = typename HalfVector<T>::type;
 
-// The channels that one pass of a convolution computes: `lanes` of them from `first` on.
+// The channels that one pass of a convolution computes: `lanes` of them from `first` on, of which `count` are
+// there.
 struct Run {
-  long first, lanes;
+  long first, lanes, count;
 };
 
-// The run with a given number: pairs of vectors, then the rest in as few halves as hold it. `lanes` is 0
-// where there are no more channels.
-template <typename T>
-Run run_at(long channels, long number) {
-  constexpr long L = LANES<T>, half = HAS_HALF ? L / 2 : L;
-  const long pairs = channels / (2 * L), rest = channels % (2 * L);
-  if (number < pairs) return {number * 2 * L, 2 * L};
-  const long first = pairs * 2 * L;
-  const bool split = rest > L && rest <= L + half && half < L;
-  if (number == pairs && rest > 0) {
-    if (split) return {first, L};
-    return {first, rest > L ? 2 * L : rest > half ? L : half};
+// Calls f(run) for the runs that make up channels: pairs of vectors, then the rest in as few halves as hold it.
+template <typename T, class F>
+TINYTL_INLINE void for_runs(long channels, F&& f) {
+  constexpr long L = LANES<T>, half = HAS_HALF<T> ? L / 2 : L;
+  for (long first = 0; first < channels;) {
+    const long rest = channels - first;
+    long lanes = L;
+    if (HAS_MANY_TILES<T> && rest > L + (half < L ? half : 0)) lanes = 2 * L;
+    if (rest <= half) lanes = half;
+    f(Run{first, lanes, smaller_of(lanes, rest)});
+    first += lanes;
   }
-  if (number == pairs + 1 && split) return {first + L, half};
-  return {channels, 0};
-}
-
-template <typename T>
-long count_runs(long channels) {
-  long count = 0;
-  while (run_at<T>(channels, count).lanes) count++;
-  return count;
 }
 
 // Calls f<V, N>() for the vectors, N of type V, that make up a run.
 template <typename T, class F>
 TINYTL_INLINE void with_vectors(const Run& run, F&& f) {
-  if (run.lanes == 2 * LANES<T>) return f.template operator()<Vector<T>, 2>();
-  if constexpr (HAS_HALF)
+  if constexpr (HAS_MANY_TILES<T>)
+    if (run.lanes == 2 * LANES<T>) return f.template operator()<Vector<T>, 2>();
+  if constexpr (HAS_HALF<T>)
     if (run.lanes < LANES<T>) return f.template operator()<Half<T>, 1>();
   f.template operator()<Vector<T>, 1>();
 }
@@ -227,26 +224,26 @@ struct TapPosition {
   }
 };
 
-// Packs the weights of a group for the way back; the lanes are input channels from `first` on.
+// Packs the weights of a group for the way back; the lanes are input channels.
 template <typename T>
-void pack_for_backward(const Convolution<T>& conv, long group, long first, long lanes, T* out) {
+void pack_for_backward(const Convolution<T>& conv, long group, const Run& run, T* out) {
   constexpr long L = LANES<T>;
-  const long taps = conv.taps(), in = conv.in_group();
+  const long taps = conv.taps(), lanes = run.lanes;
   TapPosition at[MAX_KERNEL * MAX_KERNEL];
   for (long t = 0; t < taps; t++) at[t] = TapPosition::of(conv, t);
   for (long o = 0; o < conv.out_group(); o++) {
     const long channel = group * conv.out_group() + o;
     const RowScale<T> scale(conv, channel);
-    const T* row = conv.row(channel) + first * taps;
+    const T* row = conv.row(channel) + run.first * taps;
     for (long block = 0; block < lanes; block += L) {
       if (taps == 1) {
-        const Vector<T> values = (load_part(row + block, in - first - block) - scale.mean) * scale.factor;
+        const Vector<T> values = (load_part(row + block, run.count - block) - scale.mean) * scale.factor;
         store_part(out + o * lanes + block, values, lanes - block);
         continue;
       }
       for (long t = 0; t < taps; t += L) {
         Vector<T> tile[L];
-        load_columns(row + block * taps + t, taps, in - first - block, taps - t, tile);
+        load_columns(row + block * taps + t, taps, run.count - block, taps - t, tile);
         TINYTL_UNROLL for (long j = 0; j < L; j++) {
           if (t + j >= taps) continue;
           const long position = at[t + j].start + o * at[t + j].step;
@@ -269,14 +266,14 @@ struct Correlation {
 };
 
 // Pixels of a tile, at most: with two vectors of channels and the operands they fill the registers, of which
-// there are 32 or 16. Double, which serves proofs, has small tiles, so that it compiles soon.
+// there are 32 or 16.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int FLOAT_PIXELS = 14;
 #else
 constexpr int FLOAT_PIXELS = 6;
 #endif
 template <typename T>
-constexpr int PIXELS = sizeof(T) == sizeof(float) ? FLOAT_PIXELS : 3;
+constexpr int PIXELS = HAS_MANY_TILES<T> ? FLOAT_PIXELS : 3;
 
 // Calls f<P>(start) for tiles of P pixels that make up n. Rows are short, so that float has many sizes.
 template <typename T, class F>
@@ -285,7 +282,7 @@ TINYTL_INLINE void for_row_tiles(long n, F&& f) {
   for (; p + PIXELS<T> <= n; p += PIXELS<T>) f.template operator()<PIXELS<T>>(p);
   if constexpr (PIXELS<T> > 8)
     if (p + 7 <= n) f.template operator()<7>(p), p += 7;
-  if constexpr (PIXELS<T> > 4) {
+  if constexpr (HAS_MANY_TILES<T>) {
     if (p + 4 <= n) f.template operator()<4>(p), p += 4;
     if (p + 3 <= n) f.template operator()<3>(p), p += 3;
     if (p + 2 <= n) f.template operator()<2>(p), p += 2;
@@ -366,18 +363,17 @@ void convolve(const Convolution<T>& conv, const Maps& maps, const T* x, T* y, T*
                          maps.out_columns,
                          1};
   for (long group = 0; group < conv.groups; group++)
-    for (long number = 0; run_at<T>(out, number).lanes; number++) {
-      const Run run = run_at<T>(out, number);
-      const long first = group * out + run.first, count = out - run.first;
-      pack_for_forward(conv, first, count, run.lanes, weights);
+    for_runs<T>(out, [&](const Run& run) {
+      const long first = group * out + run.first;
+      const T* source = x + group * in * maps.plane;
+      pack_for_forward(conv, first, run.count, run.lanes, weights);
       with_vectors<T>(run, [&]<typename V, int N>() {
-        const T* source = x + group * in * maps.plane;
         if (conv.stride == 1)
-          correlate<1, V, N>(c, source, weights, count, y + first * area);
+          correlate<1, V, N>(c, source, weights, run.count, y + first * area);
         else
-          correlate<2, V, N>(c, source, weights, count, y + first * area);
+          correlate<2, V, N>(c, source, weights, run.count, y + first * area);
       });
-    }
+    });
 }
 
 // The gradient with respect to the input, written: grad (out, rows, columns), its rows with `margin` zeros at
@@ -388,32 +384,24 @@ void convolve_backward(const Convolution<T>& conv, const Maps& maps, long margin
   const long in = conv.in_group(), out = conv.out_group(), s = conv.stride;
   const bool pointwise = conv.kernel == 1;
   for (long group = 0; group < conv.groups; group++)
-    for (long number = 0; run_at<T>(in, number).lanes; number++) {
-      const Run run = run_at<T>(in, number);
-      pack_for_backward(conv, group, run.first, run.lanes, weights);
-      for (long number_of_parity = 0; number_of_parity < s * s; number_of_parity++) {
-        const Parity parity(conv, number_of_parity);
+    for_runs<T>(in, [&](const Run& run) {
+      pack_for_backward(conv, group, run, weights);
+      for (long number = 0; number < s * s; number++) {
+        const Parity parity(conv, number);
         if (parity.first_y >= height || parity.first_x >= width) continue;
-        Correlation c = {maps,
-                         out,
-                         parity.rows,
-                         parity.columns,
-                         1,
-                         parity.top,
-                         height * width,
-                         s * width,
-                         s};
+        Correlation c = {maps, out, parity.rows, parity.columns, 1, parity.top, height * width, s * width, s};
         c.maps.out_rows = ceil_div(height - parity.first_y, s);
         c.maps.out_columns = ceil_div(width - parity.first_x, s);
-        if (pointwise && parity.rows && parity.columns) c.channels = 1, c.columns = out, c.column_step = maps.plane;
+        if (pointwise && parity.rows && parity.columns)
+          c.channels = 1, c.columns = out, c.column_step = maps.plane;
         const T* source = grad + group * out * maps.plane + margin + parity.left;
         const long channel = group * in + run.first;
         T* target = grad_x + channel * height * width + parity.first_y * width + parity.first_x;
         with_vectors<T>(run, [&]<typename V, int N>() {
-          correlate<1, V, N>(c, source, weights + parity.weights * run.lanes, in - run.first, target);
+          correlate<1, V, N>(c, source, weights + parity.weights * run.lanes, run.count, target);
         });
       }
-    }
+    });
 }
 
 // --- gradient with respect to the weight -----------------------------------------------------------
@@ -468,10 +456,33 @@ void add_weight_tiles(const Convolution<T>& conv, const Maps& maps, const T* x, 
   }
 }
 
-// How many parts the gradient with respect to the weight has that are computed apart.
+// A part of the gradient with respect to the weight that is computed alone: some channels of a group.
+struct Part {
+  long group;
+  Run run;
+};
+
+// Calls f(part, number) for all parts; returns how many there are.
+template <typename T, class F>
+long for_parts(const Convolution<T>& conv, F&& f) {
+  long count = 0;
+  for (long group = 0; group < conv.groups; group++)
+    for_runs<T>(conv.out_group(), [&](const Run& run) { f(Part{group, run}, count++); });
+  return count;
+}
+
 template <typename T>
-long count_weight_parts(const Convolution<T>& conv) {
-  return conv.groups * count_runs<T>(conv.out_group());
+long count_parts(const Convolution<T>& conv) {
+  return conv.grad_weight ? for_parts(conv, [](const Part&, long) {}) : 0;
+}
+
+template <typename T>
+Part part_at(const Convolution<T>& conv, long number) {
+  Part found = {};
+  for_parts(conv, [&](const Part& part, long at) {
+    if (at == number) found = part;
+  });
+  return found;
 }
 
 // Buffers for one part; native_lite_residual.py tells how much they take.
@@ -485,13 +496,13 @@ struct WeightBuffers {
 // Adds one part of the gradient with respect to the weight, over the images in order. x(image) is the input
 // as in `convolve`, grad(image) the gradient with respect to the output, (out, out_rows * out_columns).
 template <typename T, class X, class G>
-void add_weight_part(const Convolution<T>& conv, const Maps& maps, long part, long images, X&& x, G&& grad,
+void add_weight_part(const Convolution<T>& conv, const Maps& maps, const Part& part, long images, X&& x, G&& grad,
                      const WeightBuffers<T>& buffers) {
   constexpr long L = LANES<T>;
-  const long runs = count_runs<T>(conv.out_group()), group = part / runs, size = conv.row_size();
-  const Run run = run_at<T>(conv.out_group(), part % runs);
-  const long first = group * conv.out_group() + run.first, area = maps.out_rows * maps.out_columns;
-  const long count = smaller_of(run.lanes, conv.out_group() - run.first);
+  const Run& run = part.run;
+  const long group = part.group;
+  const long size = conv.row_size(), area = maps.out_rows * maps.out_columns;
+  const long first = group * conv.out_group() + run.first, count = run.count;
   std::memset(buffers.sums, 0, size * run.lanes * sizeof(T));
   for (long image = 0; image < images; image++) {
     const T* input = x(image) + group * conv.in_group() * maps.plane;

@@ -148,19 +148,18 @@ void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* midd
                    of_threads + thread * l.thread_size);
   });
   sum_images(l.norm[0].grad_scale, l.images, l.norm[0].grad_step, grad_affine);
-  const long first = l.conv[0].grad_weight ? count_weight_parts(l.conv[0]) : 0;
-  const long second = l.conv[1].grad_weight ? count_weight_parts(l.conv[1]) : 0;
-  for_each_image(first + second, l.threads, [&](long part, long thread) {
+  const long first = count_parts(l.conv[0]), second = count_parts(l.conv[1]);
+  for_each_image(first + second, l.threads, [&](long number, long thread) {
     T* buffer = of_threads + thread * l.thread_size;
     const WeightBuffers<T> own = {take(buffer, l.packed_grad_size), take(buffer, l.sums_size),
                                   take(buffer, l.natural_size)};
-    if (part < first)
+    if (number < first)
       add_weight_part(
-          l.conv[0], l.first_maps(), part, l.images, [&](long image) { return buffers(image).pooled; },
+          l.conv[0], l.first_maps(), part_at(l.conv[0], number), l.images, [&](long image) { return buffers(image).pooled; },
           [&](long image) { return buffers(image).grad_middle; }, own);
     else
       add_weight_part(
-          l.conv[1], l.second_maps(), part - first, l.images, [&](long image) { return buffers(image).active; },
+          l.conv[1], l.second_maps(), part_at(l.conv[1], number - first), l.images, [&](long image) { return buffers(image).active; },
           [&](long image) { return buffers(image).grad_last; }, own);
   });
 }
