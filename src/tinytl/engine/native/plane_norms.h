@@ -22,15 +22,46 @@ TINYTL_INLINE double sum_of(long n, F&& value) {
   return total;
 }
 
-// Writes mean and 1 / standard deviation of every group, for each channel.
+// Two sums over n elements. `values` is called with a function that loads from an array, a vector or, at the
+// end, an element, and gives what is added to either sum. Some vectors are summed in T, their sums in double.
+template <typename T, class F>
+TINYTL_INLINE std::pair<double, double> two_sums(long n, F&& values) {
+  constexpr long L = LANES<T>, STREAMS = 4, SPAN = 16 * STREAMS * L;
+  double first = 0, second = 0;
+  long at = 0;
+  while (at + STREAMS * L <= n) {
+    Vector<T> firsts[STREAMS] = {}, seconds[STREAMS] = {};
+    for (const long stop = at + SPAN; at < stop && at + STREAMS * L <= n; at += STREAMS * L)
+      TINYTL_UNROLL for (long i = 0; i < STREAMS; i++) {
+        const auto [a, b] = values([&](const T* p) TINYTL_INLINE_LAMBDA { return load(p + at + i * L); });
+        firsts[i] += a;
+        seconds[i] += b;
+      }
+    const Vector<T> a = (firsts[0] + firsts[1]) + (firsts[2] + firsts[3]);
+    const Vector<T> b = (seconds[0] + seconds[1]) + (seconds[2] + seconds[3]);
+    for (long i = 0; i < L; i++) first += a[i], second += b[i];
+  }
+  for (; at < n; at++) {
+    const auto [a, b] = values([&](const T* p) TINYTL_INLINE_LAMBDA { return p[at]; });
+    first += a;
+    second += b;
+  }
+  return {first, second};
+}
+
+// Writes mean and 1 / standard deviation of every group, for each channel. Sums are about the first value, so
+// that nothing cancels.
 template <typename T>
 void plane_statistics(const Norm<T>& norm, long image, long area, const T* x) {
   const long count = norm.per_group * area;
   for (long channel = 0; channel < norm.channels; channel += norm.per_group) {
-    const T* group = x + channel * area;
-    const T mean = T(sum_of<T>(count, [=](long i) { return group[i]; }) / count);
-    const double squares = sum_of<T>(count, [=](long i) { return (group[i] - mean) * (group[i] - mean); });
-    const T rstd = T(1 / std::sqrt(squares / count + norm.eps));
+    const T *group = x + channel * area, first = group[0];
+    const auto [sum, squares] = two_sums<T>(count, [&](auto&& load_from) TINYTL_INLINE_LAMBDA {
+      const auto d = load_from(group) - first;
+      return std::pair(d, d * d);
+    });
+    const double apart = sum / count;
+    const T mean = T(first + apart), rstd = T(1 / std::sqrt(squares / count - apart * apart + norm.eps));
     for (long c = channel; c < channel + norm.per_group; c++) {
       norm.mean[image * norm.channels + c] = mean;
       norm.rstd[image * norm.channels + c] = rstd;
@@ -56,23 +87,29 @@ void normalize_planes(const Norm<T>& norm, long image, long area, const T* x, T*
   }
 }
 
-// out = normalised x * scale + shift, plus the shortcut `skip` if there is one; `normed` if it is kept. out
-// may be x.
+// out = normalised x * scale + shift, plus the shortcut `skip` if there is one; `normed`, if it is kept, is the
+// normalised x. out may be x.
 template <typename T>
 void norm_planes(const Norm<T>& norm, long image, long area, const T* x, const T* skip, T* normed, T* out) {
   if (!norm.stored()) plane_statistics(norm, image, area, x);
-  if (normed) normalize_planes(norm, image, area, x, normed);
   for (long channel = 0; channel < norm.channels; channel++) {
     const auto [mean, rstd] = plane_normalisation(norm, image, channel);
-    const T factor = norm.scale[channel] * rstd, offset = norm.shift[channel] - mean * factor;
+    const T m = mean, r = rstd, scale = norm.scale[channel], shift = norm.shift[channel];
     const T *plane = x + channel * area, *shortcut = skip + channel * area;
-    T* target = out + channel * area;
-    if (skip) {
+    T *kept = normed + channel * area, *target = out + channel * area;
+    const auto value = [=](long i) { return (plane[i] - m) * r; };
+    if (normed && skip) {
 #pragma omp simd
-      for (long i = 0; i < area; i++) target[i] = plane[i] * factor + offset + shortcut[i];
+      for (long i = 0; i < area; i++) kept[i] = value(i), target[i] = kept[i] * scale + shift + shortcut[i];
+    } else if (normed) {
+#pragma omp simd
+      for (long i = 0; i < area; i++) kept[i] = value(i), target[i] = kept[i] * scale + shift;
+    } else if (skip) {
+#pragma omp simd
+      for (long i = 0; i < area; i++) target[i] = value(i) * scale + shift + shortcut[i];
     } else {
 #pragma omp simd
-      for (long i = 0; i < area; i++) target[i] = plane[i] * factor + offset;
+      for (long i = 0; i < area; i++) target[i] = value(i) * scale + shift;
     }
   }
 }
@@ -87,8 +124,10 @@ void norm_planes_backward(const Norm<T>& norm, long image, long area, const T* g
     double mean_grad = 0, mean_along = 0;  // of grad * scale, and of it times the normalised input
     for (long c = channel; c < channel + per_group; c++) {
       const T *g = grad + c * area, *n = normed + c * area;
-      const double shift = sum_of<T>(area, [=](long i) { return g[i]; });
-      const double scale = normed ? sum_of<T>(area, [=](long i) { return g[i] * n[i]; }) : 0;
+      const auto [shift, scale] = two_sums<T>(area, [&](auto&& load_from) TINYTL_INLINE_LAMBDA {
+        const auto value = load_from(g);
+        return std::pair(value, normed ? value * load_from(n) : value - value);
+      });
       grad_shift[c] = T(shift);
       grad_scale[c] = T(scale);
       mean_grad += norm.scale[c] * shift / (per_group * area);
