@@ -281,8 +281,11 @@ class NativeLiteResidual(nn.Module):
         first, second = self.conv1, self.conv2
         pooled = first.in_channels * geometry.pooled_plane
         across = PLANES * geometry.rows * geometry.out_width
-        columns = first.out_channels // first.groups * first.kernel_size[0] ** 2  # of an input channel
-        weights = LANES * max(columns, second.out_channels)
+        of_group = round_up(first.in_channels // first.groups, LANES) * first.weight[0, 0].numel()
+        weights = max(
+            of_group * first.out_channels // first.groups,
+            round_up(second.in_channels, LANES) * second.out_channels,
+        )
         grad = first.out_channels * geometry.grad_plane
         grad_pooled = first.in_channels * geometry.pooled_height * geometry.pooled_width
         packed_grad, sums = LANES * geometry.area, LANES * self._row_size()

@@ -224,33 +224,38 @@ struct TapPosition {
   }
 };
 
-// Packs the weights of a group for the way back; the lanes are input channels.
+// Packs the weights of a group for the way back, run after run of input channels, which are the lanes. The
+// weight is read in its own order: its rows are too far apart for the processor to foresee a part of each.
 template <typename T>
-void pack_for_backward(const Convolution<T>& conv, long group, const Run& run, T* out) {
+void pack_for_backward(const Convolution<T>& conv, long group, T* out) {
   constexpr long L = LANES<T>;
-  const long taps = conv.taps(), lanes = run.lanes;
+  const long taps = conv.taps(), size = conv.out_group() * taps;  // of an input channel
   TapPosition at[MAX_KERNEL * MAX_KERNEL];
   for (long t = 0; t < taps; t++) at[t] = TapPosition::of(conv, t);
   for (long o = 0; o < conv.out_group(); o++) {
     const long channel = group * conv.out_group() + o;
     const RowScale<T> scale(conv, channel);
-    const T* row = conv.row(channel) + run.first * taps;
-    for (long block = 0; block < lanes; block += L) {
-      if (taps == 1) {
-        const Vector<T> values = (load_part(row + block, run.count - block) - scale.mean) * scale.factor;
-        store_part(out + o * lanes + block, values, lanes - block);
-        continue;
-      }
-      for (long t = 0; t < taps; t += L) {
-        Vector<T> tile[L];
-        load_columns(row + block * taps + t, taps, run.count - block, taps - t, tile);
-        TINYTL_UNROLL for (long j = 0; j < L; j++) {
-          if (t + j >= taps) continue;
-          const long position = at[t + j].start + o * at[t + j].step;
-          store_part(out + position * lanes + block, (tile[j] - scale.mean) * scale.factor, lanes - block);
+    for_runs<T>(conv.in_group(), [&](const Run& run) {
+      for (long block = 0; block < run.lanes; block += L) {
+        const T* row = conv.row(channel) + (run.first + block) * taps;
+        const long count = run.count - block, lanes = run.lanes - block;
+        T* target = out + run.first * size + block;
+        if (taps == 1) {
+          const Vector<T> values = (load_part(row, count) - scale.mean) * scale.factor;
+          store_part(target + o * run.lanes, values, lanes);
+          continue;
+        }
+        for (long t = 0; t < taps; t += L) {
+          Vector<T> tile[L];
+          load_columns(row + t, taps, count, taps - t, tile);
+          TINYTL_UNROLL for (long j = 0; j < L; j++) {
+            if (t + j >= taps) continue;
+            const long position = at[t + j].start + o * at[t + j].step;
+            store_part(target + position * run.lanes, (tile[j] - scale.mean) * scale.factor, lanes);
+          }
         }
       }
-    }
+    });
   }
 }
 
@@ -383,9 +388,10 @@ void convolve_backward(const Convolution<T>& conv, const Maps& maps, long margin
                        long width, T* grad_x, T* weights) {
   const long in = conv.in_group(), out = conv.out_group(), s = conv.stride;
   const bool pointwise = conv.kernel == 1;
-  for (long group = 0; group < conv.groups; group++)
+  for (long group = 0; group < conv.groups; group++) {
+    pack_for_backward(conv, group, weights);
     for_runs<T>(in, [&](const Run& run) {
-      pack_for_backward(conv, group, run, weights);
+      const T* own = weights + run.first * out * conv.taps();
       for (long number = 0; number < s * s; number++) {
         const Parity parity(conv, number);
         if (parity.first_y >= height || parity.first_x >= width) continue;
@@ -398,10 +404,11 @@ void convolve_backward(const Convolution<T>& conv, const Maps& maps, long margin
         const long channel = group * in + run.first;
         T* target = grad_x + channel * height * width + parity.first_y * width + parity.first_x;
         with_vectors<T>(run, [&]<typename V, int N>() {
-          correlate<1, V, N>(c, source, weights + parity.weights * run.lanes, run.count, target);
+          correlate<1, V, N>(c, source, own + parity.weights * run.lanes, run.count, target);
         });
       }
     });
+  }
 }
 
 // --- gradient with respect to the weight -----------------------------------------------------------
