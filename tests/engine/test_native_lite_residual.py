@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from timm.layers import GroupNormAct
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 
+from tinytl.engine.native_block import NativeLiteResidualBlock
 from tinytl.engine.native_bottleneck import NativeBottleneck
-from tinytl.engine.native_lite_residual import NativeLiteResidual, NativeLiteResidualBlock
+from tinytl.engine.native_lite_residual import NativeLiteResidual
 from tinytl.engine.native_norms import ACTIVATIONS
 from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
 from tinytl.networks.norms import GroupNorm, standardize_weights
@@ -26,8 +28,9 @@ def _threads():
     torch.set_num_threads(threads)
 
 
-def randomize(module):
+def randomize(module: Any) -> Any:
     """Scales, shifts and stored statistics away from 1 and 0."""
+    norm: Any
     for norm in module.modules():
         if isinstance(norm, nn.GroupNorm | nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -39,12 +42,16 @@ def randomize(module):
     return module
 
 
-def make(inputs, outputs, stride=1, kernel=3, norm="gn", standardized=True, **config):
+def make(inputs, outputs, stride=1, kernel=3, norm: Any = "gn", standardized=True, **config) -> Any:
     torch.manual_seed(0)
     lite = LiteResidual(inputs, outputs, stride, kernel, LiteResidualConfig(**config), norm, 1e-5)
     if standardized:
         standardize_weights(lite)
     return randomize(lite).double()
+
+
+def native_of(lite, **options) -> Any:
+    return NativeLiteResidual(lite, **options)
 
 
 def inputs_of(lite, height, width, out_size, images=3):
@@ -94,7 +101,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
+@pytest.fixture(params=CASES.values(), ids=list(CASES))
 def case(request):
     arguments, options, (height, width) = request.param
     lite = make(*arguments, **options)
@@ -105,7 +112,7 @@ def case(request):
 def test_output_and_gradients_equal_stocks(case):
     lite, x, before, grad = case
     assert NativeLiteResidual.supports(lite)
-    stock, native = run_both(lite, NativeLiteResidual(copy.deepcopy(lite)), x, before, grad)
+    stock, native = run_both(lite, native_of(copy.deepcopy(lite)), x, before, grad)
     assert worst(native, stock) < 1e-12
 
 
@@ -113,7 +120,7 @@ def test_float32_is_as_close_to_float64_as_stock_is(case):
     lite, x, before, grad = case
     exact = run(lite, lambda x: before + lite(x, before.shape[2:]), x, grad)
     single = copy.deepcopy(lite).float()
-    native = NativeLiteResidual(copy.deepcopy(single))
+    native = native_of(copy.deepcopy(single))
     stock, found = run_both(single, native, x.float(), before.float(), grad.float())
     assert worst(found, exact) < 4 * worst(stock, exact) + 1e-6
 
@@ -122,16 +129,14 @@ def test_float32_is_as_close_to_float64_as_stock_is(case):
 def test_groups_of_any_size(per_group):
     lite = make(24, 24, kernel=3)
     lite.bn1, lite.final_bn = (randomize(GroupNorm(24, per_group)).double() for _ in range(2))
-    stock, native = run_both(
-        lite, NativeLiteResidual(copy.deepcopy(lite)), *inputs_of(lite, 10, 10, (10, 10))
-    )
+    stock, native = run_both(lite, native_of(copy.deepcopy(lite)), *inputs_of(lite, 10, 10, (10, 10)))
     assert worst(native, stock) < 1e-12
 
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "nearest"])
 def test_every_ratio_of_sizes(upsampling):
     lite = make(2, 2, kernel=1, pooling=1, upsampling=upsampling)
-    native = NativeLiteResidual(copy.deepcopy(lite))
+    native = native_of(copy.deepcopy(lite))
     for before in (1, 2, 3, 5, 7, 14):
         x = torch.randn(1, 2, before, before, dtype=torch.double)
         for after in (*range(1, 24), 28, 56):
@@ -140,7 +145,7 @@ def test_every_ratio_of_sizes(upsampling):
 
 
 def test_any_number_of_threads_gives_the_same_bits():
-    lite = NativeLiteResidual(make(40, 24, kernel=5).float())
+    lite = native_of(make(40, 24, kernel=5).float())
     x, before, grad = (tensor.float() for tensor in inputs_of(lite, 14, 14, (14, 14), images=5))
     found = []
     for threads in (1, 2, 3):
@@ -159,7 +164,7 @@ def test_writes_nothing_behind_its_buffers(monkeypatch, case):
         made.append(whole[count:])
         return whole[:count].view(*size)
 
-    native = NativeLiteResidual(lite)
+    native = native_of(lite)
     monkeypatch.setattr(torch.Tensor, "new_empty", guarded)
     for dtype in (torch.double, torch.float):
         out = before.clone().to(dtype)
@@ -170,7 +175,7 @@ def test_writes_nothing_behind_its_buffers(monkeypatch, case):
 
 
 def test_on_the_meta_device_takes_the_same_memory():
-    lite = NativeLiteResidual(make(16, 16, stride=2, kernel=5))
+    lite = native_of(make(16, 16, stride=2, kernel=5))
     x, before, grad = inputs_of(lite, 20, 20, (10, 10))
     real = lite.add(x, before, lite.tensors(), lite.stored_statistics())
     meta = copy.deepcopy(lite).to("meta")
@@ -181,7 +186,7 @@ def test_on_the_meta_device_takes_the_same_memory():
 
 
 def test_adds_gradients_in_place():
-    lite = NativeLiteResidual(make(8, 8), add_gradients_in_place=True)
+    lite = native_of(make(8, 8), add_gradients_in_place=True)
     x, before, grad = inputs_of(lite, 8, 8, (8, 8))
     first = run(lite, lambda x: lite(x, (8, 8), before.clone()), x, grad)
     once, target = first["conv1.weight"].clone(), lite.conv1.weight.grad
@@ -191,7 +196,7 @@ def test_adds_gradients_in_place():
 
 
 def test_gradients_do_not_bypass_hooks():
-    lite = NativeLiteResidual(make(8, 8), add_gradients_in_place=True)
+    lite = native_of(make(8, 8), add_gradients_in_place=True)
     x, before, grad = inputs_of(lite, 8, 8, (8, 8))
     lite(x, (8, 8), before.clone()).backward(grad)
     once = lite.conv1.weight.grad.clone()
@@ -201,7 +206,7 @@ def test_gradients_do_not_bypass_hooks():
 
 
 def test_gradients_that_are_not_needed():
-    lite = NativeLiteResidual(make(8, 8))
+    lite = native_of(make(8, 8))
     x, before, grad = inputs_of(lite, 8, 8, (8, 8))
     whole = run(lite, lambda x: lite(x, (8, 8), before.clone()), x, grad)
     lite.conv1.requires_grad_(False)
@@ -212,7 +217,7 @@ def test_gradients_that_are_not_needed():
 
 
 def test_an_empty_batch():
-    lite = NativeLiteResidual(make(8, 8))
+    lite = native_of(make(8, 8))
     x, before, grad = inputs_of(lite, 8, 8, (8, 8), images=0)
     found = run(lite, lambda x: lite(x, (8, 8), before.clone()), x, grad)
     assert all(not gradient.any() for gradient in found.values())
@@ -220,7 +225,7 @@ def test_an_empty_batch():
 
 def test_channels_last():
     lite = make(8, 8)
-    native = NativeLiteResidual(copy.deepcopy(lite)).to(memory_format=torch.channels_last)
+    native = native_of(copy.deepcopy(lite)).to(memory_format=torch.channels_last)
     x, before, grad = inputs_of(lite, 8, 8, (8, 8))
     last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, before, grad)]
     stock = run(lite, lambda x: before + lite(x, (8, 8)), x, grad)
@@ -252,13 +257,13 @@ def test_leaves_the_rest_to_stock_layers(change):
 def test_a_block_of_both_branches(norm, stride):
     torch.manual_seed(0)
     lite = make(16, 16, stride, norm=norm)
-    main = InvertedResidual(16, 16, stride=stride, exp_ratio=3, act_layer=nn.ReLU6, norm_layer=_norm_act)
+    main: Any = InvertedResidual(16, 16, stride=stride, exp_ratio=3, act_layer=nn.ReLU6, norm_layer=_norm_act)
     if norm == "bn_frozen":
-        main = InvertedResidual(16, 16, stride=stride, exp_ratio=3, act_layer=nn.ReLU6)
+        main: Any = InvertedResidual(16, 16, stride=stride, exp_ratio=3, act_layer=nn.ReLU6)
     for conv in (main.conv_pw, main.conv_dw, main.conv_pwl):
         conv.requires_grad_(False)
     block = LiteResidualBlock(randomize(main).double().eval(), lite)
-    copied = copy.deepcopy(block)
+    copied: Any = copy.deepcopy(block)
     norms = {f"bn{i}": getattr(copied.main_branch, f"bn{i}") for i in (1, 2, 3)}
     acts = [ACTIVATIONS[type(norms[name].act)] for name in ("bn1", "bn2")]
     branch = copied.main_branch

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinytl.engine.kernels import native_function
-from tinytl.engine.native_bottleneck import NativeBottleneck
+from tinytl.engine.kernels import run_native, threads_for
 from tinytl.engine.native_norms import (
     ACTIVATIONS,
     LINEAR,
@@ -29,7 +28,6 @@ from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
 KERNELS = (1, 3, 5, 7)  # of the grouped convolution
 LANES = 32  # of two vectors, the widest there are
-LITE_TENSORS = 6  # that NativeLiteResidual.tensors returns
 PLANES = 4  # upsampled together; PLANES in native/resize.h
 
 
@@ -114,14 +112,10 @@ class _Call(NamedTuple):
 class Kept(NamedTuple):
     """What the backward pass needs besides input and parameters."""
 
-    maps: Tensor  # outputs of the first convolution, of all images; then those of the second
+    middle: Tensor  # outputs of the first convolution
+    last: Tensor  # of the second
     statistics: Tensor  # of the norms
     rows: Tensor  # (out channels of both convolutions, 2): mean and standard deviation of the weights
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All of it."""
-        return tuple(self)
 
 
 class NativeLiteResidual(nn.Module):
@@ -194,15 +188,16 @@ class NativeLiteResidual(nn.Module):
     ) -> Kept:
         """Add the lite residual of x to `out`; return what the backward pass needs."""
         call = self._call(x, out, False)
-        images, channels = call.images, self.conv1.out_channels + self.conv2.out_channels
-        maps = x.new_empty(images * (call.middle + call.last))
         kept = Kept(
-            maps, x.new_empty(statistics_size(self.described_norms, images)), x.new_empty(2 * channels)
+            x.new_empty(call.images * call.middle),
+            x.new_empty(call.images * call.last),
+            x.new_empty(statistics_size(self.described_norms, call.images)),
+            x.new_empty(2 * (self.conv1.out_channels + self.conv2.out_channels)),
         )
         scratch = x.new_empty(call.scratch)
         if not x.is_meta:
-            norms = describe_norms(self.described_norms, tensors[2:], stored, kept.statistics, images)
-            self._run("forward", call, norms, kept, tensors[:2], (None, None), x, (), (out, scratch))
+            lite = self._pack(call, kept, tensors, stored)
+            run_native("lite_residual_forward", lite, x, kept.middle, kept.last, out, scratch)
         return kept
 
     def gradients(
@@ -222,11 +217,9 @@ class NativeLiteResidual(nn.Module):
         if call.images == 0:
             affine.zero_()
         if not x.is_meta:
-            norms = describe_norms(
-                self.described_norms, tensors[2:], stored, kept.statistics, call.images, rows
-            )
-            self._run(
-                "backward", call, norms, kept, tensors[:2], targets, x, (grad,), (grad_x, affine, scratch)
+            lite = self._pack(call, kept, tensors, stored, targets, rows)
+            run_native(
+                "lite_residual_backward", lite, x, grad, kept.middle, kept.last, grad_x, affine, scratch
             )
         of_norms = split_gradients(affine, self.described_norms)
         return [*weights, *(g if need else None for g, need in zip(of_norms, needs[2:], strict=True))]
@@ -248,9 +241,7 @@ class NativeLiteResidual(nn.Module):
 
     def _call(self, x: Tensor, out: Tensor, backward: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
-        size, out_size = x.shape[2:], out.shape[2:]
-        images = x.shape[0]
-        threads = max(1, min(images, torch.get_num_threads()))
+        images, size, out_size, threads = len(x), x.shape[2:], out.shape[2:], threads_for(x)
         key = (images, size, out_size, threads, backward)
         if key not in self._calls:
             geometry = Geometry.of(self.conv1, self.pooling, size, out_size)
@@ -295,22 +286,19 @@ class NativeLiteResidual(nn.Module):
         image = _total(pooled, middle, middle, last)
         return BufferSizes(pooled, across, weights, grad, packed_grad, sums, natural, image, thread)
 
-    def _run(
-        self, direction: str, call: _Call, norms: list[float], kept: Kept, weights: Sequence[Tensor],
-        grad_weights: Sequence[Tensor | None], x: Tensor, grad: Sequence[Tensor],
-        others: Sequence[Tensor | None],
-    ) -> None:  # fmt: skip
-        element, rows = x.element_size(), kept.rows.data_ptr()
-        convs = []
-        for weight, grad_weight, numbers in zip(weights, grad_weights, self.described_convs, strict=True):
-            convs += (weight.data_ptr(), 0 if grad_weight is None else grad_weight.data_ptr(), rows, *numbers)
-            rows += 2 * element * len(weight)
-        lite = _LITE.pack(*convs, *norms, *call.numbers)
-        middle = kept.maps.data_ptr()
-        maps = (middle, middle + call.images * call.middle * element)
-        inputs = [tensor.data_ptr() for tensor in (x, *grad)]
-        outputs = [0 if tensor is None else tensor.data_ptr() for tensor in others]
-        native_function(f"lite_residual_{direction}", x.dtype)(lite, *inputs, *maps, *outputs)
+    def _pack(
+        self, call: _Call, kept: Kept, tensors: Sequence[Tensor], stored: Sequence[StoredStatistics | None],
+        grad_weights: Sequence[Tensor | None] = (None, None), grad_norms: Tensor | None = None,
+    ) -> bytes:  # fmt: skip
+        """The structure LiteResidual, with the addresses of these tensors."""
+        convs, rows = [], kept.rows.data_ptr()
+        for weight, grad, numbers in zip(tensors[:2], grad_weights, self.described_convs, strict=True):
+            convs += (weight.data_ptr(), 0 if grad is None else grad.data_ptr(), rows, *numbers)
+            rows += 2 * len(weight) * kept.rows.element_size()
+        norms = describe_norms(
+            self.described_norms, tensors[2:], stored, kept.statistics, call.images, grad_norms
+        )
+        return _LITE.pack(*convs, *norms, *call.numbers)
 
 
 def _describe_convolution(conv: Any) -> tuple[float, ...]:
@@ -389,60 +377,9 @@ class _LiteResidual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, maps, statistics, rows, *tensors = ctx.saved_tensors
+        x, *saved = ctx.saved_tensors
+        kept, tensors = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
         needs_out, needs_x, _, _, *needs = ctx.needs_input_grad
         grad_x = torch.zeros_like(x) if needs_x else None
-        kept = Kept(maps, statistics, rows)
         grads = ctx.lite.gradients(x, grad.contiguous(), kept, tensors, ctx.stored, needs, grad_x)
         return grad if needs_out else None, grad_x, None, None, *grads
-
-
-class NativeLiteResidualBlock(nn.Module):
-    """Replaces a LiteResidualBlock whose two branches are native: one function of autograd computes both.
-
-    The main branch's output is what the lite residual is added to, and the gradient with respect to the
-    input is one tensor.
-    """
-
-    def __init__(self, main_branch: NativeBottleneck, lite_residual: NativeLiteResidual) -> None:
-        super().__init__()
-        self.main_branch, self.lite_residual = main_branch, lite_residual
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
-        """Compute both branches in the type of the norms; autocast does not change that."""
-        main, lite = self.main_branch, self.lite_residual
-        main.refuse_hooks()
-        lite.refuse_hooks()
-        affine = main.affine()
-        stored = (main.stored_statistics(), lite.stored_statistics())
-        x = x.contiguous().to(affine[0].dtype)
-        return _Block.apply(x, self, stored, *affine, *lite.tensors())
-
-
-class _Block(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, block: NativeLiteResidualBlock, stored: Any, *tensors: Tensor) -> Tensor:
-        main, lite = block.main_branch, block.lite_residual
-        affine, own = tensors[:-LITE_TENSORS], tensors[-LITE_TENSORS:]
-        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3 : 3 + len(affine)])
-        out, normed, statistics = main.compute(x, affine, stored[0], needs)
-        kept = lite.add(x, out, own, stored[1])
-        ctx.block, ctx.stored = block, stored
-        ctx.save_for_backward(x, normed, statistics, *kept, *tensors)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, normed, statistics, maps, lite_statistics, rows, *tensors = ctx.saved_tensors
-        affine, own = tensors[:-LITE_TENSORS], tensors[-LITE_TENSORS:]
-        (needs_x, _, _, *needs), (main_stored, lite_stored) = ctx.needs_input_grad, ctx.stored
-        main, lite = ctx.block.main_branch, ctx.block.lite_residual
-        grad, needs_affine = grad.contiguous(), needs[: len(affine)]
-        grad_x, grad_affine = main.gradients(
-            x, grad, normed, statistics, affine, main_stored, (needs_x, *needs_affine)
-        )
-        kept = Kept(maps, lite_statistics, rows)
-        grad_own = lite.gradients(x, grad, kept, own, lite_stored, needs[len(affine) :], grad_x)
-        of_main = (g if need else None for g, need in zip(grad_affine, needs_affine, strict=True))
-        return grad_x, None, None, *of_main, *grad_own
