@@ -36,8 +36,8 @@ def randomize(module: Any) -> Any:
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, 0, 0.5)
         if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.normal_(0, 0.3)
-            norm.running_var.uniform_(0.5, 2)
+            norm.get_buffer("running_mean").normal_(0, 0.3)
+            norm.get_buffer("running_var").uniform_(0.5, 2)
             norm.eval()
     return module
 
