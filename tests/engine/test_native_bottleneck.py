@@ -1,6 +1,7 @@
 """The native bottleneck against the layers it replaces, in float64."""
 
 import copy
+import os
 import pickle
 from typing import Any
 
@@ -162,6 +163,24 @@ def test_results_are_the_same_bits_for_any_number_of_threads_and_batch(case: dic
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
     alone = results(stock.native, stock.norms, x[2:3], grad[2:3])
     assert torch.equal(alone[0], found[0][0][2:3]) and torch.equal(alone[1], found[0][1][2:3])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_computes_with_threads_of_its_own():
+    stock = Stock(dtype=torch.float32)
+    x = torch.randn(4, 6, 9, 9)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            expected = stock.native(x)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if stock.native(x).tolist() == expected.tolist() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_empty_batch_gives_empty_maps_and_gradients_of_zero():
