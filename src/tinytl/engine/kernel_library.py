@@ -1,4 +1,4 @@
-"""Compile kernels.cpp into a library for this machine, once, and keep it in the user's cache folder.
+"""Compile the C++ sources into a library for this machine, once, and keep it in the user's cache folder.
 
 The file name of a kept library holds the hash of its content. So a truncated, replaced or foreign file is
 recognised before it is loaded (loading a truncated library kills the process), and compiled again. A kept
@@ -25,11 +25,17 @@ from tinytl.system.files import cache_folder, write_whole
 
 log = logging.getLogger("tinytl")
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "kernels.cpp", *sorted((FOLDER / "native").glob("*.cpp")))
+HEADERS = tuple(sorted((FOLDER / "native").glob("*.h")))
 # OpenMP's runtime is not linked: torch has loaded its own, and a second one would compete for the cores.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+# Wide vectors are passed within one library alone, so that GCC's warnings about other libraries are moot.
+FLAGS = (
+    "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-pthread",
+    "-Wno-psabi", "-fPIC", "-shared",
+)  # fmt: skip
 C_TYPES = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long}
-COMPILER_SECONDS = 120.0  # time limit; the compiler takes two to five
+COMPILER_SECONDS = 120.0  # time limit; the compiler takes ten to twenty
 
 
 class CompileError(Exception):
@@ -100,7 +106,7 @@ def _name(stem: str, content: bytes) -> str:
 
 def _compile(target: Path, limit_s: float) -> None:
     """Run the compiler; kill it and its children after `limit_s` seconds, or if this process is stopped."""
-    command = [*_compiler(), *FLAGS, str(SOURCE), "-o", str(target)]
+    command = [*_compiler(), *FLAGS, *map(str, SOURCES), "-o", str(target)]
     with tempfile.TemporaryFile() as output:  # a surviving child of the compiler would hold a pipe open
         try:
             process = subprocess.Popen(
@@ -148,5 +154,11 @@ def _fingerprint() -> str:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    parts = (SOURCE.read_text(), *FLAGS, *_compiler(), platform.machine(), *processor)
+    parts = (
+        *(path.read_text() for path in (*SOURCES, *HEADERS)),
+        *FLAGS,
+        *_compiler(),
+        platform.machine(),
+        *processor,
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

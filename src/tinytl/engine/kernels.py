@@ -224,7 +224,7 @@ def _supported(x: Tensor) -> bool:
     return x.device.type in ("cpu", "meta") and x.dtype in (torch.float32, torch.float64)
 
 
-# The argument types of the functions in kernels.cpp: p a pointer, d a double, l a long.
+# The argument types of the compiled functions: p a pointer, d a double, l a long.
 SIGNATURES = {
     "group_normalize": "pplllld",
     "affine_clamp": "pppddlll",
@@ -233,6 +233,12 @@ SIGNATURES = {
     "depthwise_backward": "ppplllllll",
     "expand_codes": "pppplll",
     "standardize": "ppplld",
+    "bottleneck_forward": "ppppp",
+    "bottleneck_backward": "pppppppp",
+    "head_forward": "pppp",
+    "head_backward": "ppppppp",
+    "lite_residual_forward": "pppppp",
+    "lite_residual_backward": "pppppppp",
 }
 
 
@@ -251,6 +257,24 @@ def _library() -> ctypes.CDLL | CompileError:
         return load_library(SIGNATURES)
     except CompileError as error:
         return error
+
+
+@cache
+def native_function(name: str, dtype: torch.dtype) -> Any:
+    """A function of the compiled library for a type. Raises CompileError as `compiled_kernels` does."""
+    suffix = {torch.float32: "float32", torch.float64: "float64"}[dtype]
+    return getattr(compiled_kernels().library, f"{name}_{suffix}")
+
+
+def run_native(name: str, description: bytes, x: Tensor, *others: Tensor | None) -> None:
+    """Call a function that takes a description of its work and then tensors, of x's type, or None."""
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
+    native_function(name, x.dtype)(description, x.data_ptr(), *addresses)
+
+
+def threads_for(x: Tensor) -> int:
+    """Threads of a native call on a batch: PyTorch's number, but no more than there are images."""
+    return max(1, min(len(x), torch.get_num_threads()))
 
 
 @cache

@@ -1,0 +1,393 @@
+"""The inverted bottleneck in one native call a direction, an image at a time; see native/bottleneck.cpp."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tinytl.engine.kernels import run_native, threads_for
+from tinytl.engine.native_norms import (
+    LINEAR,
+    NO_NORM,
+    NORM_FORMAT,
+    Activation,
+    NativeNorm,
+    StoredStatistics,
+    channels_per_group,
+    describe_norms,
+    gradient_size,
+    split_gradients,
+    statistics_size,
+)
+from tinytl.engine.packing import NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
+from tinytl.errors import UserError
+from tinytl.networks.norms import WeightStandardizedConv2d
+
+MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h
+MAX_UNIT = 4096  # lanes that the groups of a norm may force into one step
+SLICE_BYTES = 5e5  # about the size of a slice's maps and weights: half of a cache of 1 MB
+
+
+class Window(NamedTuple):
+    """A convolution of a map: output row y begins at input row y * stride - top, likewise columns."""
+
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    kernel: int
+    stride: int
+    top: int
+    left: int
+
+    @property
+    def area(self) -> int:
+        """Pixels of the input."""
+        return self.height * self.width
+
+    @property
+    def out_area(self) -> int:
+        """Pixels of the output."""
+        return self.out_height * self.out_width
+
+    @property
+    def columns(self) -> int:
+        """Columns of an input row with the zeros around it."""
+        return max((self.out_width - 1) * self.stride + self.kernel, self.left + self.width)
+
+
+class Convolution(NamedTuple):
+    """A square convolution that pads with zeros, on all sides alike or (`same`) as TensorFlow does."""
+
+    kernel: int
+    stride: int
+    padding: int
+    same: bool
+
+    @staticmethod
+    def of(conv: nn.Conv2d) -> "Convolution":
+        """Describe a convolution that `is_plain`."""
+        padding = 0 if isinstance(conv.padding, str) else conv.padding[0]
+        same = isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
+        return Convolution(conv.kernel_size[0], conv.stride[0], padding, bool(same))
+
+    def window(self, height: int, width: int) -> Window:
+        """The convolution of a map of this size."""
+        if self.same:
+            out = [-(-side // self.stride) for side in (height, width)]
+            needed = [(o - 1) * self.stride + self.kernel for o in out]
+            top, left = (max(0, n - side) // 2 for n, side in zip(needed, (height, width), strict=True))
+        else:
+            sides = (height, width)
+            out = [(side + 2 * self.padding - self.kernel) // self.stride + 1 for side in sides]
+            top = left = self.padding
+        return Window(height, width, out[0], out[1], self.kernel, self.stride, top, left)
+
+
+def is_plain(conv: Any) -> bool:
+    """Whether a convolution is frozen, square, without bias, and pads with zeros."""
+    square = all(
+        not isinstance(sizes, str) and len({*sizes}) == 1
+        for sizes in (conv.kernel_size, conv.stride, conv.padding)
+    )
+    return (
+        type(conv) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
+        and square
+        and conv.dilation == (1, 1)
+        and conv.stride[0] in (1, 2)
+        and conv.padding_mode == "zeros"
+        and conv.bias is None
+        and not conv.weight.requires_grad
+    )
+
+
+def is_plain_norm(norm: Any) -> bool:
+    """Whether it is a GroupNorm, or a BatchNorm with stored statistics, with scale and shift."""
+    stored = isinstance(norm, _BatchNorm) and norm.running_var is not None
+    return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None and norm.bias is not None
+
+
+class BufferSizes(NamedTuple):
+    """Elements of a thread's buffers; BufferSizes in native/bottleneck.cpp says what they hold."""
+
+    expanded: int = 0
+    filtered: int = 0
+    grad_filtered: int = 0
+    maps: int = 0
+    projection: int = 0
+    grad_projection: int = 0
+    weights: int = 0
+    taps: int = 0
+    factors: int = 0
+    ring: int = 0
+    rows: int = 0
+    sums: int = 0
+
+    def total(self, element_size: int) -> int:
+        """All of them; each begins at a multiple of 64 bytes."""
+        return sum(round_up(size, 64 // element_size) for size in self)
+
+
+# Block of native/bottleneck.cpp: the weights' addresses, the norms, then numbers: Packing, two Windows, seven
+# of the block, BufferSizes and their total.
+_NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 7 + len(BufferSizes._fields) + 1
+_BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l")
+
+
+class _Geometry(NamedTuple):
+    """Sizes of a block's maps and of its steps, for inputs of one size."""
+
+    stem: Window
+    window: Window
+    step: int  # lanes
+    slice: int
+
+
+class _Call(NamedTuple):
+    """What a call of one size and direction needs besides tensors."""
+
+    threads: int
+    scratch: int  # elements of a thread
+    out_shape: tuple[int, ...]  # (out, H/stride, W/stride)
+    numbers: tuple[int, ...]
+
+
+Stored = Sequence[StoredStatistics | None]
+
+
+class NativeBottleneck(nn.Module):
+    """Replaces an inverted bottleneck with frozen convolutions; its norms keep their names and parameters.
+
+    The expansion is a 1x1 convolution, or the network's stem where stem and first block are taken as one
+    bottleneck, or None. `acts` follow the norms but the last. The norm named `outside` stays registered
+    where it was. It computes float32 and float64 on the CPU, and shapes on the meta device.
+    """
+
+    def __init__(
+        self, expand: nn.Conv2d | None, depthwise: nn.Conv2d, project: nn.Conv2d, norms: dict[str, Any],
+        acts: Sequence[Activation], has_skip: bool, keep_projection: bool = True,
+        slice_bytes: float = SLICE_BYTES,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.has_skip, self.keep_projection, self.slice_bytes = has_skip, keep_projection, slice_bytes
+        self.packing = _packing(depthwise, list(norms.values()))
+        self.expand = PackedWeight(expand, rows=self.packing) if expand else None
+        self.depthwise = PackedWeight(depthwise, rows=self.packing)
+        self.project = PackedWeight(project, columns=self.packing)
+        self.stem = Convolution.of(expand) if expand else None
+        self.filter = Convolution.of(depthwise)
+        self.in_channels, self.out_channels = (expand or depthwise).in_channels, project.out_channels
+        for name, norm in norms.items():
+            if name != "outside":
+                self.add_module(name, norm)
+        self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
+        self.described_norms = [
+            NativeNorm.of(n, act) for n, act in zip(self.norms, (*acts, LINEAR), strict=True)
+        ]
+        self.statistics_per_image = statistics_size(self.described_norms, 1)
+        self._calls: dict[Any, _Call] = {}
+
+    @staticmethod
+    def supports(
+        expand: Any, depthwise: Any, project: Any, norms: Sequence[Any], acts: Sequence[Activation | None]
+    ) -> bool:
+        """Whether a bottleneck of these parts can be computed natively."""
+        convs = [conv for conv in (expand, depthwise, project) if conv is not None]
+        if not all(map(is_plain, convs)) or not all(map(is_plain_norm, norms)) or None in acts:
+            return False
+        pointwise = project.kernel_size == project.stride == (1, 1) and project.padding == (0, 0)
+        dense = project.groups == 1 and (expand is None or expand.groups == 1)
+        width = depthwise.in_channels
+        odd = all(conv.kernel_size[0] % 2 for conv in convs)
+        return (
+            len(norms) == len(convs) == len(acts) + 1
+            and pointwise
+            and dense
+            and odd
+            and depthwise.groups == width == depthwise.out_channels
+            and depthwise.kernel_size[0] <= MAX_KERNEL
+            and _packing(depthwise, norms).unit_lanes <= MAX_UNIT
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+        """Compute the block in the type of its norms; autocast does not change that."""
+        self.refuse_hooks()
+        affine = self.affine()
+        return _Bottleneck.apply(x.contiguous().to(affine[0].dtype), self, self.stored_statistics(), *affine)
+
+    def refuse_hooks(self) -> None:
+        """Raise UserError where a norm has hooks, which nobody would call."""
+        for norm in self.norms:
+            if (
+                norm._forward_hooks
+                or norm._forward_pre_hooks
+                or norm._backward_hooks
+                or norm._backward_pre_hooks
+            ):
+                raise UserError("engine=lean: a norm inside a native block has hooks, which it cannot call")
+
+    def affine(self) -> list[Tensor]:
+        """Scale and shift of every norm."""
+        return [tensor for norm in self.norms for tensor in (norm.weight, norm.bias)]
+
+    def stored_statistics(self) -> list[StoredStatistics | None]:
+        """The stored statistics of every norm that has them."""
+        return [StoredStatistics.of(norm) for norm in self.norms]
+
+    def compute(
+        self, x: Tensor, affine: Sequence[Tensor], stored: Stored, needs: Sequence[bool]
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The output; and what the backward pass needs: the normalised projection, if kept, and statistics.
+
+        `needs` tells for x and every scale and shift whether its gradient will be needed.
+        """
+        call = self._call(x, False, False, False)
+        statistics = x.new_empty(len(x) * self.statistics_per_image)
+        out = x.new_empty(len(x), *call.out_shape)
+        keep = self.keep_projection and self._needs_projection(needs)
+        normed = x.new_empty(out.shape) if keep else None
+        scratch = x.new_empty(call.threads * call.scratch)
+        if not x.is_meta:
+            norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
+            self._run("bottleneck_forward", call, norms, x, out, normed, scratch)
+        return out, normed, statistics
+
+    def gradients(
+        self, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor, affine: Sequence[Tensor],
+        stored: Stored, needs: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
+        """Gradients with respect to x (None if not needed) and to every scale and shift."""
+        call = self._call(x, True, needs[0], normed is None and self._needs_projection(needs))
+        grad_x = torch.empty_like(x) if needs[0] else None
+        gradients = x.new_empty(gradient_size(self.described_norms))
+        rows = x.new_empty(len(x), len(gradients))
+        scratch = x.new_empty(call.threads * call.scratch)
+        if not x.is_meta:
+            norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
+            self._run("bottleneck_backward", call, norms, x, grad, normed, grad_x, rows, gradients, scratch)
+        return grad_x, split_gradients(gradients, self.described_norms)
+
+    def _needs_projection(self, needs: Sequence[bool]) -> bool:
+        """Whether the backward pass needs the normalised projection.
+
+        It does not where the last norm uses stored statistics and its scale (`needs[-2]`) is frozen.
+        """
+        return any(needs) and (self.described_norms[-1].per_group > 0 or needs[-2])
+
+    def _call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool) -> _Call:
+        """The numbers of a call, which depend on sizes alone."""
+        threads = threads_for(x)
+        key = (x.shape, x.dtype, threads, backward, needs_x, recompute)
+        if key not in self._calls:
+            geometry = self._geometry(x)
+            sizes = (
+                self._backward_sizes(geometry, needs_x, recompute)
+                if backward
+                else self._forward_sizes(geometry)
+            )
+            scratch = sizes.total(x.element_size())
+            numbers = (
+                *self.packing, *geometry.stem, *geometry.window,
+                len(x), self.in_channels, self.out_channels, int(self.has_skip), threads,
+                geometry.step, geometry.slice, *sizes, scratch,
+            )  # fmt: skip
+            out_shape = (self.out_channels, *geometry.window[2:4])
+            self._calls[key] = _Call(threads, scratch, out_shape, numbers)
+        return self._calls[key]
+
+    def _geometry(self, x: Tensor) -> _Geometry:
+        """Sizes of maps; and steps of one unit or two vectors, slices of about `slice_bytes`."""
+        height, width = x.shape[2:]
+        stem = self.stem.window(height, width) if self.stem else Window(0, 0, 0, 0, 0, 0, 0, 0)
+        window = self.filter.window(*(stem[2:4] if self.stem else (height, width)))
+        unit, lanes = self.packing.unit_lanes, self.packing.lanes
+        lane_bytes = x.element_size() * (window.area + self.in_channels + self.out_channels)
+        units = int(max(1, min(lanes, self.slice_bytes // lane_bytes) // unit))
+        step = 2 * unit if units > 1 and unit == PACK else unit
+        return _Geometry(stem, window, step, units * unit // step * step)
+
+    def _has_stem(self) -> bool:
+        return self.stem is not None and (self.stem.kernel > 1 or self.stem.stride > 1)
+
+    def _forward_sizes(self, geometry: _Geometry) -> BufferSizes:
+        return BufferSizes(
+            expanded=geometry.step * geometry.window.area,
+            maps=geometry.slice * geometry.window.out_area,
+            sums=10 * geometry.step,
+            **self._small_sizes(geometry),
+        )
+
+    def _backward_sizes(self, geometry: _Geometry, needs_x: bool, recompute: bool) -> BufferSizes:
+        window, step = geometry.window, geometry.step
+        first, second = self.described_norms[0].per_group, self.described_norms[-2].per_group
+        has_product = needs_x and self.stem is not None and not self._has_stem()
+        maps = (geometry.slice if has_product else step) * window.area
+        in_place = self.stem is None or first == 0 or not needs_x
+        projection = self.out_channels * window.out_area
+        return BufferSizes(
+            expanded=step * window.area if recompute or not in_place else 0,
+            filtered=step * window.out_area,
+            grad_filtered=step * window.out_area if second else 0,
+            maps=max(maps, geometry.slice * window.out_area) if recompute else maps,
+            projection=projection if recompute else 0,
+            grad_projection=projection,
+            factors=self.packing.lanes,
+            sums=10 * step,
+            **self._small_sizes(geometry),
+        )
+
+    def _small_sizes(self, geometry: _Geometry) -> dict[str, int]:
+        """Weights of two vectors of channels, and rows."""
+        stem, window = geometry.stem, geometry.window
+        size = self.in_channels * stem.kernel**2
+        ring = max(window.columns, window.out_width + 2 * window.kernel)
+        return {
+            "weights": 2 * PACK * max(size, geometry.slice, round_up(self.out_channels)),
+            "taps": PACK * window.kernel**2,
+            "ring": PACK * window.kernel * ring,
+            "rows": self.in_channels * stem.kernel * stem.columns if self._has_stem() else 0,
+        }
+
+    def _run(self, name: str, call: _Call, norms: list[float], x: Tensor, *others: Tensor | None) -> None:
+        weights = (self.expand, self.depthwise, self.project)
+        addresses = [a for w in weights for a in (NO_WEIGHT if w is None else w.addresses())]
+        if self.expand is None:
+            norms = [*NO_NORM, *norms]
+        block = _BLOCK.pack(*addresses, *norms, *call.numbers)
+        run_native(name, block, x, *others)
+
+
+class _Bottleneck(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: NativeBottleneck, stored: Stored, *affine: Tensor) -> Tensor:
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        out, normed, statistics = block.compute(x, affine, stored, needs)
+        ctx.block, ctx.stored = block, stored
+        ctx.save_for_backward(x, normed, statistics, *affine)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, normed, statistics, *affine = ctx.saved_tensors
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        grad_x, grad_affine = ctx.block.gradients(
+            x, grad.contiguous(), normed, statistics, affine, ctx.stored, needs
+        )
+        return (
+            grad_x,
+            None,
+            None,
+            *(g if need else None for g, need in zip(grad_affine, needs[1:], strict=True)),
+        )
+
+
+def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:
+    """Pack the expanded channels for the norms before the projection."""
+    groups = (max(1, channels_per_group(norm)) for norm in list(norms)[:-1])
+    return Packing.of(depthwise.out_channels, *groups)

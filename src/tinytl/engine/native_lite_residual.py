@@ -1,0 +1,385 @@
+"""The lite residual in one native call a direction, an image at a time; see native/lite_residual.cpp."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tinytl.engine.kernels import run_native, threads_for
+from tinytl.engine.native_norms import (
+    ACTIVATIONS,
+    LINEAR,
+    NORM_FORMAT,
+    NativeNorm,
+    StoredStatistics,
+    describe_norms,
+    gradient_size,
+    split_gradients,
+    statistics_size,
+)
+from tinytl.engine.packing import round_up
+from tinytl.errors import UserError
+from tinytl.networks.lite_residual import LiteResidual
+from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
+
+KERNELS = (1, 3, 5, 7)  # of the grouped convolution
+LANES = 32  # of two vectors, the widest there are
+PLANES = 4  # upsampled together; PLANES in native/resize.h
+
+
+class Geometry(NamedTuple):
+    """The sizes of maps, which lite_residual.cpp explains; planes and rows stand `plane`, `pitch` apart."""
+
+    height: int
+    width: int
+    pooling: int
+    pooled_height: int
+    pooled_width: int
+    pooled_pitch: int
+    pooled_plane: int
+    rows: int  # of the maps between the convolutions
+    columns: int
+    margin: int
+    grad_pitch: int
+    grad_plane: int
+    out_height: int
+    out_width: int
+
+    @property
+    def area(self) -> int:
+        """Pixels of the maps between the convolutions."""
+        return self.rows * self.columns
+
+    @staticmethod
+    def of(conv: nn.Conv2d, pooling: int, size: torch.Size, out_size: torch.Size) -> "Geometry":
+        """For a grouped convolution of maps of `size`, pooled, and an output of `out_size`."""
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        height, width = size
+        out_height, out_width = out_size
+        pooling = pooling if pooling > 1 and min(size) >= pooling else 1  # a 1x1 map cannot be pooled
+        pooled_height, pooled_width = height // pooling, width // pooling
+        rows = (pooled_height + 2 * padding - kernel) // stride + 1
+        columns = (pooled_width + 2 * padding - kernel) // stride + 1
+        pitch, margin = pooled_width + 2 * padding, (kernel - 1) // stride
+        # the gradient is read as far as the last pixel's first tap
+        grad_pitch = margin + max(columns, (pooled_width - 1 + padding) // stride + 1)
+        return Geometry(
+            height, width, pooling, pooled_height, pooled_width, pitch, _plane(pooled_height * pitch),
+            rows, columns, margin, grad_pitch, _plane(rows * grad_pitch), out_height, out_width,
+        )  # fmt: skip
+
+
+def _plane(elements: int) -> int:
+    """Distance of planes: an odd multiple of 64 bytes, so that neighbours share no set of the cache."""
+    return (round_up(elements) // 16 | 1) * 16
+
+
+class BufferSizes(NamedTuple):
+    """Elements of buffers; lite_residual.cpp says what they hold."""
+
+    pooled: int
+    across: int
+    weights: int
+    grad: int
+    packed_grad: int
+    sums: int
+    natural: int
+    image: int  # all buffers of an image, backwards
+    thread: int  # all buffers of a thread
+
+
+# LiteResidual of native/lite_residual.cpp: two convolutions, two norms, then numbers: images and threads,
+# Geometry, whether bilinear, BufferSizes.
+_CONVOLUTION_FORMAT = "3P7ld"
+_NUMBERS = 2 + len(Geometry._fields) + 1 + len(BufferSizes._fields)
+_LITE = struct.Struct(2 * _CONVOLUTION_FORMAT + 2 * NORM_FORMAT + f"{_NUMBERS}l")
+
+
+class _Call(NamedTuple):
+    """What a call of one size and direction needs besides tensors."""
+
+    images: int
+    middle: int  # elements of an image's output of the first convolution
+    last: int  # of the second
+    scratch: int
+    numbers: tuple[int, ...]
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs besides input and parameters."""
+
+    middle: Tensor  # outputs of the first convolution
+    last: Tensor  # of the second
+    statistics: Tensor  # of the norms
+    rows: Tensor  # (out channels of both convolutions, 2): mean and standard deviation of the weights
+
+
+class NativeLiteResidual(nn.Module):
+    """Replaces a LiteResidual; its parameters keep their names and train as before.
+
+    With `add_gradients_in_place` the gradients with respect to the two weights are added to a `.grad` that is
+    there already, and autograd is told of none. That is for training loops that accumulate gradients; where
+    gradients are asked for otherwise (torch.autograd.grad, DistributedDataParallel) it must be off. It
+    computes float32 and float64 on the CPU, and shapes on the meta device.
+    """
+
+    def __init__(self, lite: LiteResidual, add_gradients_in_place: bool = False) -> None:
+        super().__init__()
+        self.pooling, self.upsampling = lite.pooling, lite.upsampling
+        self.conv1, self.bn1 = lite.conv1, lite.bn1
+        self.conv2, self.final_bn = lite.conv2, lite.final_bn
+        self.add_gradients_in_place = add_gradients_in_place
+        acts = (ACTIVATIONS[nn.ReLU], LINEAR)
+        self.described_norms = [
+            NativeNorm.of(norm, act) for norm, act in zip((self.bn1, self.final_bn), acts, strict=True)
+        ]
+        self.described_convs = [_describe_convolution(conv) for conv in (self.conv1, self.conv2)]
+        self._calls: dict[Any, _Call] = {}
+
+    @staticmethod
+    def supports(lite: Any) -> bool:
+        """Whether a lite residual can be computed natively; a BatchNorm must use its stored statistics."""
+        if type(lite) is not LiteResidual or type(lite.act) is not nn.ReLU:
+            return False
+        tensors = [*lite.parameters()]
+        return (
+            all(map(_is_plain, (lite.conv1, lite.conv2)))
+            and all(map(_is_plain_norm, (lite.bn1, lite.final_bn)))
+            and lite.conv1.kernel_size[0] in KERNELS
+            and lite.conv2.kernel_size == lite.conv2.stride == (1, 1)
+            and lite.conv2.groups == 1
+            and tensors[0].dtype in (torch.float32, torch.float64)
+            and all(tensor.dtype == tensors[0].dtype for tensor in tensors)
+            and not any(_has_hooks(module) for module in lite.modules())
+        )
+
+    def forward(self, x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
+        """(B, in, H, W) -> (B, out, *size), added to `out` in place where it is given."""
+        self.refuse_hooks()
+        tensors = self.tensors()
+        x = x.contiguous().to(tensors[0].dtype)
+        if out is None:
+            out = x.new_zeros(len(x), self.conv2.out_channels, *size)
+        return _LiteResidual.apply(out.contiguous(), x, self, self.stored_statistics(), *tensors)
+
+    def refuse_hooks(self) -> None:
+        """Raise UserError where a layer has hooks, which nobody would call."""
+        if any(map(_has_hooks, (self.conv1, self.bn1, self.conv2, self.final_bn))):
+            raise UserError("engine=lean: a layer of a native lite residual has hooks, which it cannot call")
+
+    def tensors(self) -> list[Tensor]:
+        """The weights of both convolutions, then scale and shift of both norms."""
+        first, second = self.bn1, self.final_bn
+        parameters: list[Any] = [
+            self.conv1.weight, self.conv2.weight, first.weight, first.bias, second.weight, second.bias,
+        ]  # fmt: skip
+        return [parameter.contiguous() for parameter in parameters]  # channels may come last
+
+    def stored_statistics(self) -> list[StoredStatistics | None]:
+        """The stored statistics of every norm that has them."""
+        return [StoredStatistics.of(self.bn1), StoredStatistics.of(self.final_bn)]
+
+    def add(
+        self, x: Tensor, out: Tensor, tensors: Sequence[Tensor], stored: Sequence[StoredStatistics | None]
+    ) -> Kept:
+        """Add the lite residual of x to `out`; return what the backward pass needs."""
+        call = self._call(x, out, False)
+        kept = Kept(
+            x.new_empty(call.images * call.middle),
+            x.new_empty(call.images * call.last),
+            x.new_empty(statistics_size(self.described_norms, call.images)),
+            x.new_empty(2 * (self.conv1.out_channels + self.conv2.out_channels)),
+        )
+        scratch = x.new_empty(call.scratch)
+        if not x.is_meta:
+            lite = self._pack(call, kept, tensors, stored)
+            run_native("lite_residual_forward", lite, x, kept.middle, kept.last, out, scratch)
+        return kept
+
+    def gradients(
+        self, x: Tensor, grad: Tensor, kept: Kept, tensors: Sequence[Tensor],
+        stored: Sequence[StoredStatistics | None], needs: Sequence[bool], grad_x: Tensor | None,
+    ) -> list[Tensor | None]:  # fmt: skip
+        """Add the gradient with respect to x to `grad_x`, if given; return those with respect to `tensors`.
+
+        `grad` is the gradient with respect to the output; `needs` tells for every tensor whether its gradient
+        is needed.
+        """
+        call = self._call(x, grad, True)
+        targets, weights = self._weight_gradients(tensors[:2], needs)
+        affine = x.new_empty(gradient_size(self.described_norms))
+        rows = x.new_empty(call.images, len(affine))
+        scratch = x.new_empty(call.scratch)
+        if call.images == 0:
+            affine.zero_()
+        if not x.is_meta:
+            lite = self._pack(call, kept, tensors, stored, targets, rows)
+            run_native(
+                "lite_residual_backward", lite, x, grad, kept.middle, kept.last, grad_x, affine, scratch
+            )
+        of_norms = split_gradients(affine, self.described_norms)
+        return [*weights, *(g if need else None for g, need in zip(of_norms, needs[2:], strict=True))]
+
+    def _weight_gradients(
+        self, weights: Sequence[Tensor], needs: Sequence[bool]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Where the gradients with respect to the weights are added, and what autograd is told of them."""
+        targets: list[Tensor | None] = []
+        returned: list[Tensor | None] = []
+        for weight, need in zip(weights, needs, strict=False):
+            in_place = need and self.add_gradients_in_place and _takes_gradients_in_place(weight)
+            if in_place:
+                assert weight.grad is not None
+                torch.autograd.graph.increment_version(weight.grad)
+            targets.append(weight.grad if in_place else weight.new_zeros(weight.shape) if need else None)
+            returned.append(None if in_place else targets[-1])
+        return targets, returned
+
+    def _call(self, x: Tensor, out: Tensor, backward: bool) -> _Call:
+        """The numbers of a call, which depend on sizes alone."""
+        images, size, out_size, threads = len(x), x.shape[2:], out.shape[2:], threads_for(x)
+        key = (images, size, out_size, threads, backward)
+        if key not in self._calls:
+            geometry = Geometry.of(self.conv1, self.pooling, size, out_size)
+            sizes = self._backward_sizes(geometry) if backward else self._forward_sizes(geometry)
+            bilinear = int(self.upsampling == "bilinear")
+            self._calls[key] = _Call(
+                images,
+                self.conv1.out_channels * geometry.area,
+                self.conv2.out_channels * geometry.area,
+                _tables(geometry) + images * sizes.image + threads * sizes.thread,
+                (images, threads, *geometry, bilinear, *sizes),
+            )
+        return self._calls[key]
+
+    def _row_size(self) -> int:
+        """Elements of an output channel's weights, at most."""
+        return max(self.conv1.weight[0].numel(), self.conv2.in_channels)
+
+    def _forward_sizes(self, geometry: Geometry) -> BufferSizes:
+        pooled = self.conv1.in_channels * geometry.pooled_plane
+        across = PLANES * geometry.rows * geometry.out_width
+        weights = LANES * self._row_size()
+        middle = self.conv1.out_channels * geometry.area
+        thread = _total(pooled, middle, across, weights)
+        return BufferSizes(pooled, across, weights, 0, 0, 0, 0, image=0, thread=thread)
+
+    def _backward_sizes(self, geometry: Geometry) -> BufferSizes:
+        first, second = self.conv1, self.conv2
+        pooled = first.in_channels * geometry.pooled_plane
+        across = PLANES * geometry.rows * geometry.out_width
+        of_group = round_up(first.in_channels // first.groups, LANES) * first.weight[0, 0].numel()
+        weights = max(
+            of_group * first.out_channels // first.groups,
+            round_up(second.in_channels, LANES) * second.out_channels,
+        )
+        grad = first.out_channels * geometry.grad_plane
+        grad_pooled = first.in_channels * geometry.pooled_height * geometry.pooled_width
+        packed_grad, sums = LANES * geometry.area, LANES * self._row_size()
+        natural = 16 * round_up(self._row_size())
+        middle, last = first.out_channels * geometry.area, second.out_channels * geometry.area
+        thread = max(_total(across, weights, grad, grad_pooled), _total(packed_grad, sums, natural))
+        image = _total(pooled, middle, middle, last)
+        return BufferSizes(pooled, across, weights, grad, packed_grad, sums, natural, image, thread)
+
+    def _pack(
+        self, call: _Call, kept: Kept, tensors: Sequence[Tensor], stored: Sequence[StoredStatistics | None],
+        grad_weights: Sequence[Tensor | None] = (None, None), grad_norms: Tensor | None = None,
+    ) -> bytes:  # fmt: skip
+        """The structure LiteResidual, with the addresses of these tensors."""
+        convs, rows = [], kept.rows.data_ptr()
+        for weight, grad, numbers in zip(tensors[:2], grad_weights, self.described_convs, strict=True):
+            convs += (weight.data_ptr(), 0 if grad is None else grad.data_ptr(), rows, *numbers)
+            rows += 2 * len(weight) * kept.rows.element_size()
+        norms = describe_norms(
+            self.described_norms, tensors[2:], stored, kept.statistics, call.images, grad_norms
+        )
+        return _LITE.pack(*convs, *norms, *call.numbers)
+
+
+def _describe_convolution(conv: Any) -> tuple[float, ...]:
+    """The fields of Convolution in native/grouped_convolution.h after its addresses."""
+    sizes = (conv.kernel_size[0], conv.stride[0], conv.padding[0])
+    standardized = int(isinstance(conv, WeightStandardizedConv2d))
+    return conv.in_channels, conv.out_channels, *sizes, conv.groups, standardized, WS_EPS
+
+
+def _tables(geometry: Geometry) -> int:
+    """Elements of the tables of Upsampling in native/resize.h."""
+    size = 3 * round_up(geometry.out_height) + 2 * round_up(geometry.rows)
+    columns, out_columns = geometry.columns, geometry.out_width
+    for inputs, outputs in ((columns, out_columns), (out_columns, columns)):
+        size += (inputs + 2) * round_up(outputs)
+    return size
+
+
+def _total(*sizes: int) -> int:
+    return sum(map(round_up, sizes))
+
+
+def _is_plain(conv: Any) -> bool:
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    return (
+        type(conv) in (nn.Conv2d, WeightStandardizedConv2d)
+        and conv.bias is None
+        and not getattr(conv, "same", False)
+        and conv.padding_mode == "zeros"
+        and conv.dilation == (1, 1)
+        and conv.kernel_size == (kernel, kernel)
+        and conv.stride == (stride, stride)
+        and stride in (1, 2)
+        and conv.padding == (kernel // 2, kernel // 2)
+    )
+
+
+def _is_plain_norm(norm: Any) -> bool:
+    stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
+    return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _takes_gradients_in_place(weight: Any) -> bool:
+    """Whether there is a gradient to which another may be added, and no hook waits for it."""
+    if not weight.is_leaf or weight.grad is None:
+        return False
+    hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
+    return weight.grad.is_contiguous() and weight.grad.dtype == weight.dtype and not hooks
+
+
+class _LiteResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out: Tensor,
+        x: Tensor,
+        lite: NativeLiteResidual,
+        stored: Sequence[StoredStatistics | None],
+        *tensors: Tensor,
+    ) -> Tensor:
+        kept = lite.add(x, out, tensors, stored)
+        ctx.mark_dirty(out)
+        ctx.lite, ctx.stored = lite, stored
+        ctx.save_for_backward(x, *kept, *tensors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, *saved = ctx.saved_tensors
+        kept, tensors = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
+        needs_out, needs_x, _, _, *needs = ctx.needs_input_grad
+        grad_x = torch.zeros_like(x) if needs_x else None
+        grads = ctx.lite.gradients(x, grad.contiguous(), kept, tensors, ctx.stored, needs, grad_x)
+        return grad if needs_out else None, grad_x, None, None, *grads
