@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tinytl.engine.kernels import run_native, threads_for
+from tinytl.engine.native_convolution import Convolution, Window, is_plain
 from tinytl.engine.native_norms import (
     LINEAR,
     NO_NORM,
@@ -21,95 +20,15 @@ from tinytl.engine.native_norms import (
     channels_per_group,
     describe_norms,
     gradient_size,
+    is_plain_norm,
     split_gradients,
     statistics_size,
 )
-from tinytl.engine.packing import NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
+from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
 from tinytl.errors import UserError
-from tinytl.networks.norms import WeightStandardizedConv2d
 
 MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h
-MAX_UNIT = 4096  # lanes that the groups of a norm may force into one step
 SLICE_BYTES = 5e5  # about the size of a slice's maps and weights: half of a cache of 1 MB
-
-
-class Window(NamedTuple):
-    """A convolution of a map: output row y begins at input row y * stride - top, likewise columns."""
-
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    kernel: int
-    stride: int
-    top: int
-    left: int
-
-    @property
-    def area(self) -> int:
-        """Pixels of the input."""
-        return self.height * self.width
-
-    @property
-    def out_area(self) -> int:
-        """Pixels of the output."""
-        return self.out_height * self.out_width
-
-    @property
-    def columns(self) -> int:
-        """Columns of an input row with the zeros around it."""
-        return max((self.out_width - 1) * self.stride + self.kernel, self.left + self.width)
-
-
-class Convolution(NamedTuple):
-    """A square convolution that pads with zeros, on all sides alike or (`same`) as TensorFlow does."""
-
-    kernel: int
-    stride: int
-    padding: int
-    same: bool
-
-    @staticmethod
-    def of(conv: nn.Conv2d) -> "Convolution":
-        """Describe a convolution that `is_plain`."""
-        padding = 0 if isinstance(conv.padding, str) else conv.padding[0]
-        same = isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
-        return Convolution(conv.kernel_size[0], conv.stride[0], padding, bool(same))
-
-    def window(self, height: int, width: int) -> Window:
-        """The convolution of a map of this size."""
-        if self.same:
-            out = [-(-side // self.stride) for side in (height, width)]
-            needed = [(o - 1) * self.stride + self.kernel for o in out]
-            top, left = (max(0, n - side) // 2 for n, side in zip(needed, (height, width), strict=True))
-        else:
-            sides = (height, width)
-            out = [(side + 2 * self.padding - self.kernel) // self.stride + 1 for side in sides]
-            top = left = self.padding
-        return Window(height, width, out[0], out[1], self.kernel, self.stride, top, left)
-
-
-def is_plain(conv: Any) -> bool:
-    """Whether a convolution is frozen, square, without bias, and pads with zeros."""
-    square = all(
-        not isinstance(sizes, str) and len({*sizes}) == 1
-        for sizes in (conv.kernel_size, conv.stride, conv.padding)
-    )
-    return (
-        type(conv) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
-        and square
-        and conv.dilation == (1, 1)
-        and conv.stride[0] in (1, 2)
-        and conv.padding_mode == "zeros"
-        and conv.bias is None
-        and not conv.weight.requires_grad
-    )
-
-
-def is_plain_norm(norm: Any) -> bool:
-    """Whether it is a GroupNorm, or a BatchNorm with stored statistics, with scale and shift."""
-    stored = isinstance(norm, _BatchNorm) and norm.running_var is not None
-    return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None and norm.bias is not None
 
 
 class BufferSizes(NamedTuple):
@@ -179,6 +98,7 @@ class NativeBottleneck(nn.Module):
         self.expand = PackedWeight(expand, rows=self.packing) if expand else None
         self.depthwise = PackedWeight(depthwise, rows=self.packing)
         self.project = PackedWeight(project, columns=self.packing)
+        self.weights = (self.expand, self.depthwise, self.project)
         self.stem = Convolution.of(expand) if expand else None
         self.filter = Convolution.of(depthwise)
         self.in_channels, self.out_channels = (expand or depthwise).in_channels, project.out_channels
@@ -354,11 +274,11 @@ class NativeBottleneck(nn.Module):
         }
 
     def _run(self, name: str, call: _Call, norms: list[float], x: Tensor, *others: Tensor | None) -> None:
-        weights = (self.expand, self.depthwise, self.project)
-        addresses = [a for w in weights for a in (NO_WEIGHT if w is None else w.addresses())]
-        if self.expand is None:
+        expand, depthwise, project = self.weights
+        first = NO_WEIGHT if expand is None else expand.addresses()
+        if expand is None:
             norms = [*NO_NORM, *norms]
-        block = _BLOCK.pack(*addresses, *norms, *call.numbers)
+        block = _BLOCK.pack(*first, *depthwise.addresses(), *project.addresses(), *norms, *call.numbers)
         run_native(name, block, x, *others)
 
 

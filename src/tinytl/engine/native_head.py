@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tinytl.engine.kernels import run_native, threads_for
-from tinytl.engine.native_bottleneck import MAX_UNIT, is_plain, is_plain_norm
+from tinytl.engine.native_convolution import is_plain
 from tinytl.engine.native_norms import (
     NORM_FORMAT,
     Activation,
@@ -17,10 +17,11 @@ from tinytl.engine.native_norms import (
     channels_per_group,
     describe_norms,
     gradient_size,
+    is_plain_norm,
     split_gradients,
     statistics_size,
 )
-from tinytl.engine.packing import PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
+from tinytl.engine.packing import MAX_UNIT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
 
 SLICE_LANES = 128  # their weights towards 32 input channels take half of a first-level cache of 32 kB
 

@@ -38,6 +38,12 @@ def channels_per_group(norm: Any) -> int:
     return 0 if isinstance(norm, _BatchNorm) else norm.num_channels // norm.num_groups
 
 
+def is_plain_norm(norm: Any) -> bool:
+    """Whether it is a GroupNorm, or a BatchNorm with stored statistics, with scale and shift."""
+    stored = isinstance(norm, _BatchNorm) and norm.running_var is not None
+    return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None and norm.bias is not None
+
+
 class NativeNorm(NamedTuple):
     """A norm with the activation after it. Statistics are stored where `per_group` is 0."""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tinytl.engine.frozen import FrozenWeight
 
 PACK = 16  # lanes, on every machine; PACK in native/norms.h
+MAX_UNIT = 4096  # lanes that the groups of a norm may force into one step
 WEIGHT_FORMAT, NO_WEIGHT = "6P", (0,) * 6  # Weight in native/vectors.h, as struct packs it
 
 
@@ -81,13 +82,14 @@ class PackedWeight(nn.Module):
 
     def addresses(self) -> tuple[int, ...]:
         """The fields of Weight in native/vectors.h: codes, indices or values; table, scale and shift."""
-        codes, *rest = self._buffers.values()
-        assert codes is not None
-        scale, shift, table = (0 if tensor is None else tensor.data_ptr() for tensor in rest)
-        own = codes.data_ptr()
+        codes, scale, shift, table = self._buffers.values()
+        assert codes is not None and scale is not None
+        values = (scale.data_ptr(), 0 if shift is None else shift.data_ptr())
+        if table is not None:
+            return 0, codes.data_ptr(), 0, table.data_ptr(), *values
         if codes.dtype == torch.int8:
-            return own, 0, 0, table, scale, shift
-        return (0, own, 0, table, scale, shift) if table else (0, 0, own, table, scale, shift)
+            return codes.data_ptr(), 0, 0, 0, *values
+        return 0, 0, codes.data_ptr(), 0, *values
 
     def unpacked(self) -> Tensor:
         """The weight in floating point, in the layer's shape."""

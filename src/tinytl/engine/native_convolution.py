@@ -1,0 +1,81 @@
+"""The convolutions of the native blocks: which they can compute, and the sizes of their maps."""
+
+from typing import Any, NamedTuple
+
+from timm.layers import Conv2dSame
+from torch import nn
+
+from tinytl.networks.norms import WeightStandardizedConv2d
+
+
+class Window(NamedTuple):
+    """A convolution of a map: output row y begins at input row y * stride - top, likewise columns."""
+
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    kernel: int
+    stride: int
+    top: int
+    left: int
+
+    @property
+    def area(self) -> int:
+        """Pixels of the input."""
+        return self.height * self.width
+
+    @property
+    def out_area(self) -> int:
+        """Pixels of the output."""
+        return self.out_height * self.out_width
+
+    @property
+    def columns(self) -> int:
+        """Columns of an input row with the zeros around it."""
+        return max((self.out_width - 1) * self.stride + self.kernel, self.left + self.width)
+
+
+class Convolution(NamedTuple):
+    """A square convolution that pads with zeros, on all sides alike or (`same`) as TensorFlow does."""
+
+    kernel: int
+    stride: int
+    padding: int
+    same: bool
+
+    @staticmethod
+    def of(conv: nn.Conv2d) -> "Convolution":
+        """Describe a convolution that `is_plain`."""
+        padding = 0 if isinstance(conv.padding, str) else conv.padding[0]
+        same = isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
+        return Convolution(conv.kernel_size[0], conv.stride[0], padding, bool(same))
+
+    def window(self, height: int, width: int) -> Window:
+        """The convolution of a map of this size."""
+        if self.same:
+            out = [-(-side // self.stride) for side in (height, width)]
+            needed = [(o - 1) * self.stride + self.kernel for o in out]
+            top, left = (max(0, n - side) // 2 for n, side in zip(needed, (height, width), strict=True))
+        else:
+            sides = (height, width)
+            out = [(side + 2 * self.padding - self.kernel) // self.stride + 1 for side in sides]
+            top = left = self.padding
+        return Window(height, width, out[0], out[1], self.kernel, self.stride, top, left)
+
+
+def is_plain(conv: Any) -> bool:
+    """Whether a convolution is frozen, square, without bias, and pads with zeros."""
+    square = all(
+        not isinstance(sizes, str) and len({*sizes}) == 1
+        for sizes in (conv.kernel_size, conv.stride, conv.padding)
+    )
+    return (
+        type(conv) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
+        and square
+        and conv.dilation == (1, 1)
+        and conv.stride[0] in (1, 2)
+        and conv.padding_mode == "zeros"
+        and conv.bias is None
+        and not conv.weight.requires_grad
+    )
