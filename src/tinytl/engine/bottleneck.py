@@ -17,6 +17,7 @@ from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.bottleneck_parts import BottleneckParts
 from tinytl.engine.bottleneck_pass import Maps, SlicedPass
 from tinytl.engine.frozen import FrozenWeight
+from tinytl.engine.hooks import refuse_hooks
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.norms import Statistics
 from tinytl.engine.plan import EnginePlan
@@ -46,7 +47,14 @@ class SlicedBottleneck(nn.Module):
     def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "SlicedBottleneck | None":
         """The lean layer for an inverted bottleneck of frozen convolutions; None for anything else."""
         parts = BottleneckParts.of(module, plan, kernels)
-        return None if parts is None else cls(parts, plan, kernels)
+        return None if parts is None else cls.of_parts(parts, plan, kernels)
+
+    @classmethod
+    def of_parts(
+        cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
+    ) -> "SlicedBottleneck | None":
+        """The lean layer for these parts; None for other activations than clamps and uneven padding."""
+        return cls(parts, plan, kernels) if parts.has_clamps and parts.pads_evenly else None
 
     def norms(self) -> dict[str, Any]:
         """The norms by the convolution that they follow: [expand,] depthwise, project."""
@@ -63,8 +71,7 @@ class SlicedBottleneck(nn.Module):
         """Compute the block in slices, with autocast off; the residual branch is dropped as a whole."""
         check_dtype(x, self.depthwise.dtype)
         norms = self.norms()
-        if any(has_hooks(norm) for norm in norms.values()):
-            raise UserError("engine=lean: a norm inside a sliced block has hooks, which it cannot call")
+        refuse_hooks(norms.values())
         drops = self.drop_path is not None and self.drop_path.training
         call = _Call(self, self.has_skip and not drops, autocast_dtype(x))
         with without_autocast(x):
@@ -77,12 +84,6 @@ class SlicedBottleneck(nn.Module):
         if self.outside:
             raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
         return super()._replicate_for_data_parallel()  # type: ignore[misc]
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks are registered on the module itself."""
-    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    return any(getattr(module, f"_{kind}") for kind in kinds)
 
 
 class _Call(NamedTuple):

@@ -1,8 +1,12 @@
-"""The parts of an inverted bottleneck, by what they do, for the lean layers that compute it as one."""
+"""The parts of an inverted bottleneck, by what they do, for the lean layers that compute it as one.
+
+Which of these parts a lean layer can compute, it tells itself: the native one more than the sliced one.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
+from timm.layers import Conv2dSame
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
@@ -46,7 +50,7 @@ class BottleneckParts:
         known = (
             all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
             and all(_is_frozen_plain(conv) for conv in convs.values())
-            and all(norm is not None and norm.clamp is not None for norm in norms.values())
+            and all(norm is not None and norm.drop is None for norm in norms.values())
             and norms["project"].clamp == LINEAR  # type: ignore[union-attr]
             and all(_is_pointwise(conv) for part, conv in convs.items() if part != "depthwise")
             and _is_depthwise(convs["depthwise"])
@@ -67,7 +71,7 @@ class BottleneckParts:
             return None
         stem, parts = network.conv_stem, cls.of(block, plan, kernels)
         lean = lean_norm(network.bn1, plan, kernels)
-        if parts is None or lean is None or lean.clamp is None:
+        if parts is None or lean is None or lean.drop is not None:
             return None
         if not _is_frozen_plain(stem) or stem.groups > 1:
             return None
@@ -78,6 +82,16 @@ class BottleneckParts:
             has_skip=False,
         )
 
+    @property
+    def has_clamps(self) -> bool:
+        """Whether every activation is a clamp or none."""
+        return all(norm.clamp is not None for norm in self.norms.values())
+
+    @property
+    def pads_evenly(self) -> bool:
+        """Whether every convolution pads all sides alike."""
+        return not any(pads_as_tensorflow(conv) for conv in self.convs.values())
+
 
 def first_block(network: Any) -> Any:
     """The first block of the first stage of such a network; None where there is none."""
@@ -85,13 +99,17 @@ def first_block(network: Any) -> Any:
     return stage[0] if isinstance(stage, nn.Sequential) and len(stage) else None
 
 
+def pads_as_tensorflow(conv: Any) -> bool:
+    """Whether a convolution pads as TensorFlow's `same` does, on some sides more than on others."""
+    return isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
+
+
 def _is_frozen_plain(conv: Any) -> bool:
-    """Whether it is a frozen, square convolution without a bias that pads with zeros on all sides alike."""
+    """Whether it is a frozen, square convolution without a bias that pads with zeros."""
     return (
-        type(conv) in (nn.Conv2d, WeightStandardizedConv2d)
+        type(conv) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
         and conv.bias is None
         and not conv.weight.requires_grad
-        and not getattr(conv, "same", False)
         and conv.padding_mode == "zeros"
         and conv.dilation == (1, 1)
         and not isinstance(conv.padding, str)

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinytl.engine.kernels import run_native, threads_for
+from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
+from tinytl.engine.bottleneck_parts import BottleneckParts
+from tinytl.engine.hooks import refuse_hooks
+from tinytl.engine.kernels import Kernels, run_native, threads_for
 from tinytl.engine.native_convolution import Convolution, Window, is_plain
+from tinytl.engine.native_device import check_device, is_native
 from tinytl.engine.native_norms import (
     LINEAR,
     NO_NORM,
@@ -21,10 +25,12 @@ from tinytl.engine.native_norms import (
     describe_norms,
     gradient_size,
     is_plain_norm,
+    native_activation,
     split_gradients,
     statistics_size,
 )
 from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
+from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 
 MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h
@@ -134,22 +140,41 @@ class NativeBottleneck(nn.Module):
             and _packing(depthwise, norms).unit_lanes <= MAX_UNIT
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
-        """Compute the block in the type of its norms; autocast does not change that."""
-        self.refuse_hooks()
-        affine = self.affine()
-        return _Bottleneck.apply(x.contiguous().to(affine[0].dtype), self, self.stored_statistics(), *affine)
+    @classmethod
+    def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "NativeBottleneck | None":
+        """The lean layer for an inverted bottleneck of frozen convolutions; None for anything else."""
+        parts = BottleneckParts.of(module, plan, kernels)
+        return None if parts is None else cls.of_parts(parts, plan, kernels)
 
-    def refuse_hooks(self) -> None:
-        """Raise UserError where a norm has hooks, which nobody would call."""
-        for norm in self.norms:
-            if (
-                norm._forward_hooks
-                or norm._forward_pre_hooks
-                or norm._backward_hooks
-                or norm._backward_pre_hooks
-            ):
-                raise UserError("engine=lean: a norm inside a native block has hooks, which it cannot call")
+    @classmethod
+    def of_parts(
+        cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
+    ) -> "NativeBottleneck | None":
+        """The lean layer for these parts; None where the native code cannot compute them."""
+        if parts.drop_path is not None or not is_native(kernels, parts.convs["project"]):
+            return None
+        expand, depthwise, project = (parts.convs.get(part) for part in ("expand", "depthwise", "project"))
+        acts = [native_activation(norm) for part, norm in parts.norms.items() if part != "project"]
+        if not cls.supports(expand, depthwise, project, list(parts.norms.values()), acts):
+            return None
+        norms = {parts.norm_names[part] or "outside": norm for part, norm in parts.norms.items()}
+        return cls(expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """What the block computes besides its norms."""
+        return f"stride={self.filter.stride}, has_skip={self.has_skip}"
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+        """Compute the block in the type of its norms; under autocast, output and what is kept are of its type."""
+        affine, dtype = self.affine(), autocast_dtype(x)
+        check_device(x, affine[0].dtype)
+        check_dtype(x, affine[0].dtype)
+        refuse_hooks(self.norms)
+        with without_autocast(x):
+            return _Bottleneck.apply(x.contiguous(), self, dtype, self.stored_statistics(), *affine)
 
     def affine(self) -> list[Tensor]:
         """Scale and shift of every norm."""
@@ -284,27 +309,27 @@ class NativeBottleneck(nn.Module):
 
 class _Bottleneck(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, block: NativeBottleneck, stored: Stored, *affine: Tensor) -> Tensor:
-        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
-        out, normed, statistics = block.compute(x, affine, stored, needs)
+    def forward(
+        ctx: Any, x: Tensor, block: NativeBottleneck, dtype: torch.dtype, stored: Stored, *affine: Tensor
+    ) -> Tensor:
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        out, normed, statistics = block.compute(x.to(affine[0].dtype), affine, stored, needs)
         ctx.block, ctx.stored = block, stored
-        ctx.save_for_backward(x, normed, statistics, *affine)
-        return out
+        ctx.save_for_backward(x, None if normed is None else normed.to(dtype), statistics, *affine)
+        return out.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, normed, statistics, *affine = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        dtype = affine[0].dtype
         grad_x, grad_affine = ctx.block.gradients(
-            x, grad.contiguous(), normed, statistics, affine, ctx.stored, needs
-        )
-        return (
-            grad_x,
-            None,
-            None,
-            *(g if need else None for g, need in zip(grad_affine, needs[1:], strict=True)),
-        )
+            x.to(dtype), grad.to(dtype).contiguous(), None if normed is None else normed.to(dtype),
+            statistics, affine, ctx.stored, needs,
+        )  # fmt: skip
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        return grad_x, None, None, None, *(g if n else None for g, n in zip(grad_affine, needs[1:], strict=True))
 
 
 def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:

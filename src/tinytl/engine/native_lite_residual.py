@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tinytl.engine.hooks import has_hooks, refuse_hooks
 from tinytl.engine.kernels import run_native, threads_for
 from tinytl.engine.native_norms import (
     ACTIVATIONS,
@@ -154,22 +155,21 @@ class NativeLiteResidual(nn.Module):
             and lite.conv2.groups == 1
             and tensors[0].dtype in (torch.float32, torch.float64)
             and all(tensor.dtype == tensors[0].dtype for tensor in tensors)
-            and not any(_has_hooks(module) for module in lite.modules())
+            and not any(has_hooks(module) for module in lite.modules())
         )
 
     def forward(self, x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
         """(B, in, H, W) -> (B, out, *size), added to `out` in place where it is given."""
-        self.refuse_hooks()
+        refuse_hooks(self.layers())
         tensors = self.tensors()
         x = x.contiguous().to(tensors[0].dtype)
         if out is None:
             out = x.new_zeros(len(x), self.conv2.out_channels, *size)
         return _LiteResidual.apply(out.contiguous(), x, self, self.stored_statistics(), *tensors)
 
-    def refuse_hooks(self) -> None:
-        """Raise UserError where a layer has hooks, which nobody would call."""
-        if any(map(_has_hooks, (self.conv1, self.bn1, self.conv2, self.final_bn))):
-            raise UserError("engine=lean: a layer of a native lite residual has hooks, which it cannot call")
+    def layers(self) -> list[nn.Module]:
+        """The layers that are computed as one."""
+        return [self.conv1, self.bn1, self.conv2, self.final_bn]
 
     def tensors(self) -> list[Tensor]:
         """The weights of both convolutions, then scale and shift of both norms."""
@@ -339,15 +339,6 @@ def _is_plain(conv: Any) -> bool:
 def _is_plain_norm(norm: Any) -> bool:
     stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _takes_gradients_in_place(weight: Any) -> bool:

@@ -33,6 +33,13 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 
+def native_activation(norm: Any) -> Activation | None:
+    """Describe the activation that follows a lean norm; None if the native blocks do not know it."""
+    if norm.clamp is not None:
+        return Activation(0, *norm.clamp)
+    return None if norm.drop is not None else Activation.of(norm.act)
+
+
 def channels_per_group(norm: Any) -> int:
     """Channels in a group of a GroupNorm; 0 for a BatchNorm, which uses its stored statistics."""
     return 0 if isinstance(norm, _BatchNorm) else norm.num_channels // norm.num_groups
