@@ -233,6 +233,22 @@ def test_channels_last():
     assert worst(found, stock) < 1e-12
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 8, 8), (1, 8, 8, 8), (8, 8, 8)])
+def test_inputs_that_do_not_fit_are_refused(shape):
+    lite = native_of(make(8, 8))
+    with pytest.raises(ValueError, match="8 to 8 channels"):
+        lite(torch.randn(shape), (8, 8), torch.zeros(2, 8, 8, 8, dtype=torch.double))
+
+
+def test_a_functional_call_uses_its_parameters():
+    lite = make(8, 8)
+    native, other = native_of(copy.deepcopy(lite), add_gradients_in_place=True), make(8, 8)
+    parameters = {name: 2 * p.detach().clone() + 0.1 for name, p in other.named_parameters()}
+    x = torch.randn(2, 8, 8, 8, dtype=torch.double)
+    found, expected = (torch.func.functional_call(m, parameters, (x, (8, 8))) for m in (native, lite))
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -165,7 +165,8 @@ class NativeLiteResidual(nn.Module):
         x = x.contiguous().to(tensors[0].dtype)
         if out is None:
             out = x.new_zeros(len(x), self.conv2.out_channels, *size)
-        return _LiteResidual.apply(out.contiguous(), x, self, self.stored_statistics(), *tensors)
+        out = out.contiguous().to(x.dtype)
+        return _LiteResidual.apply(out, x, self, self.stored_statistics(), *tensors)
 
     def layers(self) -> list[nn.Module]:
         """The layers that are computed as one."""
@@ -241,20 +242,29 @@ class NativeLiteResidual(nn.Module):
 
     def _call(self, x: Tensor, out: Tensor, backward: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
-        images, size, out_size, threads = len(x), x.shape[2:], out.shape[2:], threads_for(x)
-        key = (images, size, out_size, threads, backward)
+        threads = threads_for(x)
+        key = (x.shape, out.shape, threads, backward)
         if key not in self._calls:
-            geometry = Geometry.of(self.conv1, self.pooling, size, out_size)
+            self._check(x, out)
+            geometry = Geometry.of(self.conv1, self.pooling, x.shape[2:], out.shape[2:])
             sizes = self._backward_sizes(geometry) if backward else self._forward_sizes(geometry)
-            bilinear = int(self.upsampling == "bilinear")
             self._calls[key] = _Call(
-                images,
+                len(x),
                 self.conv1.out_channels * geometry.area,
                 self.conv2.out_channels * geometry.area,
-                _tables(geometry) + images * sizes.image + threads * sizes.thread,
-                (images, threads, *geometry, bilinear, *sizes),
+                _tables(geometry) + len(x) * sizes.image + threads * sizes.thread,
+                (len(x), threads, *geometry, int(self.upsampling == "bilinear"), *sizes),
             )
         return self._calls[key]
+
+    def _check(self, x: Tensor, out: Tensor) -> None:
+        """Raise ValueError where the tensors do not fit, as stock layers do; native code does not look."""
+        channels = (self.conv1.in_channels, self.conv2.out_channels)
+        if x.ndim != 4 or out.ndim != 4 or len(x) != len(out) or (x.shape[1], out.shape[1]) != channels:
+            raise ValueError(
+                f"a lite residual of {channels[0]} to {channels[1]} channels cannot add its output "
+                f"for an input {tuple(x.shape)} to {tuple(out.shape)}"
+            )
 
     def _row_size(self) -> int:
         """Elements of an output channel's weights, at most."""
