@@ -27,7 +27,7 @@ class Stock:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layers one after another."""
-        return SMOOTH.get(self.act, self.act())(self.norm(self.conv(x))).mean((2, 3))
+        return SMOOTH.get(self.act, self.act())(self.norm(self.conv(x))).mean((2, 3), keepdim=True)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def test_output_and_gradients_equal_those_of_the_layers(name: str):
     torch.manual_seed(0)
     stock = Stock(**CASES[name])
     x = torch.randn(3, stock.conv.in_channels, 5, 7, dtype=torch.float64)
-    grad = torch.randn(3, stock.conv.out_channels, dtype=torch.float64)
+    grad = torch.randn(3, stock.conv.out_channels, 1, 1, dtype=torch.float64)
     exact = results(stock, [stock.norm], x, grad)
     assert max(relative_errors(results(stock.native, [stock.norm], x, grad), exact)) < 1e-9
 
@@ -64,7 +64,7 @@ def test_output_and_gradients_equal_those_of_the_layers(name: str):
 def test_results_are_the_same_bits_for_any_number_of_threads():
     torch.manual_seed(0)
     stock = Stock()
-    x, grad = torch.randn(5, 20, 6, 6, dtype=torch.float64), torch.randn(5, 72, dtype=torch.float64)
+    x, grad = torch.randn(5, 20, 6, 6, dtype=torch.float64), torch.randn(5, 72, 1, 1, dtype=torch.float64)
     before = torch.get_num_threads()
     try:
         found = []
@@ -75,4 +75,4 @@ def test_results_are_the_same_bits_for_any_number_of_threads():
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     empty = results(stock.native, [stock.norm], x[:0], grad[:0])
-    assert empty[0].shape == (0, 72) and not empty[2].any()
+    assert empty[0].shape == (0, 72, 1, 1) and not empty[2].any()

@@ -8,17 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tinytl.engine.bottleneck import SlicedBottleneck, has_hooks
+from tinytl.engine.bottleneck import SlicedBottleneck
 from tinytl.engine.clamp import LeanClamp
+from tinytl.engine.ends import fuse_ends
 from tinytl.engine.frozen_layers import FrozenConv2d, FrozenLinear
+from tinytl.engine.hooks import has_hooks
 from tinytl.engine.kept import kept_tensors
 from tinytl.engine.kernels import Kernels, choose_kernels
+from tinytl.engine.native_block import NativeLiteResidualBlock
+from tinytl.engine.native_bottleneck import NativeBottleneck
+from tinytl.engine.native_head import NativeHead
+from tinytl.engine.native_lite_residual import NativeLiteResidual
 from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
 from tinytl.engine.report import REPORT, LeanReport, is_lean
 from tinytl.engine.standardized import StandardizedConv2d
-from tinytl.engine.stem import fuse_stem
 from tinytl.engine.stored_mode import keep_modes
 from tinytl.errors import UserError
 from tinytl.networks.blocks import block_names
@@ -29,6 +34,9 @@ log = logging.getLogger("tinytl")
 # The first whose `of` returns a layer replaces a module. Layers for whole blocks come before those for parts
 # of them, and faster ones before slower ones.
 LAYERS: tuple[Any, ...] = (
+    NativeLiteResidualBlock,
+    NativeBottleneck,
+    NativeLiteResidual,
     SlicedBottleneck,
     FrozenConv2d,
     StandardizedConv2d,
@@ -37,6 +45,9 @@ LAYERS: tuple[Any, ...] = (
     LeanGroupNorm,
     LeanClamp,
 )
+RECOMPUTE_BY_THEMSELVES = (
+    NativeLiteResidualBlock, NativeBottleneck, NativeLiteResidual, SlicedBottleneck,
+)  # fmt: skip
 # What a loop or an optimizer of one's own must do by itself.
 NOT_OF_THE_NETWORK = ("micro_batch", "optimizer_bits", "step_in_backward")
 
@@ -77,14 +88,15 @@ class _Conversion:
     kernels: Kernels
     layers: dict[nn.Module, nn.Module] = field(default_factory=dict)  # the module -> what replaced it
     replaced: Counter[str] = field(default_factory=Counter)
+    native: list[str] = field(default_factory=list)
     sliced: list[str] = field(default_factory=list)
 
     def replace_inside(self, parent: nn.Module, prefix: str) -> None:
         """Replace the modules in `parent`, from the top, and go into those that stay."""
-        if (fused := fuse_stem(parent, self.plan, self.kernels)) is not None:
+        for fused in fuse_ends(parent, self.plan, self.kernels):
             self._note(fused.layer, prefix + fused.name)
         for name, child in list(parent._modules.items()):
-            if child is None or type(child) in LAYERS:
+            if child is None or type(child) in (*LAYERS, NativeHead):
                 continue
             layer = self._lean(child, prefix + name)
             if layer is None:
@@ -105,6 +117,8 @@ class _Conversion:
 
     def _note(self, layer: nn.Module, name: str) -> None:
         self.replaced[type(layer).__name__] += 1
+        if isinstance(layer, NativeBottleneck | NativeLiteResidualBlock):
+            self.native.append(name)
         if isinstance(layer, SlicedBottleneck):
             self.sliced.append(name)
 
@@ -119,6 +133,7 @@ def _recompute(
     chosen = candidates if kept is None else kept.recomputed()
     report = LeanReport(
         replaced=dict(conversion.replaced),
+        native=tuple(conversion.native),
         sliced=tuple(conversion.sliced),
         recomputed=tuple(chosen),
         kept_as_they_were=tuple(name for name in candidates if name not in chosen),
@@ -140,7 +155,7 @@ def _candidates(network: nn.Module, blocks: list[str]) -> Iterator[str]:
         block = network.get_submodule(name)
         if isinstance(block, LiteResidualBlock):
             yield from _candidates(network, [f"{name}.main_branch", f"{name}.lite_residual"])
-        elif not isinstance(block, SlicedBottleneck):
+        elif not isinstance(block, RECOMPUTE_BY_THEMSELVES):
             yield name
 
 

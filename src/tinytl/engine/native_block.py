@@ -7,8 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
+from tinytl.engine.hooks import refuse_hooks
+from tinytl.engine.kernels import Kernels
 from tinytl.engine.native_bottleneck import NativeBottleneck
+from tinytl.engine.native_device import check_device
 from tinytl.engine.native_lite_residual import Kept, NativeLiteResidual
+from tinytl.engine.plan import EnginePlan
+from tinytl.networks.lite_residual import LiteResidualBlock
 
 
 class NativeLiteResidualBlock(nn.Module):
@@ -22,43 +28,59 @@ class NativeLiteResidualBlock(nn.Module):
         super().__init__()
         self.main_branch, self.lite_residual = main_branch, lite_residual
 
+    @classmethod
+    def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "NativeLiteResidualBlock | None":
+        """The lean layer for a block with a lite residual; None where a branch of it cannot be native."""
+        if type(module) is not LiteResidualBlock:
+            return None
+        main = NativeBottleneck.of(module.main_branch, plan, kernels)
+        lite = None if main is None else NativeLiteResidual.of(module.lite_residual, plan, kernels)
+        return None if main is None or lite is None else cls(main, lite)
+
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
-        """Compute both branches in the type of the norms; autocast does not change that."""
+        """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
         main, lite = self.main_branch, self.lite_residual
-        main.refuse_hooks()
-        lite.refuse_hooks()
-        affine = main.affine()
-        stored = (main.stored_statistics(), lite.stored_statistics())
-        x = x.contiguous().to(affine[0].dtype)
-        return _Block.apply(x, self, stored, len(affine), *affine, *lite.tensors())
+        affine, dtype = main.affine(), autocast_dtype(x)
+        check_device(x, affine[0].dtype)
+        check_dtype(x, affine[0].dtype)
+        refuse_hooks((*main.norms, *lite.layers()))
+        with without_autocast(x):
+            stored = (main.stored_statistics(), lite.stored_statistics())
+            tensors = (*affine, *lite.tensors())
+            return _Block.apply(x.contiguous(), self, dtype, stored, len(affine), *tensors)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, block: NativeLiteResidualBlock, stored: Any, main_count: int, *tensors: Tensor
-    ) -> Tensor:
-        affine, own = tensors[:main_count], tensors[main_count:]
-        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4 : 4 + main_count])
-        out, normed, statistics = block.main_branch.compute(x, affine, stored[0], needs)
-        kept = block.lite_residual.add(x, out, own, stored[1])
-        ctx.block, ctx.stored, ctx.main_count = block, stored, main_count
-        ctx.save_for_backward(x, normed, statistics, *kept, *tensors)
-        return out
+        ctx: Any, x: Tensor, block: NativeLiteResidualBlock, dtype: torch.dtype, stored: Any, count: int,
+        *tensors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        affine, own = tensors[:count], tensors[count:]
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + count])
+        maps = x.to(affine[0].dtype)
+        out, normed, statistics = block.main_branch.compute(maps, affine, stored[0], needs)
+        kept = block.lite_residual.add(maps, out, own, stored[1])
+        ctx.block, ctx.stored, ctx.count = block, stored, count
+        ctx.save_for_backward(x, None if normed is None else normed.to(dtype), statistics, *kept, *tensors)
+        return out.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, normed, statistics, *saved = ctx.saved_tensors
         kept, tensors = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
-        needs_x, _, _, _, *needs = ctx.needs_input_grad
-        main, lite, count = ctx.block.main_branch, ctx.block.lite_residual, ctx.main_count
-        grad, (main_stored, lite_stored) = grad.contiguous(), ctx.stored
+        needs_x, _, _, _, _, *needs = ctx.needs_input_grad
+        main, lite, count = ctx.block.main_branch, ctx.block.lite_residual, ctx.count
+        dtype, (main_stored, lite_stored) = tensors[0].dtype, ctx.stored
+        maps, grad = x.to(dtype), grad.to(dtype).contiguous()
         grad_x, grad_affine = main.gradients(
-            x, grad, normed, statistics, tensors[:count], main_stored, (needs_x, *needs[:count])
-        )
-        grad_own = lite.gradients(x, grad, kept, tensors[count:], lite_stored, needs[count:], grad_x)
-        return grad_x, None, None, None, *_needed(grad_affine, needs), *grad_own
+            maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
+            main_stored, (needs_x, *needs[:count]),
+        )  # fmt: skip
+        grad_own = lite.gradients(maps, grad, kept, tensors[count:], lite_stored, needs[count:], grad_x)
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        return grad_x, None, None, None, None, *_needed(grad_affine, needs), *grad_own
 
 
 def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -329,7 +329,13 @@ class _Bottleneck(torch.autograd.Function):
             statistics, affine, ctx.stored, needs,
         )  # fmt: skip
         grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        return grad_x, None, None, None, *(g if n else None for g, n in zip(grad_affine, needs[1:], strict=True))
+        return (
+            grad_x,
+            None,
+            None,
+            None,
+            *(g if n else None for g, n in zip(grad_affine, needs[1:], strict=True)),
+        )
 
 
 def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:

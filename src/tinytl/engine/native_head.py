@@ -1,14 +1,20 @@
 """A network's end in one native call a direction, an image at a time; see native/head.cpp."""
 
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import SelectAdaptivePool2d
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinytl.engine.kernels import run_native, threads_for
+from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
+from tinytl.engine.hooks import refuse_hooks
+from tinytl.engine.kernels import Kernels, run_native, threads_for
 from tinytl.engine.native_convolution import is_plain
+from tinytl.engine.native_device import check_device, is_native
 from tinytl.engine.native_norms import (
     NORM_FORMAT,
     Activation,
@@ -18,10 +24,14 @@ from tinytl.engine.native_norms import (
     describe_norms,
     gradient_size,
     is_plain_norm,
+    native_activation,
     split_gradients,
     statistics_size,
 )
+from tinytl.engine.norms import lean_norm
 from tinytl.engine.packing import MAX_UNIT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
+from tinytl.engine.plan import EnginePlan
+from tinytl.errors import UserError
 
 SLICE_LANES = 128  # their weights towards 32 input channels take half of a first-level cache of 32 kB
 
@@ -43,15 +53,15 @@ class _Sizes(NamedTuple):
 
 
 class NativeHead(nn.Module):
-    """Replaces a frozen 1x1 convolution, the norm and activation after it, and global average pooling.
+    """Computes a frozen 1x1 convolution, the norm and activation after it, and global average pooling.
 
-    The norm keeps its name `norm` here and its parameters. It computes float32 and float64 on the CPU, and
-    shapes on the meta device.
+    The norm stays registered where it was. The output is a map of one pixel, which an average over pixels
+    leaves as it is. It computes float32 and float64 on the CPU, and shapes on the meta device.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: Any, act: Activation) -> None:
         super().__init__()
-        self.norm = norm
+        self.outside = (norm,)  # in a tuple, so that it is registered once
         self.described_norms = [NativeNorm.of(norm, act)]
         self.packing = Packing.of(conv.out_channels, max(1, channels_per_group(norm)))
         self.weight = PackedWeight(conv, rows=self.packing)
@@ -73,11 +83,65 @@ class NativeHead(nn.Module):
             and Packing.of(conv.out_channels, max(1, channels_per_group(norm))).unit_lanes <= MAX_UNIT
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out)
-        """Compute the end in the type of its norm; autocast does not change that."""
-        scale, shift = self.norm.weight, self.norm.bias
-        x = x.contiguous().to(scale.dtype)
-        return _Head.apply(x, self, [StoredStatistics.of(self.norm)], scale, shift)
+    @classmethod
+    def of_network(cls, network: Any, plan: EnginePlan, kernels: Kernels) -> "NativeHead | None":
+        """The lean layer for the end of a network; None where it has another."""
+        if type(network) is not EfficientNet or not is_native(kernels, network.conv_head):
+            return None
+        pool, norm = network.global_pool, lean_norm(network.bn2, plan, kernels)
+        if type(pool) is not SelectAdaptivePool2d or pool.pool_type != "avg" or norm is None:
+            return None
+        act = native_activation(norm)
+        return cls(network.conv_head, norm, act) if cls.supports(network.conv_head, norm, act) else None
+
+    def extra_repr(self) -> str:
+        """The size of the convolution."""
+        return f"{self.in_channels}, {self.packing.channels}"
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, 1, 1)
+        """Compute the end in the type of its norm; under autocast, output and what is kept are of its type."""
+        (norm,), dtype = self.outside, autocast_dtype(x)
+        check_device(x, norm.weight.dtype)
+        check_dtype(x, norm.weight.dtype)
+        refuse_hooks(self.outside)
+        with without_autocast(x):
+            stored = [StoredStatistics.of(norm)]
+            out = _Head.apply(x.contiguous(), self, dtype, stored, norm.weight, norm.bias)
+        return out[:, :, None, None]
+
+    def compute(
+        self, x: Tensor, affine: Sequence[Tensor], stored: Sequence[StoredStatistics | None]
+    ) -> tuple[Tensor, Tensor]:
+        """The output, (B, out), and the statistics, which the backward pass needs."""
+        statistics = x.new_empty(statistics_size(self.described_norms, len(x)))
+        out = x.new_empty(len(x), self.packing.channels)
+        numbers = self.numbers(x, False)
+        scratch = x.new_empty(threads_for(x) * numbers[-1])
+        if not x.is_meta:
+            norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
+            described = _HEAD.pack(*self.weight.addresses(), *norms, *numbers)
+            run_native("head_forward", described, x, out, scratch)
+        return out, statistics
+
+    def gradients(
+        self, x: Tensor, grad: Tensor, statistics: Tensor, affine: Sequence[Tensor],
+        stored: Sequence[StoredStatistics | None], *, needs_x: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+        """Gradients with respect to x (None if not needed), scale and shift."""
+        grad_x = torch.empty_like(x) if needs_x else None
+        gradients = x.new_empty(gradient_size(self.described_norms))
+        rows = x.new_empty(len(x), len(gradients))
+        numbers = self.numbers(x, True)
+        scratch = x.new_empty(threads_for(x) * numbers[-1])
+        if not x.is_meta:
+            norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
+            described = _HEAD.pack(*self.weight.addresses(), *norms, *numbers)
+            run_native("head_backward", described, x, grad, grad_x, rows, gradients, scratch)
+        grad_scale, grad_shift = split_gradients(gradients, self.described_norms)
+        return grad_x, grad_scale, grad_shift
 
     def numbers(self, x: Tensor, backward: bool) -> tuple[int, ...]:
         """The numbers of Head; the last is the elements of a thread's buffers."""
@@ -95,33 +159,21 @@ class NativeHead(nn.Module):
 class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, head: NativeHead, stored: list[StoredStatistics | None], *affine: Tensor
-    ) -> Tensor:
-        statistics = x.new_empty(statistics_size(head.described_norms, len(x)))
-        out = x.new_empty(len(x), head.packing.channels)
-        numbers = head.numbers(x, False)
-        scratch = x.new_empty(threads_for(x) * numbers[-1])
-        if not x.is_meta:
-            norms = describe_norms(head.described_norms, affine, stored, statistics, len(x))
-            described = _HEAD.pack(*head.weight.addresses(), *norms, *numbers)
-            run_native("head_forward", described, x, out, scratch)
+        ctx: Any, x: Tensor, head: NativeHead, dtype: torch.dtype, stored: list[StoredStatistics | None],
+        *affine: Tensor,
+    ) -> Tensor:  # fmt: skip
+        out, statistics = head.compute(x.to(affine[0].dtype), affine, stored)
         ctx.head, ctx.stored = head, stored
         ctx.save_for_backward(x, statistics, *affine)
-        return out
+        return out.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, statistics, *affine = ctx.saved_tensors
-        head: NativeHead = ctx.head
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        gradients = x.new_empty(gradient_size(head.described_norms))
-        rows = x.new_empty(len(x), len(gradients))
-        numbers = head.numbers(x, True)
-        scratch = x.new_empty(threads_for(x) * numbers[-1])
-        if not x.is_meta:
-            norms = describe_norms(head.described_norms, affine, ctx.stored, statistics, len(x), rows)
-            described = _HEAD.pack(*head.weight.addresses(), *norms, *numbers)
-            run_native("head_backward", described, x, grad.contiguous(), grad_x, rows, gradients, scratch)
-        grad_scale, grad_shift = split_gradients(gradients, head.described_norms)
-        return grad_x, None, None, grad_scale, grad_shift
+        dtype = affine[0].dtype
+        grad_x, grad_scale, grad_shift = ctx.head.gradients(
+            x.to(dtype), grad.to(dtype).contiguous(), statistics, affine, ctx.stored,
+            needs_x=ctx.needs_input_grad[0],
+        )  # fmt: skip
+        return None if grad_x is None else grad_x.to(x.dtype), None, None, None, grad_scale, grad_shift

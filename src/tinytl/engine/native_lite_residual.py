@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tinytl.engine.hooks import has_hooks, refuse_hooks
-from tinytl.engine.kernels import run_native, threads_for
+from tinytl.engine.kernels import Kernels, run_native, threads_for
+from tinytl.engine.native_device import is_native
 from tinytl.engine.native_norms import (
     ACTIVATIONS,
     LINEAR,
@@ -22,8 +23,9 @@ from tinytl.engine.native_norms import (
     split_gradients,
     statistics_size,
 )
+from tinytl.engine.norms import lean_norm
 from tinytl.engine.packing import round_up
-from tinytl.errors import UserError
+from tinytl.engine.plan import EnginePlan
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
@@ -140,6 +142,18 @@ class NativeLiteResidual(nn.Module):
         ]
         self.described_convs = [_describe_convolution(conv) for conv in (self.conv1, self.conv2)]
         self._calls: dict[Any, _Call] = {}
+
+    @classmethod
+    def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "NativeLiteResidual | None":
+        """The lean layer for a lite residual; None for anything else."""
+        lite: Any = module
+        if not cls.supports(lite) or not is_native(kernels, lite.conv1):
+            return None
+        bn1, final_bn = (lean_norm(norm, plan, kernels) for norm in (lite.bn1, lite.final_bn))
+        if bn1 is None or final_bn is None:
+            return None
+        lite.bn1, lite.final_bn = bn1, final_bn
+        return cls(lite)
 
     @staticmethod
     def supports(lite: Any) -> bool:

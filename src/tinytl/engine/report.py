@@ -17,6 +17,7 @@ class LeanReport:
     """The layers of a lean network by what was done to them; `str` gives one line."""
 
     replaced: Mapping[str, int]  # number of layers by the lean layer that replaced them
+    native: tuple[str, ...]  # names of the inverted bottlenecks that are computed in one native call
     sliced: tuple[str, ...]  # names of the inverted bottlenecks that are computed in slices
     recomputed: tuple[str, ...]  # names of the blocks that are computed again in the backward pass
     kept_as_they_were: tuple[str, ...]  # names of the blocks that keep less without recomputation
@@ -31,7 +32,8 @@ class LeanReport:
 
     def __str__(self) -> str:
         parts = [
-            f"{len(self.sliced)} bottlenecks in slices",
+            f"{len(self.native)} bottlenecks native",
+            f"{len(self.sliced)} in slices",
             f"{len(self.recomputed)} blocks recomputed",
         ]
         if self.kept_as_they_were:

@@ -1,0 +1,60 @@
+"""The ends of a network: the stem and the first block as one bottleneck; head, norm and pooling as one layer.
+
+The network's largest maps lie between stem and first block; so they are never whole.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from tinytl.engine.bottleneck import SlicedBottleneck
+from tinytl.engine.bottleneck_parts import BottleneckParts
+from tinytl.engine.kernels import Kernels
+from tinytl.engine.mixin import Mixin, become
+from tinytl.engine.native_bottleneck import NativeBottleneck
+from tinytl.engine.native_head import NativeHead
+from tinytl.engine.plan import EnginePlan
+
+
+class Fused(NamedTuple):
+    """The layer that computes several of the network's, and its name there."""
+
+    layer: nn.Module
+    name: str
+
+
+class AppliedElsewhere(Mixin):
+    """A norm whose parameters keep their names here, while another layer applies it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input as it is."""
+        return input
+
+
+def fuse_ends(network: Any, plan: EnginePlan, kernels: Kernels) -> list[Fused]:
+    """Replace the layers at a network's ends where one lean layer can compute them."""
+    return [fused for fuse in (_fuse_stem, _fuse_head) if (fused := fuse(network, plan, kernels)) is not None]
+
+
+def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> Fused | None:
+    parts = BottleneckParts.of_stem(network, plan, kernels)
+    if parts is None:
+        return None
+    layer = NativeBottleneck.of_parts(parts, plan, kernels) or SlicedBottleneck.of_parts(parts, plan, kernels)
+    if layer is None:
+        return None
+    network.blocks[0][0] = layer
+    network.conv_stem = nn.Identity()
+    network.bn1 = parts.norms["expand"]
+    become(network.bn1, AppliedElsewhere)
+    return Fused(layer, "blocks.0.0")
+
+
+def _fuse_head(network: Any, plan: EnginePlan, kernels: Kernels) -> Fused | None:
+    layer = NativeHead.of_network(network, plan, kernels)
+    if layer is None:
+        return None
+    network.conv_head = layer
+    (network.bn2,) = layer.outside
+    become(network.bn2, AppliedElsewhere)
+    return Fused(layer, "conv_head")
