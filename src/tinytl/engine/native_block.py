@@ -34,8 +34,10 @@ class NativeLiteResidualBlock(nn.Module):
         if type(module) is not LiteResidualBlock:
             return None
         main = NativeBottleneck.of(module.main_branch, plan, kernels)
-        lite = None if main is None else NativeLiteResidual.of(module.lite_residual, plan, kernels)
-        return None if main is None or lite is None else cls(main, lite)
+        if main is None or main.drop_path is not None:
+            return None
+        lite = NativeLiteResidual.of(module.lite_residual, plan, kernels)
+        return None if lite is None else cls(main, lite)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
@@ -59,7 +61,9 @@ class _Block(torch.autograd.Function):
         affine, own = tensors[:count], tensors[count:]
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + count])
         maps = x.to(affine[0].dtype)
-        out, normed, statistics = block.main_branch.compute(maps, affine, stored[0], needs)
+        out, normed, statistics = block.main_branch.compute(
+            maps, affine, stored[0], needs, block.main_branch.has_skip
+        )
         kept = block.lite_residual.add(maps, out, own, stored[1])
         ctx.block, ctx.stored, ctx.count = block, stored, count
         ctx.save_for_backward(x, None if normed is None else normed.to(dtype), statistics, *kept, *tensors)
@@ -74,14 +78,16 @@ class _Block(torch.autograd.Function):
         main, lite, count = ctx.block.main_branch, ctx.block.lite_residual, ctx.count
         dtype, (main_stored, lite_stored) = tensors[0].dtype, ctx.stored
         maps, grad = x.to(dtype), grad.to(dtype).contiguous()
-        grad_x, grad_affine = main.gradients(
-            maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
-            main_stored, (needs_x, *needs[:count]),
-        )  # fmt: skip
+        grad_x, grad_affine = None, [None] * count
+        if needs_x or any(needs[:count]):
+            grad_x, grad_affine = main.gradients(
+                maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
+                main_stored, (needs_x, *needs[:count]), main.has_skip,
+            )  # fmt: skip
         grad_own = lite.gradients(maps, grad, kept, tensors[count:], lite_stored, needs[count:], grad_x)
         grad_x = None if grad_x is None else grad_x.to(x.dtype)
         return grad_x, None, None, None, None, *_needed(grad_affine, needs), *grad_own
 
 
-def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+def _needed(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
     return [gradient if need else None for gradient, need in zip(gradients, needs, strict=False)]

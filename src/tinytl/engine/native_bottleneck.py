@@ -99,6 +99,7 @@ class NativeBottleneck(nn.Module):
         slice_bytes: float = SLICE_BYTES,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.drop_path: nn.Module | None = None  # drops the residual branch of whole images
         self.has_skip, self.keep_projection, self.slice_bytes = has_skip, keep_projection, slice_bytes
         self.packing = _packing(depthwise, list(norms.values()))
         self.expand = PackedWeight(expand, rows=self.packing) if expand else None
@@ -151,14 +152,16 @@ class NativeBottleneck(nn.Module):
         cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
     ) -> "NativeBottleneck | None":
         """The lean layer for these parts; None where the native code cannot compute them."""
-        if parts.drop_path is not None or not is_native(kernels, parts.convs["project"]):
+        if not is_native(kernels, parts.convs["project"]):
             return None
         expand, depthwise, project = (parts.convs.get(part) for part in ("expand", "depthwise", "project"))
         acts = [native_activation(norm) for part, norm in parts.norms.items() if part != "project"]
         if not cls.supports(expand, depthwise, project, list(parts.norms.values()), acts):
             return None
         norms = {parts.norm_names[part] or "outside": norm for part, norm in parts.norms.items()}
-        return cls(expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection)  # type: ignore[arg-type]
+        block = cls(expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection)  # type: ignore[arg-type]
+        block.drop_path = parts.drop_path
+        return block
 
     def extra_repr(self) -> str:
         """What the block computes besides its norms."""
@@ -168,13 +171,17 @@ class NativeBottleneck(nn.Module):
         raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
-        """Compute the block in the type of its norms; under autocast, output and what is kept are of its type."""
+        """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
         affine, dtype = self.affine(), autocast_dtype(x)
         check_device(x, affine[0].dtype)
         check_dtype(x, affine[0].dtype)
         refuse_hooks(self.norms)
+        drops = self.drop_path is not None and self.drop_path.training
+        adds_input = self.has_skip and not drops
         with without_autocast(x):
-            return _Bottleneck.apply(x.contiguous(), self, dtype, self.stored_statistics(), *affine)
+            stored = self.stored_statistics()
+            out = _Bottleneck.apply(x.contiguous(), self, dtype, stored, adds_input, *affine)
+        return self.drop_path(out) + x if self.drop_path is not None and drops else out
 
     def affine(self) -> list[Tensor]:
         """Scale and shift of every norm."""
@@ -185,13 +192,14 @@ class NativeBottleneck(nn.Module):
         return [StoredStatistics.of(norm) for norm in self.norms]
 
     def compute(
-        self, x: Tensor, affine: Sequence[Tensor], stored: Stored, needs: Sequence[bool]
+        self, x: Tensor, affine: Sequence[Tensor], stored: Stored, needs: Sequence[bool], adds_input: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The output; and what the backward pass needs: the normalised projection, if kept, and statistics.
 
-        `needs` tells for x and every scale and shift whether its gradient will be needed.
+        `needs` tells for x and every scale and shift whether its gradient will be needed; `adds_input`,
+        whether the output is the sum of the branch and x.
         """
-        call = self._call(x, False, False, False)
+        call = self._call(x, False, False, False, adds_input)
         statistics = x.new_empty(len(x) * self.statistics_per_image)
         out = x.new_empty(len(x), *call.out_shape)
         keep = self.keep_projection and self._needs_projection(needs)
@@ -204,10 +212,11 @@ class NativeBottleneck(nn.Module):
 
     def gradients(
         self, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor, affine: Sequence[Tensor],
-        stored: Stored, needs: Sequence[bool],
+        stored: Stored, needs: Sequence[bool], adds_input: bool,
     ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
         """Gradients with respect to x (None if not needed) and to every scale and shift."""
-        call = self._call(x, True, needs[0], normed is None and self._needs_projection(needs))
+        recompute = normed is None and self._needs_projection(needs)
+        call = self._call(x, True, needs[0], recompute, adds_input)
         grad_x = torch.empty_like(x) if needs[0] else None
         gradients = x.new_empty(gradient_size(self.described_norms))
         rows = x.new_empty(len(x), len(gradients))
@@ -224,10 +233,10 @@ class NativeBottleneck(nn.Module):
         """
         return any(needs) and (self.described_norms[-1].per_group > 0 or needs[-2])
 
-    def _call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool) -> _Call:
+    def _call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool, adds_input: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
         threads = threads_for(x)
-        key = (x.shape, x.dtype, threads, backward, needs_x, recompute)
+        key = (x.shape, x.dtype, threads, backward, needs_x, recompute, adds_input)
         if key not in self._calls:
             geometry = self._geometry(x)
             sizes = (
@@ -238,7 +247,7 @@ class NativeBottleneck(nn.Module):
             scratch = sizes.total(x.element_size())
             numbers = (
                 *self.packing, *geometry.stem, *geometry.window,
-                len(x), self.in_channels, self.out_channels, int(self.has_skip), threads,
+                len(x), self.in_channels, self.out_channels, int(adds_input), threads,
                 geometry.step, geometry.slice, *sizes, scratch,
             )  # fmt: skip
             out_shape = (self.out_channels, *geometry.window[2:4])
@@ -310,11 +319,12 @@ class NativeBottleneck(nn.Module):
 class _Bottleneck(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, block: NativeBottleneck, dtype: torch.dtype, stored: Stored, *affine: Tensor
-    ) -> Tensor:
-        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
-        out, normed, statistics = block.compute(x.to(affine[0].dtype), affine, stored, needs)
-        ctx.block, ctx.stored = block, stored
+        ctx: Any, x: Tensor, block: NativeBottleneck, dtype: torch.dtype, stored: Stored, adds_input: bool,
+        *affine: Tensor,
+    ) -> Tensor:  # fmt: skip
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
+        out, normed, statistics = block.compute(x.to(affine[0].dtype), affine, stored, needs, adds_input)
+        ctx.block, ctx.stored, ctx.adds_input = block, stored, adds_input
         ctx.save_for_backward(x, None if normed is None else normed.to(dtype), statistics, *affine)
         return out.to(dtype)
 
@@ -322,20 +332,14 @@ class _Bottleneck(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, normed, statistics, *affine = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
         dtype = affine[0].dtype
         grad_x, grad_affine = ctx.block.gradients(
             x.to(dtype), grad.to(dtype).contiguous(), None if normed is None else normed.to(dtype),
-            statistics, affine, ctx.stored, needs,
+            statistics, affine, ctx.stored, needs, ctx.adds_input,
         )  # fmt: skip
-        grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        return (
-            grad_x,
-            None,
-            None,
-            None,
-            *(g if n else None for g, n in zip(grad_affine, needs[1:], strict=True)),
-        )
+        needed = (g if need else None for g, need in zip(grad_affine, needs[1:], strict=True))
+        return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, *needed
 
 
 def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:

@@ -102,7 +102,7 @@ class NativeHead(nn.Module):
         raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, 1, 1)
-        """Compute the end in the type of its norm; under autocast, output and what is kept are of its type."""
+        """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
         (norm,), dtype = self.outside, autocast_dtype(x)
         check_device(x, norm.weight.dtype)
         check_dtype(x, norm.weight.dtype)
