@@ -312,7 +312,7 @@ class NativeLiteResidual(nn.Module):
 
 
 def _describe_convolution(conv: Any) -> tuple[float, ...]:
-    """The fields of Convolution in native/grouped_convolution.h after its addresses."""
+    """The fields of Convolution in native/trained_weight.h after its addresses."""
     sizes = (conv.kernel_size[0], conv.stride[0], conv.padding[0])
     standardized = int(isinstance(conv, WeightStandardizedConv2d))
     return conv.in_channels, conv.out_channels, *sizes, conv.groups, standardized, WS_EPS

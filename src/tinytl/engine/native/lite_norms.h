@@ -37,12 +37,13 @@ void activate_planes(const Norm<T>& norm, long image, long area, const T* x, T* 
 // Turns g, the gradient with respect to the activation's output, into that with respect to the norm's input
 // x, in place, and writes the image's gradients with respect to scale and shift.
 //
-// With h = g * scale where the activation lets g pass, it is rstd * (h - mean(h) - normed * mean(h * normed)),
-// means over a group.
+// With h = g * scale where the activation lets g pass, it is
+//   rstd * (h - mean(h) - normed * mean(h * normed)), means over a group.
 template <typename T>
 void norm_act_planes_backward(const Norm<T>& norm, long image, long area, const T* x, T* g) {
   const T low = T(norm.act.low), high = T(norm.act.high);
-  T *grad_scale = norm.grad_scale + image * norm.grad_step, *grad_shift = norm.grad_shift + image * norm.grad_step;
+  T* grad_scale = norm.grad_scale + image * norm.grad_step;
+  T* grad_shift = norm.grad_shift + image * norm.grad_step;
   const long per_group = norm.stored() ? 1 : norm.per_group;
   const double per_value = norm.stored() ? 0 : 1.0 / (per_group * area);  // stored statistics are constants
   for (long first = 0; first < norm.channels; first += per_group) {
@@ -57,7 +58,8 @@ void norm_act_planes_backward(const Norm<T>& norm, long image, long area, const 
         grad[i] = z > low && z < high ? grad[i] : T(0);
       }
       const double shift = sum_of<T>(area, [=](long i) { return grad[i]; });
-      const double scale = sum_of<T>(area, [=](long i) { return grad[i] * (plane[i] - own.mean); }) * own.rstd;
+      const double centred = sum_of<T>(area, [=](long i) { return grad[i] * (plane[i] - own.mean); });
+      const double scale = centred * own.rstd;
       grad_shift[c] = T(shift);
       grad_scale[c] = T(scale);
       mean_h += norm.scale[c] * shift * per_value;
