@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tinytl.engine.native_bottleneck import NativeBottleneck
 from tinytl.engine.native_norms import Activation
 from tinytl.engine.packing import PackedWeight, Packing
+from tinytl.errors import UserError
 from tinytl.networks.norms import WeightStandardizedConv2d
 
 
@@ -76,6 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no expansion, stored, stride 2": {"expand": None, "inputs": 20, "group": 0, "stride": 2},
     "stem": {"expand": "stem", "inputs": 3},
     "stem, stored, 5x5, stride 1": {"expand": "stem", "inputs": 2, "stem": (5, 1), "group": 0},
+    "expansion with stride": {"expand": "stem", "stem": (1, 2)},
     "stem of an image without gradient": {"expand": "stem", "inputs": 3, "needs_x": False},
     "TensorFlow's padding": {"conv": Conv2dSame, "kernel": 5, "stride": 2},
     "TensorFlow's padding, stem": {"conv": Conv2dSame, "expand": "stem", "inputs": 3},
@@ -290,6 +292,18 @@ def test_what_it_cannot_compute_is_not_supported():
             assert not NativeBottleneck.supports(
                 **{**frozen, name: frozen_conv(conv, "off")}, norms=norms, acts=acts
             )
+    assert not NativeBottleneck.supports(
+        **frozen, norms=[*norms[:2], nn.BatchNorm2d(8)], acts=acts
+    )  # in training
     trainable = nn.Conv2d(16, 8, 1, bias=False)
     assert not NativeBottleneck.supports(**{**frozen, "project": trainable}, norms=norms, acts=acts)
     assert not NativeBottleneck.supports(**frozen, norms=norms, acts=[acts[0], Activation.of(nn.GELU())])
+
+
+def test_inputs_that_do_not_fit_and_hooks_are_refused():
+    stock = Stock()
+    with pytest.raises(ValueError, match="6 channels"):
+        stock.native(torch.randn(1, 5, 8, 8, dtype=torch.float64))
+    stock.norms[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match="hooks"):
+        stock.native(torch.randn(1, 6, 8, 8, dtype=torch.float64))

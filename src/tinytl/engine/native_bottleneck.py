@@ -21,11 +21,11 @@ from tinytl.engine.native_norms import (
     describe_norms,
     gradient_size,
     is_plain_norm,
+    refuse_hooks,
     split_gradients,
     statistics_size,
 )
 from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
-from tinytl.errors import UserError
 
 MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h
 SLICE_BYTES = 5e5  # about the size of a slice's maps and weights: half of a cache of 1 MB
@@ -142,14 +142,7 @@ class NativeBottleneck(nn.Module):
 
     def refuse_hooks(self) -> None:
         """Raise UserError where a norm has hooks, which nobody would call."""
-        for norm in self.norms:
-            if (
-                norm._forward_hooks
-                or norm._forward_pre_hooks
-                or norm._backward_hooks
-                or norm._backward_pre_hooks
-            ):
-                raise UserError("engine=lean: a norm inside a native block has hooks, which it cannot call")
+        refuse_hooks(self.norms)
 
     def affine(self) -> list[Tensor]:
         """Scale and shift of every norm."""
@@ -205,6 +198,11 @@ class NativeBottleneck(nn.Module):
         key = (x.shape, x.dtype, threads, backward, needs_x, recompute)
         if key not in self._calls:
             geometry = self._geometry(x)
+            if x.shape[1] != self.in_channels or min(geometry.window[2:4]) < 1:
+                shape = tuple(x.shape[1:])
+                raise ValueError(
+                    f"a bottleneck of {self.in_channels} channels cannot compute maps of {shape}"
+                )
             sizes = (
                 self._backward_sizes(geometry, needs_x, recompute)
                 if backward

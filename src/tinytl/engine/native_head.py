@@ -18,6 +18,7 @@ from tinytl.engine.native_norms import (
     describe_norms,
     gradient_size,
     is_plain_norm,
+    refuse_hooks,
     split_gradients,
     statistics_size,
 )
@@ -75,6 +76,7 @@ class NativeHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out)
         """Compute the end in the type of its norm; autocast does not change that."""
+        refuse_hooks([self.norm])
         scale, shift = self.norm.weight, self.norm.bias
         x = x.contiguous().to(scale.dtype)
         return _Head.apply(x, self, [StoredStatistics.of(self.norm)], scale, shift)
@@ -82,6 +84,9 @@ class NativeHead(nn.Module):
     def numbers(self, x: Tensor, backward: bool) -> tuple[int, ...]:
         """The numbers of Head; the last is the elements of a thread's buffers."""
         images, area = len(x), x.shape[2] * x.shape[3]
+        if x.shape[1] != self.in_channels or area == 0:
+            shape = tuple(x.shape[1:])
+            raise ValueError(f"an end of {self.in_channels} channels cannot compute maps of {shape}")
         sizes = _Sizes(
             maps=(self.slice if backward else self.step) * area,
             weights=2 * PACK * max(self.in_channels, self.slice if backward else 0),

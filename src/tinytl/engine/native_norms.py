@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tinytl.errors import UserError
+
 INFINITY = float("inf")
 
 
@@ -40,8 +42,15 @@ def channels_per_group(norm: Any) -> int:
 
 def is_plain_norm(norm: Any) -> bool:
     """Whether it is a GroupNorm, or a BatchNorm with stored statistics, with scale and shift."""
-    stored = isinstance(norm, _BatchNorm) and norm.running_var is not None
+    stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None and norm.bias is not None
+
+
+def refuse_hooks(norms: Sequence[Any]) -> None:
+    """Raise UserError where a norm has hooks, which the native blocks would not call."""
+    for norm in norms:
+        if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
+            raise UserError("engine=lean: a norm inside a native block has hooks, which it cannot call")
 
 
 class NativeNorm(NamedTuple):
