@@ -105,6 +105,8 @@ class _Call(NamedTuple):
     images: int
     middle: int  # elements of an image's output of the first convolution
     last: int  # of the second
+    statistics: int
+    rows: int  # statistics of the weights
     scratch: int
     numbers: tuple[int, ...]
 
@@ -132,12 +134,13 @@ class NativeLiteResidual(nn.Module):
         self.pooling, self.upsampling = lite.pooling, lite.upsampling
         self.conv1, self.bn1 = lite.conv1, lite.bn1
         self.conv2, self.final_bn = lite.conv2, lite.final_bn
+        self.layers: tuple[Any, ...] = (self.conv1, self.conv2, self.bn1, self.final_bn)
         self.add_gradients_in_place = add_gradients_in_place
         acts = (ACTIVATIONS[nn.ReLU], LINEAR)
         self.described_norms = [
-            NativeNorm.of(norm, act) for norm, act in zip((self.bn1, self.final_bn), acts, strict=True)
+            NativeNorm.of(norm, act) for norm, act in zip(self.layers[2:], acts, strict=True)
         ]
-        self.described_convs = [_describe_convolution(conv) for conv in (self.conv1, self.conv2)]
+        self.described_convs = [_describe_convolution(conv) for conv in self.layers[:2]]
         self._calls: dict[Any, _Call] = {}
 
     @staticmethod
@@ -169,20 +172,18 @@ class NativeLiteResidual(nn.Module):
 
     def refuse_hooks(self) -> None:
         """Raise UserError where a layer has hooks, which nobody would call."""
-        if any(map(_has_hooks, (self.conv1, self.bn1, self.conv2, self.final_bn))):
+        if any(map(_has_hooks, self.layers)):
             raise UserError("engine=lean: a layer of a native lite residual has hooks, which it cannot call")
 
     def tensors(self) -> list[Tensor]:
         """The weights of both convolutions, then scale and shift of both norms."""
-        first, second = self.bn1, self.final_bn
-        parameters: list[Any] = [
-            self.conv1.weight, self.conv2.weight, first.weight, first.bias, second.weight, second.bias,
-        ]  # fmt: skip
-        return [parameter.contiguous() for parameter in parameters]  # channels may come last
+        first, second, *norms = self.layers
+        affine = (tensor for norm in norms for tensor in (norm.weight, norm.bias))
+        return [tensor.contiguous() for tensor in (first.weight, second.weight, *affine)]  # channels last
 
     def stored_statistics(self) -> list[StoredStatistics | None]:
         """The stored statistics of every norm that has them."""
-        return [StoredStatistics.of(self.bn1), StoredStatistics.of(self.final_bn)]
+        return [StoredStatistics.of(norm) for norm in self.layers[2:]]
 
     def add(
         self, x: Tensor, out: Tensor, tensors: Sequence[Tensor], stored: Sequence[StoredStatistics | None]
@@ -190,11 +191,9 @@ class NativeLiteResidual(nn.Module):
         """Add the lite residual of x to `out`; return what the backward pass needs."""
         call = self._call(x, out, False)
         kept = Kept(
-            x.new_empty(call.images * call.middle),
-            x.new_empty(call.images * call.last),
-            x.new_empty(statistics_size(self.described_norms, call.images)),
-            x.new_empty(2 * (self.conv1.out_channels + self.conv2.out_channels)),
-        )
+            x.new_empty(call.images * call.middle), x.new_empty(call.images * call.last),
+            x.new_empty(call.statistics), x.new_empty(call.rows),
+        )  # fmt: skip
         scratch = x.new_empty(call.scratch)
         if not x.is_meta:
             lite = self._pack(call, kept, tensors, stored)
@@ -252,6 +251,8 @@ class NativeLiteResidual(nn.Module):
                 len(x),
                 self.conv1.out_channels * geometry.area,
                 self.conv2.out_channels * geometry.area,
+                statistics_size(self.described_norms, len(x)),
+                2 * (self.conv1.out_channels + self.conv2.out_channels),
                 _tables(geometry) + len(x) * sizes.image + threads * sizes.thread,
                 (len(x), threads, *geometry, int(self.upsampling == "bilinear"), *sizes),
             )
