@@ -25,7 +25,7 @@ class Stock:
     def __init__(
         self, inputs: int = 6, width: int = 24, outputs: int = 10, kernel: int = 3, stride: int = 1,
         group: int = 8, last_group: int = 5, act: type[nn.Module] = nn.ReLU6, expand: str | None = "1x1",
-        stem: tuple[int, int] = (3, 2), conv: Any = nn.Conv2d, quantize: str = "int8", skip: bool = False,
+        stem: tuple[int, int] = (3, 2), padding: int | None = None, expand_padding: int = 0, conv: Any = nn.Conv2d, quantize: str = "int8", skip: bool = False,
         dtype: torch.dtype = torch.float64, **options: Any,
     ) -> None:  # fmt: skip
         def layer(i: int, o: int, k: int, s: int = 1, groups: int = 1, cls: Any = conv) -> nn.Conv2d:
@@ -35,11 +35,14 @@ class Stock:
         first = None
         if expand == "1x1":
             first = layer(inputs, width, 1, cls=nn.Conv2d if conv is Conv2dSame else conv)
+            first.padding = (expand_padding, expand_padding)
         elif expand == "stem":
             first = layer(inputs, width, *stem)
         else:
             width = inputs
         depthwise = layer(width, width, kernel, stride, width)
+        if padding is not None:
+            depthwise.padding = (padding, padding)
         project = layer(width, outputs, 1, cls=nn.Conv2d if conv is Conv2dSame else conv)
         groups = [group] * (1 if first is None else 2)
         self.norms = [*(random_norm(width, g) for g in groups), random_norm(outputs, last_group)]
@@ -81,6 +84,9 @@ CASES: dict[str, dict[str, Any]] = {
     "stem of an image without gradient": {"expand": "stem", "inputs": 3, "needs_x": False},
     "TensorFlow's padding": {"conv": Conv2dSame, "kernel": 5, "stride": 2},
     "TensorFlow's padding, stem": {"conv": Conv2dSame, "expand": "stem", "inputs": 3},
+    "no padding": {"padding": 0, "kernel": 5, "stride": 2},
+    "more padding than the kernel": {"padding": 4},
+    "padding before the expansion": {"expand_padding": 1},
     "weight standardisation": {
         "conv": WeightStandardizedConv2d,
         "act": nn.Hardsigmoid,

@@ -200,14 +200,10 @@ class NativeBottleneck(nn.Module):
             geometry = self._geometry(x)
             if x.shape[1] != self.in_channels or min(geometry.window[2:4]) < 1:
                 shape = tuple(x.shape[1:])
-                raise ValueError(
-                    f"a bottleneck of {self.in_channels} channels cannot compute maps of {shape}"
-                )
-            sizes = (
-                self._backward_sizes(geometry, needs_x, recompute)
-                if backward
-                else self._forward_sizes(geometry)
-            )
+                raise ValueError(f"a block of {self.in_channels} channels cannot compute maps of {shape}")
+            sizes = self._forward_sizes(geometry)
+            if backward:
+                sizes = self._backward_sizes(geometry, needs_x, recompute)
             scratch = sizes.total(x.element_size())
             numbers = (
                 *self.packing, *geometry.stem, *geometry.window,
@@ -230,7 +226,9 @@ class NativeBottleneck(nn.Module):
         return _Geometry(stem, window, step, units * unit // step * step)
 
     def _has_stem(self) -> bool:
-        return self.stem is not None and (self.stem.kernel > 1 or self.stem.stride > 1)
+        """Whether the expansion is more than a product of the channels of each pixel."""
+        stem = self.stem
+        return stem is not None and (stem.kernel > 1 or stem.stride > 1 or stem.padding > 0)
 
     def _forward_sizes(self, geometry: _Geometry) -> BufferSizes:
         return BufferSizes(
@@ -297,12 +295,8 @@ class _Bottleneck(torch.autograd.Function):
         grad_x, grad_affine = ctx.block.gradients(
             x, grad.contiguous(), normed, statistics, affine, ctx.stored, needs
         )
-        return (
-            grad_x,
-            None,
-            None,
-            *(g if need else None for g, need in zip(grad_affine, needs[1:], strict=True)),
-        )
+        wanted = (g if need else None for g, need in zip(grad_affine, needs[1:], strict=True))
+        return grad_x, None, None, *wanted
 
 
 def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:

@@ -36,14 +36,15 @@ struct Block {
   Weight<T> expand, depthwise, project;
   Norm<T> norms[3];  // after the expansion (if there is one), the depthwise convolution, the projection
   Packing packing;   // of the expanded channels
-  Window stem;       // the expansion's; kernel 1 for a 1x1 convolution, 0 for none
+  Window stem;       // the expansion's; kernel 0 for none
   Window window;     // the depthwise convolution's
   long images, in, out, skip, threads;
   long step, slice;  // lanes
   BufferSizes sizes;
 
   bool has_expansion() const { return stem.kernel > 0; }
-  bool has_stem() const { return stem.kernel > 1 || stem.stride > 1; }
+  // Whether the expansion is more than a product of the channels of each pixel.
+  bool has_stem() const { return stem.kernel > 1 || stem.stride > 1 || stem.top > 0; }
   long expand_size() const { return in * stem.kernel * stem.kernel; }
   long out_lanes() const { return ceil_div(out, PACK) * PACK; }
   long x_size() const { return in * (has_stem() ? stem.area() : window.area()); }
