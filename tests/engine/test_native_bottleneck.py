@@ -25,7 +25,8 @@ class Stock:
     def __init__(
         self, inputs: int = 6, width: int = 24, outputs: int = 10, kernel: int = 3, stride: int = 1,
         group: int = 8, last_group: int = 5, act: type[nn.Module] = nn.ReLU6, expand: str | None = "1x1",
-        stem: tuple[int, int] = (3, 2), padding: int | None = None, expand_padding: int = 0, conv: Any = nn.Conv2d, quantize: str = "int8", skip: bool = False,
+        stem: tuple[int, int] = (3, 2), padding: int | None = None, expand_padding: int = 0,
+        conv: Any = nn.Conv2d, quantize: str = "int8", skip: bool = False,
         dtype: torch.dtype = torch.float64, **options: Any,
     ) -> None:  # fmt: skip
         def layer(i: int, o: int, k: int, s: int = 1, groups: int = 1, cls: Any = conv) -> nn.Conv2d:

@@ -198,7 +198,9 @@ class NativeBottleneck(nn.Module):
         key = (x.shape, x.dtype, threads, backward, needs_x, recompute)
         if key not in self._calls:
             geometry = self._geometry(x)
-            if x.shape[1] != self.in_channels or min(geometry.window[2:4]) < 1:
+            out_shape = (self.out_channels, *geometry.window[2:4])
+            fits = x.shape[1] == self.in_channels and min(out_shape) > 0
+            if not fits or (self.has_skip and out_shape != tuple(x.shape[1:])):
                 shape = tuple(x.shape[1:])
                 raise ValueError(f"a block of {self.in_channels} channels cannot compute maps of {shape}")
             sizes = self._forward_sizes(geometry)
@@ -210,7 +212,6 @@ class NativeBottleneck(nn.Module):
                 len(x), self.in_channels, self.out_channels, int(self.has_skip), threads,
                 geometry.step, geometry.slice, *sizes, scratch,
             )  # fmt: skip
-            out_shape = (self.out_channels, *geometry.window[2:4])
             self._calls[key] = _Call(threads, scratch, out_shape, numbers)
         return self._calls[key]
 
