@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tinytl.engine.native_bottleneck import NativeBottleneck
 from tinytl.engine.native_norms import Activation
 from tinytl.engine.packing import PackedWeight, Packing
+from tinytl.errors import UserError
 from tinytl.networks.norms import WeightStandardizedConv2d
 
 
@@ -24,7 +25,8 @@ class Stock:
     def __init__(
         self, inputs: int = 6, width: int = 24, outputs: int = 10, kernel: int = 3, stride: int = 1,
         group: int = 8, last_group: int = 5, act: type[nn.Module] = nn.ReLU6, expand: str | None = "1x1",
-        stem: tuple[int, int] = (3, 2), conv: Any = nn.Conv2d, quantize: str = "int8", skip: bool = False,
+        stem: tuple[int, int] = (3, 2), padding: int | None = None, expand_padding: int = 0,
+        conv: Any = nn.Conv2d, quantize: str = "int8", skip: bool = False,
         dtype: torch.dtype = torch.float64, **options: Any,
     ) -> None:  # fmt: skip
         def layer(i: int, o: int, k: int, s: int = 1, groups: int = 1, cls: Any = conv) -> nn.Conv2d:
@@ -34,11 +36,14 @@ class Stock:
         first = None
         if expand == "1x1":
             first = layer(inputs, width, 1, cls=nn.Conv2d if conv is Conv2dSame else conv)
+            first.padding = (expand_padding, expand_padding)
         elif expand == "stem":
             first = layer(inputs, width, *stem)
         else:
             width = inputs
         depthwise = layer(width, width, kernel, stride, width)
+        if padding is not None:
+            depthwise.padding = (padding, padding)
         project = layer(width, outputs, 1, cls=nn.Conv2d if conv is Conv2dSame else conv)
         groups = [group] * (1 if first is None else 2)
         self.norms = [*(random_norm(width, g) for g in groups), random_norm(outputs, last_group)]
@@ -76,9 +81,13 @@ CASES: dict[str, dict[str, Any]] = {
     "no expansion, stored, stride 2": {"expand": None, "inputs": 20, "group": 0, "stride": 2},
     "stem": {"expand": "stem", "inputs": 3},
     "stem, stored, 5x5, stride 1": {"expand": "stem", "inputs": 2, "stem": (5, 1), "group": 0},
+    "expansion with stride": {"expand": "stem", "stem": (1, 2)},
     "stem of an image without gradient": {"expand": "stem", "inputs": 3, "needs_x": False},
     "TensorFlow's padding": {"conv": Conv2dSame, "kernel": 5, "stride": 2},
     "TensorFlow's padding, stem": {"conv": Conv2dSame, "expand": "stem", "inputs": 3},
+    "no padding": {"padding": 0, "kernel": 5, "stride": 2},
+    "more padding than the kernel": {"padding": 4},
+    "padding before the expansion": {"expand_padding": 1},
     "weight standardisation": {
         "conv": WeightStandardizedConv2d,
         "act": nn.Hardsigmoid,
@@ -290,6 +299,18 @@ def test_what_it_cannot_compute_is_not_supported():
             assert not NativeBottleneck.supports(
                 **{**frozen, name: frozen_conv(conv, "off")}, norms=norms, acts=acts
             )
+    assert not NativeBottleneck.supports(
+        **frozen, norms=[*norms[:2], nn.BatchNorm2d(8)], acts=acts
+    )  # in training
     trainable = nn.Conv2d(16, 8, 1, bias=False)
     assert not NativeBottleneck.supports(**{**frozen, "project": trainable}, norms=norms, acts=acts)
     assert not NativeBottleneck.supports(**frozen, norms=norms, acts=[acts[0], Activation.of(nn.GELU())])
+
+
+def test_inputs_that_do_not_fit_and_hooks_are_refused():
+    stock = Stock()
+    with pytest.raises(ValueError, match="6 channels"):
+        stock.native(torch.randn(1, 5, 8, 8, dtype=torch.float64))
+    stock.norms[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match="hooks"):
+        stock.native(torch.randn(1, 6, 8, 8, dtype=torch.float64))

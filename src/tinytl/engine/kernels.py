@@ -268,6 +268,8 @@ def native_function(name: str, dtype: torch.dtype) -> Any:
 
 def run_native(name: str, description: bytes, x: Tensor, *others: Tensor | None) -> None:
     """Call a function that takes a description of its work and then tensors, of x's type, or None."""
+    if not x.is_cpu:
+        raise UserError(f"engine=lean: a native block computes on the CPU, not on {x.device}")
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
     native_function(name, x.dtype)(description, x.data_ptr(), *addresses)
 

@@ -239,18 +239,20 @@ class NativeBottleneck(nn.Module):
         key = (x.shape, x.dtype, threads, backward, needs_x, recompute, adds_input)
         if key not in self._calls:
             geometry = self._geometry(x)
-            sizes = (
-                self._backward_sizes(geometry, needs_x, recompute)
-                if backward
-                else self._forward_sizes(geometry)
-            )
+            out_shape = (self.out_channels, *geometry.window[2:4])
+            fits = x.shape[1] == self.in_channels and min(out_shape) > 0
+            if not fits or (self.has_skip and out_shape != tuple(x.shape[1:])):
+                shape = tuple(x.shape[1:])
+                raise ValueError(f"a block of {self.in_channels} channels cannot compute maps of {shape}")
+            sizes = self._forward_sizes(geometry)
+            if backward:
+                sizes = self._backward_sizes(geometry, needs_x, recompute)
             scratch = sizes.total(x.element_size())
             numbers = (
                 *self.packing, *geometry.stem, *geometry.window,
                 len(x), self.in_channels, self.out_channels, int(adds_input), threads,
                 geometry.step, geometry.slice, *sizes, scratch,
             )  # fmt: skip
-            out_shape = (self.out_channels, *geometry.window[2:4])
             self._calls[key] = _Call(threads, scratch, out_shape, numbers)
         return self._calls[key]
 
@@ -266,7 +268,9 @@ class NativeBottleneck(nn.Module):
         return _Geometry(stem, window, step, units * unit // step * step)
 
     def _has_stem(self) -> bool:
-        return self.stem is not None and (self.stem.kernel > 1 or self.stem.stride > 1)
+        """Whether the expansion is more than a product of the channels of each pixel."""
+        stem = self.stem
+        return stem is not None and (stem.kernel > 1 or stem.stride > 1 or stem.padding > 0)
 
     def _forward_sizes(self, geometry: _Geometry) -> BufferSizes:
         return BufferSizes(

@@ -146,6 +146,9 @@ class NativeHead(nn.Module):
     def numbers(self, x: Tensor, backward: bool) -> tuple[int, ...]:
         """The numbers of Head; the last is the elements of a thread's buffers."""
         images, area = len(x), x.shape[2] * x.shape[3]
+        if x.shape[1] != self.in_channels or area == 0:
+            shape = tuple(x.shape[1:])
+            raise ValueError(f"an end of {self.in_channels} channels cannot compute maps of {shape}")
         sizes = _Sizes(
             maps=(self.slice if backward else self.step) * area,
             weights=2 * PACK * max(self.in_channels, self.slice if backward else 0),

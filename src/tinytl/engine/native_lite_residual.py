@@ -108,6 +108,8 @@ class _Call(NamedTuple):
     images: int
     middle: int  # elements of an image's output of the first convolution
     last: int  # of the second
+    statistics: int
+    rows: int  # statistics of the weights
     scratch: int
     numbers: tuple[int, ...]
 
@@ -135,12 +137,13 @@ class NativeLiteResidual(nn.Module):
         self.pooling, self.upsampling = lite.pooling, lite.upsampling
         self.conv1, self.bn1 = lite.conv1, lite.bn1
         self.conv2, self.final_bn = lite.conv2, lite.final_bn
+        self.layers: tuple[Any, ...] = (self.conv1, self.conv2, self.bn1, self.final_bn)
         self.add_gradients_in_place = add_gradients_in_place
         acts = (ACTIVATIONS[nn.ReLU], LINEAR)
         self.described_norms = [
-            NativeNorm.of(norm, act) for norm, act in zip((self.bn1, self.final_bn), acts, strict=True)
+            NativeNorm.of(norm, act) for norm, act in zip(self.layers[2:], acts, strict=True)
         ]
-        self.described_convs = [_describe_convolution(conv) for conv in (self.conv1, self.conv2)]
+        self.described_convs = [_describe_convolution(conv) for conv in self.layers[:2]]
         self._calls: dict[Any, _Call] = {}
 
     @classmethod
@@ -174,7 +177,7 @@ class NativeLiteResidual(nn.Module):
 
     def forward(self, x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
         """(B, in, H, W) -> (B, out, *size), added to `out` in place where it is given."""
-        refuse_hooks(self.layers())
+        refuse_hooks(self.layers)
         tensors = self.tensors()
         x = x.contiguous().to(tensors[0].dtype)
         if out is None:
@@ -182,21 +185,15 @@ class NativeLiteResidual(nn.Module):
         out = out.contiguous().to(x.dtype)
         return _LiteResidual.apply(out, x, self, self.stored_statistics(), *tensors)
 
-    def layers(self) -> list[nn.Module]:
-        """The layers that are computed as one."""
-        return [self.conv1, self.bn1, self.conv2, self.final_bn]
-
     def tensors(self) -> list[Tensor]:
         """The weights of both convolutions, then scale and shift of both norms."""
-        first, second = self.bn1, self.final_bn
-        parameters: list[Any] = [
-            self.conv1.weight, self.conv2.weight, first.weight, first.bias, second.weight, second.bias,
-        ]  # fmt: skip
-        return [parameter.contiguous() for parameter in parameters]  # channels may come last
+        first, second, *norms = self.layers
+        affine = (tensor for norm in norms for tensor in (norm.weight, norm.bias))
+        return [tensor.contiguous() for tensor in (first.weight, second.weight, *affine)]  # channels last
 
     def stored_statistics(self) -> list[StoredStatistics | None]:
         """The stored statistics of every norm that has them."""
-        return [StoredStatistics.of(self.bn1), StoredStatistics.of(self.final_bn)]
+        return [StoredStatistics.of(norm) for norm in self.layers[2:]]
 
     def add(
         self, x: Tensor, out: Tensor, tensors: Sequence[Tensor], stored: Sequence[StoredStatistics | None]
@@ -204,11 +201,9 @@ class NativeLiteResidual(nn.Module):
         """Add the lite residual of x to `out`; return what the backward pass needs."""
         call = self._call(x, out, False)
         kept = Kept(
-            x.new_empty(call.images * call.middle),
-            x.new_empty(call.images * call.last),
-            x.new_empty(statistics_size(self.described_norms, call.images)),
-            x.new_empty(2 * (self.conv1.out_channels + self.conv2.out_channels)),
-        )
+            x.new_empty(call.images * call.middle), x.new_empty(call.images * call.last),
+            x.new_empty(call.statistics), x.new_empty(call.rows),
+        )  # fmt: skip
         scratch = x.new_empty(call.scratch)
         if not x.is_meta:
             lite = self._pack(call, kept, tensors, stored)
@@ -266,6 +261,8 @@ class NativeLiteResidual(nn.Module):
                 len(x),
                 self.conv1.out_channels * geometry.area,
                 self.conv2.out_channels * geometry.area,
+                statistics_size(self.described_norms, len(x)),
+                2 * (self.conv1.out_channels + self.conv2.out_channels),
                 _tables(geometry) + len(x) * sizes.image + threads * sizes.thread,
                 (len(x), threads, *geometry, int(self.upsampling == "bilinear"), *sizes),
             )
@@ -326,7 +323,7 @@ class NativeLiteResidual(nn.Module):
 
 
 def _describe_convolution(conv: Any) -> tuple[float, ...]:
-    """The fields of Convolution in native/grouped_convolution.h after its addresses."""
+    """The fields of Convolution in native/trained_weight.h after its addresses."""
     sizes = (conv.kernel_size[0], conv.stride[0], conv.padding[0])
     standardized = int(isinstance(conv, WeightStandardizedConv2d))
     return conv.in_channels, conv.out_channels, *sizes, conv.groups, standardized, WS_EPS

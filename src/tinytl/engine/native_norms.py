@@ -47,7 +47,7 @@ def channels_per_group(norm: Any) -> int:
 
 def is_plain_norm(norm: Any) -> bool:
     """Whether it is a GroupNorm, or a BatchNorm with stored statistics, with scale and shift."""
-    stored = isinstance(norm, _BatchNorm) and norm.running_var is not None
+    stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None and norm.bias is not None
 
 

@@ -36,14 +36,15 @@ struct Block {
   Weight<T> expand, depthwise, project;
   Norm<T> norms[3];  // after the expansion (if there is one), the depthwise convolution, the projection
   Packing packing;   // of the expanded channels
-  Window stem;       // the expansion's; kernel 1 for a 1x1 convolution, 0 for none
+  Window stem;       // the expansion's; kernel 0 for none
   Window window;     // the depthwise convolution's
   long images, in, out, skip, threads;
   long step, slice;  // lanes
   BufferSizes sizes;
 
   bool has_expansion() const { return stem.kernel > 0; }
-  bool has_stem() const { return stem.kernel > 1 || stem.stride > 1; }
+  // Whether the expansion is more than a product of the channels of each pixel.
+  bool has_stem() const { return stem.kernel > 1 || stem.stride > 1 || stem.top > 0; }
   long expand_size() const { return in * stem.kernel * stem.kernel; }
   long out_lanes() const { return ceil_div(out, PACK) * PACK; }
   long x_size() const { return in * (has_stem() ? stem.area() : window.area()); }
@@ -79,7 +80,7 @@ class Image {
       for (long lane = first; lane < first + count; lane += block.step)
         forward_step(lane, smaller_of(block.step, first + count - lane),
                      buffers.maps + (lane - first) * window.out_area());
-      for_pairs(ceil_div(block.out, L), [&]<int N>(long vector) {
+      for_pairs<T>(ceil_div(block.out, L), [&]<int N>(long vector) {
         unpack_projection<N>(first, count, vector * L);
         plane_product<N, T>(buffers.maps, count, window.out_area(), buffers.weights,
                             projection + vector * L * window.out_area(), block.out - vector * L, first > 0);
@@ -136,7 +137,7 @@ class Image {
                     block.packing.used(lane + at, L), y + at * window.area());
       return;
     }
-    for_pairs(count / L, [&]<int N>(long vector) {
+    for_pairs<T>(count / L, [&]<int N>(long vector) {
       unpack<N, T>(block.expand, lane + vector * L, block.expand_size(), buffers.weights);
       T* target = y + vector * L * window.area();
       Sums<T>* own = sums ? sums + vector : nullptr;
@@ -260,7 +261,7 @@ class Image {
       if (grad_x && !has_product) backward_planes(lane, step, grad_expanded, grad_x);
     }
     if (!has_product) return;
-    for_pairs(ceil_div(block.in, L), [&]<int N>(long vector) {
+    for_pairs<T>(ceil_div(block.in, L), [&]<int N>(long vector) {
       unpack_transposed<N, T>(block.expand, first, count, block.expand_size(), vector * L, buffers.factors + first,
                               buffers.weights);
       plane_product<N, T>(buffers.maps, count, window.area(), buffers.weights, grad_x + vector * L * window.area(),
@@ -278,7 +279,7 @@ class Image {
     Coefficients<T>* coefficients = reinterpret_cast<Coefficients<T>*>(sums + count / L);
     expand(lane, count, y, nullptr);
     for (long at = 0; at < count; at += L) filter_vector(lane + at, y + at * area, z + at * out_area, nullptr);
-    for_pairs(count / L, [&]<int N>(long vector) {
+    for_pairs<T>(count / L, [&]<int N>(long vector) {
       const long at = vector * L * out_area;
       unproject<N>(lane + vector * L, z + at, g + at, sums + vector);
     });

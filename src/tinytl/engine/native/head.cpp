@@ -53,7 +53,7 @@ class HeadImage {
       for (long lane = first; lane < first + count; lane += head.step)
         backward_step(lane, smaller_of(head.step, first + count - lane), grad, maps + (lane - first) * head.area);
       if (!grad_x) continue;
-      for_pairs(ceil_div(head.in, L), [&]<int N>(long vector) {
+      for_pairs<T>(ceil_div(head.in, L), [&]<int N>(long vector) {
         unpack_transposed<N, T>(head.weight, first, count, head.in, vector * L, factors, weights);
         plane_product<N, T>(maps, count, head.area, weights, grad_x + vector * L * head.area, head.in - vector * L,
                             first > 0);
@@ -79,7 +79,7 @@ class HeadImage {
   }
 
   void expand(long lane, long count, T* y, Sums<T>* own) const {
-    for_pairs(count / L, [&]<int N>(long vector) {
+    for_pairs<T>(count / L, [&]<int N>(long vector) {
       unpack<N, T>(head.weight, lane + vector * L, head.in, weights);
       pack_product<N, T>(x, head.in, head.area, weights, y + vector * L * head.area, own ? own + vector : nullptr);
     });

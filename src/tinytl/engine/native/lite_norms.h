@@ -21,56 +21,68 @@ struct PlaneAffine {
 
 template <typename T>
 void activate_planes(const Norm<T>& norm, long image, long area, const T* x, T* out) {
-  const T low = T(norm.act.low), high = T(norm.act.high);
+  const Clamp<T> act(norm.act);
   for (long channel = 0; channel < norm.channels; channel++) {
     const PlaneAffine<T> own(norm, image, channel);
     const T* plane = x + channel * area;
     T* target = out + channel * area;
-#pragma omp simd
-    for (long i = 0; i < area; i++) {
-      const T z = plane[i] * own.factor + own.offset;
-      target[i] = z < low ? low : (z > high ? high : z);
+    for (long i = 0; i < area; i += LANES<T>) {
+      const Vector<T> z = load_part(plane + i, area - i) * own.factor + own.offset;
+      store_part(target + i, act.value(z), area - i);
     }
   }
+}
+
+// Applies the activation's derivative to a plane of gradients g, in place; x is the norm's input. Returns the
+// sums of the result, and of it times the centred input.
+template <typename T>
+std::pair<double, double> gate_plane(const Clamp<T>& act, const PlaneAffine<T>& own, long area, const T* x,
+                                     T* g) {
+  Wide<T> sums = {}, centred_sums = {};
+  for (long i = 0; i < area; i += LANES<T>) {
+    const Vector<T> value = load_part(x + i, area - i);
+    const Vector<T> gated = act.gradient(load_part(g + i, area - i), value * own.factor + own.offset);
+    store_part(g + i, gated, area - i);
+    sums += widen<T>(gated);
+    centred_sums += widen<T>(gated * (value - own.mean));
+  }
+  double sum = 0, centred_sum = 0;
+  for (long i = 0; i < LANES<T>; i++) sum += sums[i], centred_sum += centred_sums[i];
+  return {sum, centred_sum};
 }
 
 // Turns g, the gradient with respect to the activation's output, into that with respect to the norm's input
 // x, in place, and writes the image's gradients with respect to scale and shift.
 //
-// With h = g * scale where the activation lets g pass, it is rstd * (h - mean(h) - normed * mean(h * normed)),
-// means over a group.
+// With h = g * scale where the activation lets g pass, it is
+//   rstd * (h - mean(h) - normed * mean(h * normed)), means over a group.
 template <typename T>
 void norm_act_planes_backward(const Norm<T>& norm, long image, long area, const T* x, T* g) {
-  const T low = T(norm.act.low), high = T(norm.act.high);
-  T *grad_scale = norm.grad_scale + image * norm.grad_step, *grad_shift = norm.grad_shift + image * norm.grad_step;
+  const Clamp<T> act(norm.act);
+  T* grad_scale = norm.grad_scale + image * norm.grad_step;
+  T* grad_shift = norm.grad_shift + image * norm.grad_step;
   const long per_group = norm.stored() ? 1 : norm.per_group;
   const double per_value = norm.stored() ? 0 : 1.0 / (per_group * area);  // stored statistics are constants
   for (long first = 0; first < norm.channels; first += per_group) {
     double mean_h = 0, mean_h_normed = 0;
     for (long c = first; c < first + per_group; c++) {
       const PlaneAffine<T> own(norm, image, c);
-      const T* plane = x + c * area;
-      T* grad = g + c * area;
-#pragma omp simd
-      for (long i = 0; i < area; i++) {
-        const T z = plane[i] * own.factor + own.offset;
-        grad[i] = z > low && z < high ? grad[i] : T(0);
-      }
-      const double shift = sum_of<T>(area, [=](long i) { return grad[i]; });
-      const double scale = sum_of<T>(area, [=](long i) { return grad[i] * (plane[i] - own.mean); }) * own.rstd;
-      grad_shift[c] = T(shift);
-      grad_scale[c] = T(scale);
-      mean_h += norm.scale[c] * shift * per_value;
-      mean_h_normed += norm.scale[c] * scale * per_value;
+      const auto [sum, centred_sum] = gate_plane(act, own, area, x + c * area, g + c * area);
+      grad_shift[c] = T(sum);
+      grad_scale[c] = T(centred_sum * own.rstd);
+      mean_h += norm.scale[c] * sum * per_value;
+      mean_h_normed += norm.scale[c] * centred_sum * own.rstd * per_value;
     }
     for (long c = first; c < first + per_group; c++) {
       const PlaneAffine<T> own(norm, image, c);
       const T* plane = x + c * area;
       T* grad = g + c * area;
       const T constant = T(mean_h) * own.rstd, slope = T(mean_h_normed) * own.rstd * own.rstd;
-#pragma omp simd
-      for (long i = 0; i < area; i++)
-        grad[i] = grad[i] * own.factor - constant - (plane[i] - own.mean) * slope;
+      for (long i = 0; i < area; i += LANES<T>) {
+        const Vector<T> centred = load_part(plane + i, area - i) - own.mean;
+        const Vector<T> scaled = load_part(grad + i, area - i) * own.factor;
+        store_part(grad + i, scaled - constant - centred * slope, area - i);
+      }
     }
   }
 }

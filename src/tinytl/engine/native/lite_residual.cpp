@@ -5,10 +5,10 @@
 // each image first goes through alone; then the gradients with respect to the weights are summed, each part
 // of them over the images in order, so that they do not depend on the number of threads.
 
-#include "grouped_convolution.h"
 #include "lite_norms.h"
 #include "resize.h"
 #include "threads.h"
+#include "weight_gradient.h"
 
 namespace tinytl {
 
@@ -18,16 +18,18 @@ struct LiteResidual {
   Convolution<T> conv[2];
   Norm<T> norm[2];
   long images, threads;
-  long height, width;            // of the block's input
-  long pooling;                  // factor
-  long pooled_height, pooled_width, pooled_pitch, pooled_plane;  // rows with the padding of the convolution
-  long rows, columns;            // of the maps between the convolutions
-  long margin, grad_pitch, grad_plane;  // of the gradient between them, whose rows have zeros at both ends
-  long out_height, out_width;    // of the block's output
+  long height, width;  // of the block's input
+  long pooling;        // factor
+  // the pooled map, whose rows have the zeros of the grouped convolution at both ends
+  long pooled_height, pooled_width, pooled_pitch, pooled_plane;
+  long rows, columns;  // of the maps between the convolutions
+  // the gradient between them with zeros around its rows: `margin` at the left
+  long margin, grad_pitch, grad_plane;
+  long out_height, out_width;  // of the block's output
   long bilinear;
-  // elements of the buffers
+  // elements of the buffers; all those of an image (backwards), of a thread
   long pooled_size, across_size, weights_size, grad_size, packed_grad_size, sums_size, natural_size;
-  long image_size, thread_size;  // all buffers of an image (backwards), of a thread
+  long image_size, thread_size;
 
   long area() const { return rows * columns; }
   long in_size() const { return conv[0].in * height * width; }
@@ -58,7 +60,8 @@ void add_pooled(const LiteResidual<T>& l, const T* grad, T* grad_x) {
 
 // middle, last: the outputs of the two convolutions, kept.
 template <typename T>
-void forward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, long image, const T* x, T* middle, T* last, T* out, T* buffer) {
+void forward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, long image, const T* x,
+                   T* middle, T* last, T* out, T* buffer) {
   T* pooled = take(buffer, l.pooled_size);
   T* active = take(buffer, l.middle_size());
   T* across = take(buffer, l.across_size);
@@ -82,8 +85,8 @@ void forward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, lo
 // What the backward pass of an image leaves for the gradients with respect to the weights.
 template <typename T>
 struct ImageBuffers {
-  T *pooled, *active;              // inputs of the two convolutions
-  T *grad_middle, *grad_last;      // gradients with respect to their outputs
+  T *pooled, *active;          // inputs of the two convolutions
+  T *grad_middle, *grad_last;  // gradients with respect to their outputs
 
   ImageBuffers(const LiteResidual<T>& l, T* buffer)
       : pooled(take(buffer, l.pooled_size)), active(take(buffer, l.middle_size())),
@@ -91,8 +94,9 @@ struct ImageBuffers {
 };
 
 template <typename T>
-void backward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, long image, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
-                    const ImageBuffers<T>& own, T* buffer) {
+void backward_image(const LiteResidual<T>& l, const Upsampling<T>& upsampling, long image, const T* x,
+                    const T* grad, const T* middle, const T* last, T* grad_x, const ImageBuffers<T>& own,
+                    T* buffer) {
   T* across = take(buffer, l.across_size);
   T* weights = take(buffer, l.weights_size);
   T* padded = take(buffer, l.grad_size);
@@ -132,8 +136,8 @@ void forward(const LiteResidual<T>& l, const T* x, T* middle, T* last, T* out, T
 
 // grad is the gradient with respect to the output; grad_x, that with respect to x, is added to, or null.
 // Gradients with respect to the weights are added to. Those with respect to scales and shifts are written to
-// the norms' rows, (images, ...), and their sums to grad_affine. The
-// scratch holds the tables of the upsampling, the buffers of each image, those of each thread.
+// the norms' rows, (images, ...), and their sums to grad_affine. The scratch holds the tables of the
+// upsampling, the buffers of each image, those of each thread.
 template <typename T>
 void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* middle, const T* last, T* grad_x,
               T* grad_affine, T* scratch) {
@@ -153,28 +157,31 @@ void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* midd
     T* buffer = of_threads + thread * l.thread_size;
     const WeightBuffers<T> own = {take(buffer, l.packed_grad_size), take(buffer, l.sums_size),
                                   take(buffer, l.natural_size)};
-    if (number < first)
-      add_weight_part(
-          l.conv[0], l.first_maps(), part_at(l.conv[0], number), l.images, [&](long image) { return buffers(image).pooled; },
-          [&](long image) { return buffers(image).grad_middle; }, own);
-    else
-      add_weight_part(
-          l.conv[1], l.second_maps(), part_at(l.conv[1], number - first), l.images, [&](long image) { return buffers(image).active; },
-          [&](long image) { return buffers(image).grad_last; }, own);
+    const auto pooled = [&](long image) { return buffers(image).pooled; };
+    const auto active = [&](long image) { return buffers(image).active; };
+    const auto grad_middle = [&](long image) { return buffers(image).grad_middle; };
+    const auto grad_last = [&](long image) { return buffers(image).grad_last; };
+    if (number < first) {
+      const Part part = part_at(l.conv[0], number);
+      add_weight_part(l.conv[0], l.first_maps(), part, l.images, pooled, grad_middle, own);
+    } else {
+      const Part part = part_at(l.conv[1], number - first);
+      add_weight_part(l.conv[1], l.second_maps(), part, l.images, active, grad_last, own);
+    }
   });
 }
 
 }  // namespace tinytl
 
-#define FOR_TYPE(T, suffix)                                                                                   \
-  extern "C" void lite_residual_forward_##suffix(const tinytl::LiteResidual<T>* lite, const T* x, T* middle,  \
-                                                 T* last, T* out, T* scratch) {                               \
-    tinytl::forward(*lite, x, middle, last, out, scratch);                                                    \
-  }                                                                                                           \
-  extern "C" void lite_residual_backward_##suffix(const tinytl::LiteResidual<T>* lite, const T* x,            \
-                                                  const T* grad, const T* middle, const T* last, T* grad_x,   \
-                                                  T* grad_affine, T* scratch) {                               \
-    tinytl::backward(*lite, x, grad, middle, last, grad_x, grad_affine, scratch);                             \
+#define FOR_TYPE(T, suffix)                                                                                  \
+  extern "C" void lite_residual_forward_##suffix(const tinytl::LiteResidual<T>* lite, const T* x, T* middle, \
+                                                 T* last, T* out, T* scratch) {                              \
+    tinytl::forward(*lite, x, middle, last, out, scratch);                                                   \
+  }                                                                                                          \
+  extern "C" void lite_residual_backward_##suffix(const tinytl::LiteResidual<T>* lite, const T* x,           \
+                                                  const T* grad, const T* middle, const T* last, T* grad_x,  \
+                                                  T* grad_affine, T* scratch) {                              \
+    tinytl::backward(*lite, x, grad, middle, last, grad_x, grad_affine, scratch);                            \
   }
 
 FOR_TYPE(float, float32)

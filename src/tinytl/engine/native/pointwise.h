@@ -9,11 +9,14 @@
 
 namespace tinytl {
 
-// Calls f<N>(start) for vectors that make up `count`: in pairs, and one that is left.
-template <class F>
+// Calls f<N>(start) for vectors that make up `count`: in pairs, and one that is left. double, which is there for
+// proofs, has no pairs, and compiles sooner.
+template <typename T, class F>
 TINYTL_INLINE void for_pairs(long count, F&& f) {
-  for (long start = 0; start + 2 <= count; start += 2) f.template operator()<2>(start);
-  if (count % 2) f.template operator()<1>(count - 1);
+  long start = 0;
+  if constexpr (sizeof(T) == sizeof(float))
+    for (; start + 2 <= count; start += 2) f.template operator()<2>(start);
+  for (; start < count; start++) f.template operator()<1>(start);
 }
 
 // Where element k of the channel in `lane` stands in a packed weight of `size` elements a channel.

@@ -118,10 +118,10 @@ constexpr long PLANES = 4;  // upsampled together, so that four rows are at hand
 template <typename T>
 struct Upsampling {
   long rows, columns, out_rows, out_columns;
-  Band<T> widen, narrow;         // a row: columns -> out_columns, and back
-  int32_t *low, *high;           // (out_rows)
-  T* share;                      // (out_rows)
-  int32_t *first, *last;         // (rows): the output rows that a row takes part in
+  Band<T> widen, narrow;  // a row: columns -> out_columns, and back
+  int32_t *low, *high;    // (out_rows)
+  T* share;               // (out_rows)
+  int32_t *first, *last;  // (rows): the output rows that a row takes part in
 
   // Carves its tables from a buffer; native_lite_residual.py tells how much they take.
   Upsampling(long rows, long columns, long out_rows, long out_columns, bool bilinear, T*& buffer)
@@ -153,8 +153,8 @@ struct Upsampling {
     return (low[row] == old ? 1 - share[row] : T(0)) + (high[row] == old ? share[row] : T(0));
   }
 
-  // Adds planes * factor + offset, upsampled, to `out`; factor and offset are those of each plane. `across`
-  // holds up to PLANES planes (rows, out_columns).
+  // Adds planes * factor + offset, upsampled, to `out`: affine(plane) tells both. `across` holds up to PLANES
+  // planes (rows, out_columns).
   template <class F>
   void add(const T* planes, long count, F&& affine, T* across, T* out) const {
     widen.apply(planes, count * rows, across);
