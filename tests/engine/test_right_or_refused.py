@@ -335,3 +335,22 @@ def test_the_report_names_what_it_cannot_help(caplog):
     assert str(report) in caplog.text and "not helped: GELU" in str(report)
     with pytest.raises(AttributeError):
         report.sliced = ()
+
+
+@pytest.mark.parametrize("name", ["gn", "bn_frozen", "mobilenetv3_small_100", "resnet18"])
+def test_gradients_under_autocast(name):
+    """They are as close to those in float64 as stock PyTorch's under autocast."""
+    network = tinytl(name) if name in ("gn", "bn_frozen") else frozen(name)
+    images = IMAGES.float()
+    exact, _ = gradients(network)
+    half = copy.deepcopy(network).float()
+    lean = lean_copy(half)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock_half, out = gradients(half, images)
+        lean_half, lean_out = gradients(lean, images)
+    assert lean_out.dtype == out.dtype == torch.bfloat16
+
+    def error(found):
+        return torch.stack([(found[name] - g).norm() for name, g in exact.items()]).norm()
+
+    assert error(lean_half) <= 2 * error(stock_half)
