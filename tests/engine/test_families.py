@@ -1,6 +1,7 @@
 """Every family of timm's networks: the lean engine's gradients equal stock PyTorch's, or it says why not."""
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -50,7 +51,7 @@ def prepared(name):
 
 def gradients(network, images):
     torch.manual_seed(1)
-    out = network(images)
+    out: Any = network(images)
     out = sum(out) if isinstance(out, tuple | list) else out
     loss = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
     loss.backward()

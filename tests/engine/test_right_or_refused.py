@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import timm
@@ -35,21 +36,21 @@ def moved(network):
     return network
 
 
-def frozen(name, method="bias", norm="bn_frozen", **options):
+def frozen(name, method="bias", norm: Any = "bn_frozen", **options) -> Any:
     network = moved(timm.create_model(name, num_classes=5, **options))
     freeze(network, method)
     set_train_mode(network, norm)
     return network
 
 
-def tinytl(norm="gn"):
+def tinytl(norm: Any = "gn") -> Any:
     network = moved(build_network(NetworkSpec("proxylessnas_w03", norm, 5, LiteResidualConfig(), 0.0)))
     freeze(network, "tinytl")
     set_train_mode(network, norm)
     return network
 
 
-def own(*layers):
+def own(*layers) -> Any:
     """A network of one's own, whose biases and norms train."""
     network = moved(nn.Sequential(*layers)).train()
     for module in network.modules():
@@ -60,10 +61,10 @@ def own(*layers):
     return network
 
 
-def gradients(network, images=IMAGES, parameters=None):
+def gradients(network, images=IMAGES, parameters=None) -> Any:
     torch.manual_seed(1)
     parameters = parameters or {name: p for name, p in network.named_parameters() if p.requires_grad}
-    out = functional_call(network, parameters, (images,)) if parameters else network(images)
+    out: Any = functional_call(network, parameters, (images,)) if parameters else network(images)
     out = sum(out) if isinstance(out, tuple) else out
     loss = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum() + out.square().sum()
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)), out
@@ -77,7 +78,7 @@ def assert_same(stock, lean, images=IMAGES, parameters=None):
         assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm().clamp_min(floor), name
 
 
-def lean_copy(network, plan=PLAN):
+def lean_copy(network, plan=PLAN) -> Any:
     return make_lean(copy.deepcopy(network), plan)
 
 
@@ -227,7 +228,7 @@ def test_an_input_of_another_type_is_refused(model):
 def test_the_order_of_calls():
     network = tinytl()
     with pytest.raises(UserError, match="norm=bn-frozen: unknown"):
-        set_train_mode(network, "bn-frozen")
+        set_train_mode(network, "bn-frozen")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="has not converted"):
         lean_report(network)
     make_lean(network, PLAN)
@@ -334,7 +335,7 @@ def test_the_report_names_what_it_cannot_help(caplog):
     assert {"GELU", "LayerNorm2d"} <= report.helpless().keys()
     assert str(report) in caplog.text and "not helped: GELU" in str(report)
     with pytest.raises(AttributeError):
-        report.sliced = ()
+        report.sliced = ()  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["gn", "bn_frozen", "mobilenetv3_small_100", "resnet18"])

@@ -46,7 +46,14 @@ class SlicedBottleneck(nn.Module):
     def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "SlicedBottleneck | None":
         """The lean layer for an inverted bottleneck of frozen convolutions; None for anything else."""
         parts = BottleneckParts.of(module, plan, kernels)
-        return None if parts is None else cls(parts, plan, kernels)
+        return None if parts is None else cls.of_parts(parts, plan, kernels)
+
+    @classmethod
+    def of_parts(
+        cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
+    ) -> "SlicedBottleneck | None":
+        """The lean layer for the parts of a bottleneck; it can be any of them."""
+        return cls(parts, plan, kernels)
 
     def norms(self) -> dict[str, Any]:
         """The norms by the convolution that they follow: [expand,] depthwise, project."""

@@ -26,10 +26,12 @@ from tinytl.networks.lite_residual import LiteResidualBlock
 
 log = logging.getLogger("tinytl")
 
+# Layers that compute a whole inverted bottleneck, and recompute by themselves: the fastest first.
+BOTTLENECKS: tuple[Any, ...] = (SlicedBottleneck,)
 # The first whose `of` returns a layer replaces a module. Layers for whole blocks come before those for parts
-# of them, and faster ones before slower ones.
+# of them.
 LAYERS: tuple[Any, ...] = (
-    SlicedBottleneck,
+    *BOTTLENECKS,
     FrozenConv2d,
     StandardizedConv2d,
     FrozenLinear,
@@ -77,11 +79,11 @@ class _Conversion:
     kernels: Kernels
     layers: dict[nn.Module, nn.Module] = field(default_factory=dict)  # the module -> what replaced it
     replaced: Counter[str] = field(default_factory=Counter)
-    sliced: list[str] = field(default_factory=list)
+    bottlenecks: dict[str, list[str]] = field(default_factory=dict)  # names by the layer
 
     def replace_inside(self, parent: nn.Module, prefix: str) -> None:
         """Replace the modules in `parent`, from the top, and go into those that stay."""
-        if (fused := fuse_stem(parent, self.plan, self.kernels)) is not None:
+        if (fused := fuse_stem(parent, BOTTLENECKS, self.plan, self.kernels)) is not None:
             self._note(fused.layer, prefix + fused.name)
         for name, child in list(parent._modules.items()):
             if child is None or type(child) in LAYERS:
@@ -105,8 +107,8 @@ class _Conversion:
 
     def _note(self, layer: nn.Module, name: str) -> None:
         self.replaced[type(layer).__name__] += 1
-        if isinstance(layer, SlicedBottleneck):
-            self.sliced.append(name)
+        if isinstance(layer, BOTTLENECKS):
+            self.bottlenecks.setdefault(type(layer).__name__, []).append(name)
 
 
 def _recompute(
@@ -119,7 +121,7 @@ def _recompute(
     chosen = candidates if kept is None else kept.recomputed()
     report = LeanReport(
         replaced=dict(conversion.replaced),
-        sliced=tuple(conversion.sliced),
+        sliced=tuple(conversion.bottlenecks.get(SlicedBottleneck.__name__, ())),
         recomputed=tuple(chosen),
         kept_as_they_were=tuple(name for name in candidates if name not in chosen),
         kept_mb_an_image=kept and kept.mb_an_image(chosen),
@@ -134,13 +136,13 @@ def _recompute(
 def _candidates(network: nn.Module, blocks: list[str]) -> Iterator[str]:
     """Yield the names of the blocks that may be recomputed; of a block with a lite residual, each branch.
 
-    So only one of its branches is recomputed at a time. Bottlenecks in slices recompute by themselves.
+    So only one of its branches is recomputed at a time.
     """
     for name in blocks:
         block = network.get_submodule(name)
         if isinstance(block, LiteResidualBlock):
             yield from _candidates(network, [f"{name}.main_branch", f"{name}.lite_residual"])
-        elif not isinstance(block, SlicedBottleneck):
+        elif not isinstance(block, BOTTLENECKS):
             yield name
 
 

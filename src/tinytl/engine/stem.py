@@ -1,4 +1,4 @@
-"""The stem and the first block of a network as one sliced bottleneck.
+"""The stem and the first block of a network as one bottleneck.
 
 The network's largest maps lie between the two; in slices they are never whole.
 """
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tinytl.engine.bottleneck import SlicedBottleneck
 from tinytl.engine.bottleneck_parts import BottleneckParts
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.mixin import Mixin, become
@@ -17,7 +16,7 @@ from tinytl.engine.plan import EnginePlan
 class FusedStem(NamedTuple):
     """The layer that computes stem and first block, and its name in the network."""
 
-    layer: SlicedBottleneck
+    layer: nn.Module
     name: str
 
 
@@ -29,12 +28,15 @@ class AppliedByFirstBlock(Mixin):
         return input
 
 
-def fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> FusedStem | None:
-    """Replace stem and first block by one sliced bottleneck; None where they cannot be."""
+def fuse_stem(network: Any, kinds: tuple[Any, ...], plan: EnginePlan, kernels: Kernels) -> FusedStem | None:
+    """Replace stem and first block by the first of these layers that can be both; None if none can."""
     parts = BottleneckParts.of_stem(network, plan, kernels)
     if parts is None:
         return None
-    layer = SlicedBottleneck(parts, plan, kernels)
+    layers = (kind.of_parts(parts, plan, kernels) for kind in kinds)
+    layer = next((layer for layer in layers if layer is not None), None)
+    if layer is None:
+        return None
     network.blocks[0][0] = layer
     network.conv_stem = nn.Identity()
     network.bn1 = parts.norms["expand"]
