@@ -189,6 +189,11 @@ def test_other_architectures(model):
     assert_same(network, lean_copy(network), images)
 
 
+def test_the_program_refuses_several_classifiers():
+    with pytest.raises(UserError, match=r"has 2 classifiers"):
+        build_network(NetworkSpec("levit_128s", "native", 5))
+
+
 @pytest.mark.parametrize("plan", [PLAN, EnginePlan(recompute_above_px=None)])
 @pytest.mark.parametrize("model", ["proxylessnas_w03", "mobilenetv3_small_100", "resnet18"])
 def test_drop_path(model, plan):
