@@ -11,7 +11,7 @@ from processes import ROOT
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
-from tinytl.memory.predict import predicted_bytes
+from tinytl.memory.predict import predict, predicted_bytes
 from tinytl.memory.step import build, metered, run
 from tinytl.planner.engine_plan import Planner
 
@@ -56,6 +56,26 @@ def test_prediction_of_other_models(model):
 @pytest.mark.parametrize("quantize", ["off", "kmeans"])
 def test_prediction_of_other_frozen_weights(quantize):
     assert_predicted(replace(W03, quantize=quantize))
+
+
+AUTOCAST = [
+    ("proxylessnas_w03", "gn", "tinytl"),
+    ("proxylessnas_w03", "bn_frozen", "bias"),
+    ("proxylessnas_w03", "bn", "full"),
+    ("mobilenetv3_small_100", "bn_frozen", "bias"),
+]
+
+
+@pytest.mark.parametrize("engine", ["lean", "stock"])
+@pytest.mark.parametrize(("model", "norm", "method"), AUTOCAST)
+def test_prediction_under_autocast(model, norm, method, engine):
+    """What is kept is kept in bfloat16, under either engine, and is predicted so."""
+    step = replace(TrainingStep.of(model, norm, method, 8, 96, 10), engine=engine)
+    half = replace(step, autocast=True)
+    real = measured(half)
+    assert real <= predicted_bytes(half) <= (1.05 if engine == "lean" else 1.07) * real
+    kept, kept_half = predict(step).kept_bytes, predict(half).kept_bytes
+    assert kept_half <= 0.66 * kept
 
 
 def test_prediction_of_an_optimizer_in_8_bits():

@@ -215,6 +215,7 @@ def training_step(cfg: Any, classes: int) -> TrainingStep:
         network_spec(cfg, classes), cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize,
         multilabel=cfg.data.task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
         plan=engine_plan(cfg), channels_last=cfg.engine.channels_last,
+        autocast=str(cfg.trainer.precision) in (*HALF, "bf16-mixed", "bf16"),
     )  # fmt: skip
 
 
