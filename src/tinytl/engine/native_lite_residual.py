@@ -126,19 +126,17 @@ class Kept(NamedTuple):
 class NativeLiteResidual(nn.Module):
     """Replaces a LiteResidual; its parameters keep their names and train as before.
 
-    With `add_gradients_in_place` the gradients with respect to the two weights are added to a `.grad` that is
-    there already, and autograd is told of none. That is for training loops that accumulate gradients; where
-    gradients are asked for otherwise (torch.autograd.grad, DistributedDataParallel) it must be off. It
-    computes float32 and float64 on the CPU, and shapes on the meta device.
+    Where a loop accumulates gradients, those with respect to the two weights are added to the `.grad` that is
+    there already, and autograd is told of none: so there is no second tensor of that size. It computes float32
+    and float64 on the CPU, and shapes on the meta device.
     """
 
-    def __init__(self, lite: LiteResidual, add_gradients_in_place: bool = False) -> None:
+    def __init__(self, lite: LiteResidual) -> None:
         super().__init__()
         self.pooling, self.upsampling = lite.pooling, lite.upsampling
         self.conv1, self.bn1 = lite.conv1, lite.bn1
         self.conv2, self.final_bn = lite.conv2, lite.final_bn
         self.layers: tuple[Any, ...] = (self.conv1, self.conv2, self.bn1, self.final_bn)
-        self.add_gradients_in_place = add_gradients_in_place
         acts = (ACTIVATIONS[nn.ReLU], LINEAR)
         self.described_norms = [
             NativeNorm.of(norm, act) for norm, act in zip(self.layers[2:], acts, strict=True)
@@ -241,7 +239,7 @@ class NativeLiteResidual(nn.Module):
         targets: list[Tensor | None] = []
         returned: list[Tensor | None] = []
         for weight, need in zip(weights, needs, strict=False):
-            in_place = need and self.add_gradients_in_place and _takes_gradients_in_place(weight)
+            in_place = need and _takes_gradients_in_place(weight)
             if in_place:
                 assert weight.grad is not None
                 torch.autograd.graph.increment_version(weight.grad)
@@ -364,10 +362,18 @@ def _is_plain_norm(norm: Any) -> bool:
 
 def _takes_gradients_in_place(weight: Any) -> bool:
     """Whether there is a gradient to which another may be added, and no hook waits for it."""
-    if not weight.is_leaf or weight.grad is None:
+    if not weight.is_leaf or weight.grad is None or not _is_accumulated(weight):
         return False
     hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
     return weight.grad.is_contiguous() and weight.grad.dtype == weight.dtype and not hooks
+
+
+def _is_accumulated(leaf: Tensor) -> bool:
+    """Whether the backward pass that is running adds to `leaf.grad`; torch.autograd.grad does not."""
+    try:
+        return torch._C._will_engine_execute_node(torch.autograd.graph.get_gradient_edge(leaf).node)
+    except RuntimeError:  # so PyTorch answers within torch.autograd.grad
+        return False
 
 
 class _LiteResidual(torch.autograd.Function):
