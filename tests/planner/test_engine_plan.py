@@ -120,8 +120,17 @@ def test_budgets_are_kept_or_refused():
         assert predicted_bytes(planner.choose(least * 1e6)) <= least * 1e6
 
 
-def test_more_memory_buys_larger_micro_batches_and_less_recomputation():
+def test_more_memory_buys_larger_micro_batches():
     planner = Planner(TrainingStep.of("tinytl_tiny", "gn", "tinytl", 8, 96, 10))
+    plans = [planner.choose(mb * 1e6).plan for mb in (1.7, 1000)]
+    sizes = [plan.micro_batch or 8 for plan in plans]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 8 == plans[-1].micro_batch and plans[-1].keep_projection
+
+
+def test_more_memory_buys_less_recomputation_where_blocks_are_not_native():
+    plan = EnginePlan(compile="off")
+    planner = Planner(replace(TrainingStep.of("tinytl_tiny", "gn", "tinytl", 8, 96, 10), plan=plan))
     plans = [planner.choose(mb * 1e6).plan for mb in (1.5, 1000)]
     sizes = [plan.micro_batch or 8 for plan in plans]
     assert sizes == sorted(sizes)

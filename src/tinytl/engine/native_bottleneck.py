@@ -159,7 +159,16 @@ class NativeBottleneck(nn.Module):
         if not cls.supports(expand, depthwise, project, list(parts.norms.values()), acts):
             return None
         norms = {parts.norm_names[part] or "outside": norm for part, norm in parts.norms.items()}
-        block = cls(expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection)  # type: ignore[arg-type]
+        block = cls(
+            expand,
+            depthwise,
+            project,
+            norms,
+            acts,
+            parts.has_skip,
+            plan.keep_projection,
+            min(SLICE_BYTES, plan.slice_bytes),
+        )  # type: ignore[arg-type]
         block.drop_path = parts.drop_path
         return block
 

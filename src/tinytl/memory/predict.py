@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tinytl.assembly import TrainingStep, engage, prepare, trainable
+from tinytl.engine import EnginePlan, lean_report
 from tinytl.engine.optimizer import step_in_backward
+from tinytl.engine.report import LeanReport
 from tinytl.memory.meter import MemoryReport
 from tinytl.memory.step import metered
 from tinytl.networks.construct import build_on_meta
@@ -38,6 +40,20 @@ def predicted_bytes(step: TrainingStep) -> int:
     """Predict the peak of live tensor bytes in a run, with a margin for what a run adds to a step."""
     margin = MARGIN_STOCK_AUTOCAST if step.autocast and step.engine != "lean" else MARGIN
     return int(margin * predict(step).peak_bytes) + MARGIN_BYTES
+
+
+def conversion(step: TrainingStep) -> LeanReport:
+    """What the lean engine does to the step's network under its default plan, whatever the step's sizes."""
+    plan = EnginePlan(compile=step.plan.compile)
+    return _conversion(replace(step.shapes, plan=plan, batch_size=1, resolution=0, multilabel=False))
+
+
+@lru_cache(maxsize=256)
+def _conversion(step: TrainingStep) -> LeanReport:
+    network = build_on_meta(step.spec)
+    prepare(network, step)
+    engage(network, step)
+    return lean_report(network)
 
 
 def predict(step: TrainingStep) -> MemoryReport:
