@@ -127,8 +127,8 @@ class NativeLiteResidual(nn.Module):
     """Replaces a LiteResidual; its parameters keep their names and train as before.
 
     Where a loop accumulates gradients, those with respect to the two weights are added to the `.grad` that is
-    there already, and autograd is told of none: so there is no second tensor of that size. It computes float32
-    and float64 on the CPU, and shapes on the meta device.
+    there already, and autograd is told of none: so there is no second tensor of that size. It computes
+    float32 and float64 on the CPU, and shapes on the meta device.
     """
 
     def __init__(self, lite: LiteResidual) -> None:
