@@ -1,4 +1,6 @@
-"""Compile the C++ sources into a library for this machine, once, and keep it in the user's cache folder.
+"""Compile the C++ sources into libraries for this machine, once, and keep them in the user's cache folder.
+
+There is one for float32 and one for float64, which few need: so a first run waits half as long.
 
 The file name of a kept library holds the hash of its content. So a truncated, replaced or foreign file is
 recognised before it is loaded (loading a truncated library kills the process), and compiled again. A kept
@@ -20,6 +22,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from tinytl.system.files import cache_folder, write_whole
 
@@ -35,32 +38,35 @@ FLAGS = (
     "-Wno-psabi", "-fPIC", "-shared",
 )  # fmt: skip
 C_TYPES = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long}
-COMPILER_SECONDS = 120.0  # time limit; the compiler takes ten to twenty
+COMPILER_SECONDS = 120.0  # time limit; the compiler takes ten
+Scalar = Literal["float32", "float64"]
 
 
 class CompileError(Exception):
     """The operators cannot be compiled or loaded on this machine; the message says why in one line."""
 
 
-def load_library(signatures: Mapping[str, str], limit_s: float = COMPILER_SECONDS) -> ctypes.CDLL:
-    """Load the kept library, or compile one and keep it.
+def load_library(
+    signatures: Mapping[str, str], scalar: Scalar = "float32", limit_s: float = COMPILER_SECONDS
+) -> ctypes.CDLL:
+    """Load the kept library of functions on tensors of this type, or compile one and keep it.
 
     `signatures` maps each function to its arguments' types: p a pointer, d a double, l a long. Raises
     CompileError where no compiler on this machine can do it within `limit_s` seconds.
     """
-    folder, stem = cache_folder(), f"kernels-{_fingerprint()}"
+    folder, stem = cache_folder(), f"kernels-{scalar}-{_fingerprint()}"
     for path in _kept(folder, stem):
         with suppress(OSError, AttributeError):  # cannot be loaded from there, or was deleted meanwhile
             if path.name == _name(stem, path.read_bytes()):
-                return _load(path, signatures)
+                return _load(path, signatures, scalar)
     try:
         with tempfile.TemporaryDirectory(prefix="tinytl-", ignore_cleanup_errors=True) as temporary:
             compiled = Path(temporary) / "kernels.so"
-            _compile(compiled, limit_s)
+            _compile(compiled, scalar, limit_s)
             kept = _keep(compiled.read_bytes(), folder, stem)
             with suppress(OSError):  # either file system may forbid loading libraries (noexec)
-                return _load(kept or compiled, signatures)
-            return _load(compiled, signatures)
+                return _load(kept or compiled, signatures, scalar)
+            return _load(compiled, signatures, scalar)
     except (OSError, AttributeError) as error:
         raise CompileError(f"the compiled library cannot be loaded ({error})") from error
 
@@ -72,11 +78,10 @@ def _kept(folder: Path | None, stem: str) -> list[Path]:
     return []
 
 
-def _load(path: Path, signatures: Mapping[str, str]) -> ctypes.CDLL:
+def _load(path: Path, signatures: Mapping[str, str], scalar: Scalar) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name, signature in signatures.items():
-        for suffix in ("float32", "float64"):
-            getattr(library, f"{name}_{suffix}").argtypes = [C_TYPES[letter] for letter in signature]
+        getattr(library, f"{name}_{scalar}").argtypes = [C_TYPES[letter] for letter in signature]
     return library
 
 
@@ -104,9 +109,9 @@ def _name(stem: str, content: bytes) -> str:
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:32]}.so"
 
 
-def _compile(target: Path, limit_s: float) -> None:
+def _compile(target: Path, scalar: Scalar, limit_s: float) -> None:
     """Run the compiler; kill it and its children after `limit_s` seconds, or if this process is stopped."""
-    command = [*_compiler(), *FLAGS, *map(str, SOURCES), "-o", str(target)]
+    command = [*_compiler(), *FLAGS, f"-DTINYTL_{scalar.upper()}", *map(str, SOURCES), "-o", str(target)]
     with tempfile.TemporaryFile() as output:  # a surviving child of the compiler would hold a pipe open
         try:
             process = subprocess.Popen(

@@ -321,7 +321,7 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
 
 }  // namespace
 
-// What kernels.py calls: every function for float32 and float64.
+// What kernels.py calls, for float32 or float64.
 #define FOR_TYPE(T, suffix)                                                                                   \
   extern "C" void group_normalize_##suffix(T* x, T* rstd, long n, long c, long per_group, long area,          \
                                            double eps) {                                                      \
@@ -355,5 +355,8 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
     standardize<T>(weight, grad, out, rows, n, eps);                                                          \
   }
 
+#if defined(TINYTL_FLOAT32)
 FOR_TYPE(float, float32)
+#else
 FOR_TYPE(double, float64)
+#endif

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from tinytl.engine.kernel_library import CompileError, load_library
+from tinytl.engine.kernel_library import CompileError, Scalar, load_library
 from tinytl.errors import UserError
 
 log = logging.getLogger("tinytl")
@@ -213,15 +213,19 @@ class CompiledKernels(Kernels):
     def _call(self, name: str, first: Tensor, *others: Any) -> None:
         if first.is_meta:  # the memory prediction needs the shapes of outputs only
             return
-        suffix = "float32" if first.dtype == torch.float32 else "float64"
+        scalar = SCALARS[first.dtype]
+        library = self.library if scalar == "float32" else compiled_library(scalar)
         arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
         tensors = [a for a in (first, *others) if isinstance(a, Tensor)]
         assert all(a.is_contiguous() and a.device == first.device for a in tensors)
-        getattr(self.library, f"{name}_{suffix}")(*arguments)
+        getattr(library, f"{name}_{scalar}")(*arguments)
+
+
+SCALARS: dict[torch.dtype, Scalar] = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def _supported(x: Tensor) -> bool:
-    return x.device.type in ("cpu", "meta") and x.dtype in (torch.float32, torch.float64)
+    return x.device.type in ("cpu", "meta") and x.dtype in SCALARS
 
 
 # The argument types of the compiled functions: p a pointer, d a double, l a long.
@@ -244,17 +248,22 @@ SIGNATURES = {
 
 def compiled_kernels() -> CompiledKernels:
     """The operators of kernels.cpp. Raises CompileError where this machine cannot compile them."""
-    library = _library()
+    return CompiledKernels(compiled_library("float32"))
+
+
+def compiled_library(scalar: Scalar) -> ctypes.CDLL:
+    """The compiled functions on tensors of this type. Raises CompileError as `compiled_kernels` does."""
+    library = _library(scalar)
     if isinstance(library, CompileError):
         raise library
-    return CompiledKernels(library)
+    return library
 
 
 @cache
-def _library() -> ctypes.CDLL | CompileError:
+def _library(scalar: Scalar) -> ctypes.CDLL | CompileError:
     """Load once per process; a failure is kept, too, so that a hanging compiler is waited for only once."""
     try:
-        return load_library(SIGNATURES)
+        return load_library(SIGNATURES, scalar)
     except CompileError as error:
         return error
 
@@ -262,8 +271,8 @@ def _library() -> ctypes.CDLL | CompileError:
 @cache
 def native_function(name: str, dtype: torch.dtype) -> Any:
     """A function of the compiled library for a type. Raises CompileError as `compiled_kernels` does."""
-    suffix = {torch.float32: "float32", torch.float64: "float64"}[dtype]
-    return getattr(compiled_kernels().library, f"{name}_{suffix}")
+    scalar = SCALARS[dtype]
+    return getattr(compiled_library(scalar), f"{name}_{scalar}")
 
 
 def run_native(name: str, description: bytes, x: Tensor, *others: Tensor | None) -> None:

@@ -52,7 +52,8 @@ class Facts:
 
 def facts(classes: int) -> Facts:
     """Return the facts of this machine, for data with so many classes."""
-    return Facts(classes, process.free_bytes(), torch.cuda.is_available() or torch.backends.mps.is_available())
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return Facts(classes, process.free_bytes(), has_gpu)
 
 
 def resolve(cfg: Any, facts: Facts) -> Experiment:

@@ -368,6 +368,9 @@ void bottleneck_backward(const Block<T>& block, const T* x, const T* grad, const
   }
 
 extern "C" {
+#if defined(TINYTL_FLOAT32)
 TINYTL_BOTTLENECK(float, float32)
+#else
 TINYTL_BOTTLENECK(double, float64)
+#endif
 }

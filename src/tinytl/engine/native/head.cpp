@@ -170,6 +170,9 @@ void head_backward(const Head<T>& head, const T* x, const T* grad, T* grad_x, co
   }
 
 extern "C" {
+#if defined(TINYTL_FLOAT32)
 TINYTL_HEAD(float, float32)
+#else
 TINYTL_HEAD(double, float64)
+#endif
 }

@@ -184,5 +184,8 @@ void backward(const LiteResidual<T>& l, const T* x, const T* grad, const T* midd
     tinytl::backward(*lite, x, grad, middle, last, grad_x, grad_affine, scratch);                            \
   }
 
+#if defined(TINYTL_FLOAT32)
 FOR_TYPE(float, float32)
+#else
 FOR_TYPE(double, float64)
+#endif
