@@ -154,21 +154,16 @@ class NativeBottleneck(nn.Module):
         """The lean layer for these parts; None where the native code cannot compute them."""
         if not is_native(kernels, parts.convs["project"]):
             return None
-        expand, depthwise, project = (parts.convs.get(part) for part in ("expand", "depthwise", "project"))
-        acts = [native_activation(norm) for part, norm in parts.norms.items() if part != "project"]
+        convs: Any = parts.convs
+        expand, depthwise, project = convs.get("expand"), convs["depthwise"], convs["project"]
+        acts: list[Any] = [native_activation(norm) for part, norm in parts.norms.items() if part != "project"]
         if not cls.supports(expand, depthwise, project, list(parts.norms.values()), acts):
             return None
         norms = {parts.norm_names[part] or "outside": norm for part, norm in parts.norms.items()}
         block = cls(
-            expand,
-            depthwise,
-            project,
-            norms,
-            acts,
-            parts.has_skip,
-            plan.keep_projection,
+            expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection,
             min(SLICE_BYTES, plan.slice_bytes),
-        )  # type: ignore[arg-type]
+        )  # fmt: skip
         block.drop_path = parts.drop_path
         return block
 

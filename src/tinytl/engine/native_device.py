@@ -10,9 +10,11 @@ DEVICES = ("cpu", "meta")
 DTYPES = (torch.float32, torch.float64)
 
 
-def is_native(kernels: Kernels, layer: nn.Conv2d) -> bool:
-    """Whether a block of such a layer can be native: compiled, and here."""
-    weight = layer.weight
+def is_native(kernels: Kernels, layer: nn.Module) -> bool:
+    """Whether a block of such a convolution can be native: compiled, and here."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return False
     return isinstance(kernels, CompiledKernels) and weight.device.type in DEVICES and weight.dtype in DTYPES
 
 
