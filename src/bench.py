@@ -28,8 +28,8 @@ from tinytl.benchmark.plans import PLANS, steps_under
 from tinytl.benchmark.rows import rows_of
 from tinytl.benchmark.show import plot, show
 from tinytl.errors import UserError
+from tinytl.experiment.terminal.error_exit import one_line_errors
 from tinytl.experiment.terminal.options import key_values
-from tinytl.experiment.terminal.program import one_line_errors
 from tinytl.experiment.terminal.suggestions import did_you_mean
 from tinytl.experiment.validation.numbers import NUMBERS, Range, require
 from tinytl.methods import METHODS

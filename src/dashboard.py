@@ -10,8 +10,8 @@ The panels plot what runs log to W&B. The program needs `pip install 'tinytl[das
 import sys
 
 from tinytl.errors import UserError
+from tinytl.experiment.terminal.error_exit import one_line_errors
 from tinytl.experiment.terminal.options import key_values
-from tinytl.experiment.terminal.program import one_line_errors
 from tinytl.experiment.tracking.dashboard import Options, save, show, specification
 
 

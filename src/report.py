@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinytl.experiment.terminal.error_exit import one_line_errors, quiet_libraries
 from tinytl.experiment.terminal.options import key_values
-from tinytl.experiment.terminal.program import one_line_errors, quiet_libraries
 from tinytl.report.packed import pack
 from tinytl.report.write import write_report
 

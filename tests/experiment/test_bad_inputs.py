@@ -28,10 +28,10 @@ from tinytl.data.transforms import train_transform
 from tinytl.errors import UserError
 from tinytl.experiment.program import run
 from tinytl.experiment.sweep.grids import points
+from tinytl.experiment.terminal.error_exit import one_line_errors
 from tinytl.experiment.terminal.error_lines import one_line
 from tinytl.experiment.terminal.options import key_values
 from tinytl.experiment.terminal.overrides import plain_value, prepared
-from tinytl.experiment.terminal.program import one_line_errors
 from tinytl.experiment.terminal.suggestions import did_you_mean
 from tinytl.experiment.validation import devices, folder_names
 from tinytl.experiment.validation.numbers import CHANNELS, SHARE, check_list

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinytl.data.folder_tree import BROKEN_LINK, Folder
 from tinytl.data.images import Images
-from tinytl.data.left_out import counted_kinds
-from tinytl.data.parts import find_parts
-from tinytl.data.tree import BROKEN_LINK, Folder
+from tinytl.data.left_out_files import counted_kinds
+from tinytl.data.part_names import find_parts
 from tinytl.errors import UserError, printable
 
 MOST_NAMES = 5  # classes in one line

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tinytl.data.classes import ClassFolders, class_folders, match
+from tinytl.data.folder_tree import Folder, read_tree
 from tinytl.data.images import Images
-from tinytl.data.left_out import left_out_line
-from tinytl.data.parts import Part, find_parts, part_of
+from tinytl.data.left_out_files import left_out_line
+from tinytl.data.part_names import Part, find_parts, part_of
 from tinytl.data.splits import Splits, held_out
-from tinytl.data.tree import Folder, read_tree
 from tinytl.errors import UserError, printable
 
 MOST_NAMES = 3  # folders in one line

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from tinytl.data.data_warnings import remarks
 from tinytl.data.decoding import readable
 from tinytl.data.file_check import FileCheck, Watch, unwatched
 from tinytl.data.images import Images, Source
 from tinytl.data.pixels import to_rgb
-from tinytl.data.remarks import remarks
 from tinytl.data.splits import Splits
 from tinytl.errors import UserError, printable
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from tinytl.data.folder_tree import read_tree
 from tinytl.data.images import Images
-from tinytl.data.left_out import left_out_line
+from tinytl.data.left_out_files import left_out_line
 from tinytl.data.splits import Splits, held_out
-from tinytl.data.tree import read_tree
 from tinytl.errors import UserError
 
 TEST_IMAGES = 500  # at most; never more than a tenth of all

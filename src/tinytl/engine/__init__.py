@@ -1,6 +1,6 @@
 """The lean engine trains in little memory: lean operators, recomputation, slices, micro-batches."""
 
-import tinytl.networks.timm_alone  # noqa: F401  (before timm)
+import tinytl.networks.timm_without_wandb  # noqa: F401  (before timm)
 
 # isort: split
 from tinytl.engine.lean import make_lean

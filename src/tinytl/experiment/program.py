@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tinytl.experiment.schema import CONF, PretrainConfig
-from tinytl.experiment.terminal.program import guarded, one_line_errors
+from tinytl.experiment.terminal.error_exit import guarded, one_line_errors
 from tinytl.experiment.validation.validate import validate
 
 

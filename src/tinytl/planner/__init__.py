@@ -1,3 +1,3 @@
 """Decide what a memory budget is spent on: an engine plan, a method."""
 
-import tinytl.networks.timm_alone  # noqa: F401  (before timm)
+import tinytl.networks.timm_without_wandb  # noqa: F401  (before timm)

@@ -13,7 +13,7 @@ from tinytl.paper import tables as paper
 from tinytl.paper.count import PaperCount, count_as_paper
 from tinytl.paper.recipe import get
 from tinytl.paper.tables import Cell
-from tinytl.report.settings import differences
+from tinytl.report.differences import differences
 
 COUNTED_CLASSES = 102  # the paper gives one figure for all data sets
 LAYERS = {"relu": ("ReLU", "ReLU6"), "sigmoid": ("Sigmoid",), "h-swish": ("Hardswish", "HardswishMe")}

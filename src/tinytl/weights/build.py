@@ -16,7 +16,7 @@ from tinytl.networks.quantize import quantize_frozen
 from tinytl.networks.spec import EMBEDDED, NetworkSpec
 from tinytl.weights import checkpoints
 from tinytl.weights.checkpoints import Checkpoint
-from tinytl.weights.fitting import fit
+from tinytl.weights.load_into_network import fit
 from tinytl.weights.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
 from tinytl.weights.tensor_names import canonical
 

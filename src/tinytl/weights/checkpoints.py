@@ -19,9 +19,9 @@ from tinytl.errors import UserError
 from tinytl.networks.architecture import architecture
 from tinytl.networks.norms import NormName
 from tinytl.networks.spec import EMBEDDED
+from tinytl.weights.check_own_record import check_record, check_statistics
 from tinytl.weights.download import cached_path, fetch, is_url, local_path
 from tinytl.weights.own_checkpoints import OwnRecord
-from tinytl.weights.own_record_check import check_record, check_statistics
 from tinytl.weights.tensor_names import PUBLISHED, canonical, from_published, strip_prefix
 from tinytl.weights.timm_weights import timm_network
 from tinytl.weights.weight_files import PRETRAINED_CFG, read_weights, save_weights

@@ -32,9 +32,9 @@ from tinytl.experiment.record.folder import (
 from tinytl.experiment.resolve import data_digest, settings_as_asked
 from tinytl.experiment.run import Begin, attempt
 from tinytl.experiment.sweep.progress import SweepProgress
+from tinytl.experiment.terminal.error_exit import one_line_errors, quiet_libraries
 from tinytl.experiment.terminal.error_lines import one_line
 from tinytl.experiment.terminal.overrides import job_settings
-from tinytl.experiment.terminal.program import one_line_errors, quiet_libraries
 from tinytl.experiment.validation.validate import validate
 from tinytl.memory.out_of_memory import KernelKills
 from tinytl.records.results import read_record, write_json

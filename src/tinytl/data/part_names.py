@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from tinytl.data.tree import Folder
+from tinytl.data.folder_tree import Folder
 from tinytl.errors import UserError
 
 Part = Literal["train", "test", "val"]

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from tinytl.data.folder_tree import BROKEN_LINK, LINK_BACK, NO_SUFFIX, SPECIAL, Folder
 from tinytl.data.formats import FOREIGN_SUFFIXES
-from tinytl.data.tree import BROKEN_LINK, LINK_BACK, NO_SUFFIX, SPECIAL, Folder
 from tinytl.errors import printable
 
 NO_CLASS = "image outside the class folders"
