@@ -302,8 +302,6 @@ def test_what_it_cannot_compute_is_not_supported():
     assert not NativeBottleneck.supports(
         **frozen, norms=[*norms[:2], nn.BatchNorm2d(8)], acts=acts
     )  # in training
-    trainable = nn.Conv2d(16, 8, 1, bias=False)
-    assert not NativeBottleneck.supports(**{**frozen, "project": trainable}, norms=norms, acts=acts)
     assert not NativeBottleneck.supports(**frozen, norms=norms, acts=[acts[0], Activation.of(nn.GELU())])
 
 

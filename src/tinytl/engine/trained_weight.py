@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tinytl.engine.hooks import waits_for_gradient
 from tinytl.engine.kernels import run_native
 from tinytl.engine.packing import PACK, Packing, round_up
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
@@ -102,7 +103,7 @@ def _takes_gradient_in_place(ctx: Any, weight: Any) -> bool:
         return False
     if not weight.grad.is_contiguous() or weight.grad.dtype != weight.dtype:
         return False
-    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+    if waits_for_gradient(weight):
         return False
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return False
