@@ -1,28 +1,10 @@
 """Hooks on layers that a fused layer computes: it would not call them, so they are refused."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import nn
 
 from tinytl.errors import UserError
-
-
-class OnlyLooks:
-    """A hook on a parameter that need not be called again for a gradient it has seen, added to in place."""
-
-    def __init__(self, hook: Callable[[Tensor], None]) -> None:
-        self.hook = hook
-
-    def __call__(self, parameter: Tensor) -> None:
-        """Call the hook."""
-        self.hook(parameter)
-
-
-def waits_for_gradient(parameter: Any) -> bool:
-    """Whether hooks on a parameter must be called for every gradient."""
-    after = parameter._post_accumulate_grad_hooks or {}
-    return bool(parameter._backward_hooks) or not all(isinstance(hook, OnlyLooks) for hook in after.values())
 
 
 def has_hooks(module: nn.Module) -> bool:

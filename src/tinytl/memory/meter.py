@@ -18,8 +18,6 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from tinytl.engine.hooks import OnlyLooks
-
 Kind = Literal["parameters", "activations", "gradients", "optimizer", "batch", "transients"]
 LAYER = "tinytl layer"  # key in the metadata of a node of the autograd graph
 KINDS: tuple[Kind, ...] = ("parameters", "activations", "gradients", "optimizer", "batch", "transients")
@@ -82,8 +80,8 @@ class LiveMemory(TorchDispatchMode):
     def __enter__(self) -> "LiveMemory":
         for parameter in self.network.parameters():
             if parameter.requires_grad:
-                looks = OnlyLooks(self._label_gradient)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(looks))
+                hook = parameter.register_post_accumulate_grad_hook(self._label_gradient)
+                self._hooks.append(hook)
         self._hooks.append(register_module_forward_pre_hook(self._enter_layer))
         self._hooks.append(register_module_forward_hook(self._leave_layer))
         return super().__enter__()
