@@ -34,6 +34,7 @@ class TrainingStep:
     engine: Engine = "lean"
     plan: EnginePlan = field(default_factory=EnginePlan)  # stock PyTorch uses only its micro_batch
     channels_last: bool = False  # memory layout under stock PyTorch
+    autocast: bool = False  # activations in 16 bits (bfloat16) by autocast; parameters stay in 32
 
     @staticmethod
     def of(

@@ -50,8 +50,8 @@ def make(inputs, outputs, stride=1, kernel=3, norm: Any = "gn", standardized=Tru
     return randomize(lite).double()
 
 
-def native_of(lite, **options) -> Any:
-    return NativeLiteResidual(lite, **options)
+def native_of(lite) -> Any:
+    return NativeLiteResidual(lite)
 
 
 def inputs_of(lite, height, width, out_size, images=3):
@@ -186,7 +186,7 @@ def test_on_the_meta_device_takes_the_same_memory():
 
 
 def test_adds_gradients_in_place():
-    lite = native_of(make(8, 8), add_gradients_in_place=True)
+    lite = native_of(make(8, 8))
     x, before, grad = inputs_of(lite, 8, 8, (8, 8))
     first = run(lite, lambda x: lite(x, (8, 8), before.clone()), x, grad)
     once, target = first["conv1.weight"].clone(), lite.conv1.weight.grad
@@ -195,8 +195,18 @@ def test_adds_gradients_in_place():
     assert torch.allclose(target, 2 * once)
 
 
+def test_gradients_that_are_asked_for_are_returned():
+    """torch.autograd.grad returns them and leaves `.grad` alone."""
+    lite = native_of(make(8, 8))
+    x, before, grad = inputs_of(lite, 8, 8, (8, 8))
+    lite(x, (8, 8), before.clone()).backward(grad)
+    once = lite.conv1.weight.grad.clone()
+    (asked,) = torch.autograd.grad(lite(x, (8, 8), before.clone()), lite.conv1.weight, grad)
+    assert torch.equal(asked, once) and torch.equal(lite.conv1.weight.grad, once)
+
+
 def test_gradients_do_not_bypass_hooks():
-    lite = native_of(make(8, 8), add_gradients_in_place=True)
+    lite = native_of(make(8, 8))
     x, before, grad = inputs_of(lite, 8, 8, (8, 8))
     lite(x, (8, 8), before.clone()).backward(grad)
     once = lite.conv1.weight.grad.clone()
@@ -242,7 +252,7 @@ def test_inputs_that_do_not_fit_are_refused(shape):
 
 def test_a_functional_call_uses_its_parameters():
     lite = make(8, 8)
-    native, other = native_of(copy.deepcopy(lite), add_gradients_in_place=True), make(8, 8)
+    native, other = native_of(copy.deepcopy(lite)), make(8, 8)
     parameters = {name: 2 * p.detach().clone() + 0.1 for name, p in other.named_parameters()}
     x = torch.randn(2, 8, 8, 8, dtype=torch.double)
     found, expected = (torch.func.functional_call(m, parameters, (x, (8, 8))) for m in (native, lite))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import timm
@@ -35,21 +36,21 @@ def moved(network):
     return network
 
 
-def frozen(name, method="bias", norm="bn_frozen", **options):
+def frozen(name, method="bias", norm: Any = "bn_frozen", **options) -> Any:
     network = moved(timm.create_model(name, num_classes=5, **options))
     freeze(network, method)
     set_train_mode(network, norm)
     return network
 
 
-def tinytl(norm="gn"):
+def tinytl(norm: Any = "gn") -> Any:
     network = moved(build_network(NetworkSpec("proxylessnas_w03", norm, 5, LiteResidualConfig(), 0.0)))
     freeze(network, "tinytl")
     set_train_mode(network, norm)
     return network
 
 
-def own(*layers):
+def own(*layers) -> Any:
     """A network of one's own, whose biases and norms train."""
     network = moved(nn.Sequential(*layers)).train()
     for module in network.modules():
@@ -60,10 +61,10 @@ def own(*layers):
     return network
 
 
-def gradients(network, images=IMAGES, parameters=None):
+def gradients(network, images=IMAGES, parameters=None) -> Any:
     torch.manual_seed(1)
     parameters = parameters or {name: p for name, p in network.named_parameters() if p.requires_grad}
-    out = functional_call(network, parameters, (images,)) if parameters else network(images)
+    out: Any = functional_call(network, parameters, (images,)) if parameters else network(images)
     out = sum(out) if isinstance(out, tuple) else out
     loss = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum() + out.square().sum()
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)), out
@@ -77,7 +78,7 @@ def assert_same(stock, lean, images=IMAGES, parameters=None):
         assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm().clamp_min(floor), name
 
 
-def lean_copy(network, plan=PLAN):
+def lean_copy(network, plan=PLAN) -> Any:
     return make_lean(copy.deepcopy(network), plan)
 
 
@@ -188,6 +189,11 @@ def test_other_architectures(model):
     assert_same(network, lean_copy(network), images)
 
 
+def test_the_program_refuses_several_classifiers():
+    with pytest.raises(UserError, match=r"has 2 classifiers"):
+        build_network(NetworkSpec("levit_128s", "native", 5))
+
+
 @pytest.mark.parametrize("plan", [PLAN, EnginePlan(recompute_above_px=None)])
 @pytest.mark.parametrize("model", ["proxylessnas_w03", "mobilenetv3_small_100", "resnet18"])
 def test_drop_path(model, plan):
@@ -227,7 +233,7 @@ def test_an_input_of_another_type_is_refused(model):
 def test_the_order_of_calls():
     network = tinytl()
     with pytest.raises(UserError, match="norm=bn-frozen: unknown"):
-        set_train_mode(network, "bn-frozen")
+        set_train_mode(network, "bn-frozen")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="has not converted"):
         lean_report(network)
     make_lean(network, PLAN)
@@ -334,4 +340,23 @@ def test_the_report_names_what_it_cannot_help(caplog):
     assert {"GELU", "LayerNorm2d"} <= report.helpless().keys()
     assert str(report) in caplog.text and "not helped: GELU" in str(report)
     with pytest.raises(AttributeError):
-        report.sliced = ()
+        report.sliced = ()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["gn", "bn_frozen", "mobilenetv3_small_100", "resnet18"])
+def test_gradients_under_autocast(name):
+    """They are as close to those in float64 as stock PyTorch's under autocast."""
+    network = tinytl(name) if name in ("gn", "bn_frozen") else frozen(name)
+    images = IMAGES.float()
+    exact, _ = gradients(network)
+    half = copy.deepcopy(network).float()
+    lean = lean_copy(half)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock_half, out = gradients(half, images)
+        lean_half, lean_out = gradients(lean, images)
+    assert lean_out.dtype == out.dtype == torch.bfloat16
+
+    def error(found):
+        return torch.stack([(found[name] - g).norm() for name, g in exact.items()]).norm()
+
+    assert error(lean_half) <= 2 * error(stock_half)

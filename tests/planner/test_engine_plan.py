@@ -11,7 +11,7 @@ from processes import ROOT
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
-from tinytl.memory.predict import predicted_bytes
+from tinytl.memory.predict import predict, predicted_bytes
 from tinytl.memory.step import build, metered, run
 from tinytl.planner.engine_plan import Planner
 
@@ -58,6 +58,26 @@ def test_prediction_of_other_frozen_weights(quantize):
     assert_predicted(replace(W03, quantize=quantize))
 
 
+AUTOCAST = [
+    ("proxylessnas_w03", "gn", "tinytl"),
+    ("proxylessnas_w03", "bn_frozen", "bias"),
+    ("proxylessnas_w03", "bn", "full"),
+    ("mobilenetv3_small_100", "bn_frozen", "bias"),
+]
+
+
+@pytest.mark.parametrize("engine", ["lean", "stock"])
+@pytest.mark.parametrize(("model", "norm", "method"), AUTOCAST)
+def test_prediction_under_autocast(model, norm, method, engine):
+    """What is kept is kept in bfloat16, under either engine, and is predicted so."""
+    step = replace(TrainingStep.of(model, norm, method, 8, 96, 10), engine=engine)
+    half = replace(step, autocast=True)
+    real = measured(half)
+    assert real <= predicted_bytes(half) <= (1.05 if engine == "lean" else 1.07) * real
+    kept, kept_half = predict(step).kept_bytes, predict(half).kept_bytes
+    assert kept_half <= 0.66 * kept
+
+
 def test_prediction_of_an_optimizer_in_8_bits():
     pytest.importorskip("bitsandbytes")
     assert_predicted(W03, optimizer_bits=8)
@@ -100,9 +120,18 @@ def test_budgets_are_kept_or_refused():
         assert predicted_bytes(planner.choose(least * 1e6)) <= least * 1e6
 
 
-def test_more_memory_buys_larger_micro_batches_and_less_recomputation():
+def test_more_memory_buys_larger_micro_batches():
     planner = Planner(TrainingStep.of("tinytl_tiny", "gn", "tinytl", 8, 96, 10))
-    plans = [planner.choose(mb * 1e6).plan for mb in (1.5, 1000)]
+    plans = [planner.choose(mb * 1e6).plan for mb in (1.7, 1000)]
+    sizes = [plan.micro_batch or 8 for plan in plans]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 8 == plans[-1].micro_batch and plans[-1].keep_projection
+
+
+def test_more_memory_buys_less_recomputation_where_blocks_are_not_native():
+    plan = EnginePlan(compile="off")
+    planner = Planner(replace(TrainingStep.of("tinytl_tiny", "gn", "tinytl", 8, 96, 10), plan=plan))
+    plans = [planner.choose(mb * 1e6).plan for mb in (1.8, 1000)]
     sizes = [plan.micro_batch or 8 for plan in plans]
     assert sizes == sorted(sizes)
     assert plans[-1].micro_batch == 8 and plans[-1].recompute_above_px is None

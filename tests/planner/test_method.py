@@ -91,7 +91,7 @@ def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_goo
     assert found.expected == pytest.approx(choice.expected_top1("full", 1.0, as_good_as))
 
 
-@pytest.mark.parametrize("budget_mb", [0.7, 1.2, 1.75])
+@pytest.mark.parametrize("budget_mb", [0.8, 1.2, 1.75])
 def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
     """By brute force over every method, share of blocks and resolution."""
     planner = Planner(EIGHT_BITS, may_step_in_backward=False)

@@ -6,32 +6,21 @@ from itertools import product
 from tinytl.assembly import Engine, TrainingStep
 from tinytl.engine import EnginePlan
 
-SMALL = EnginePlan(micro_batch=2, slice_kb=800.0, keep_projection=False)
-SMALLEST = replace(SMALL, micro_batch=1, slice_kb=400.0)
+SMALLEST = EnginePlan(micro_batch=1, slice_kb=400.0)
 PLANS: dict[str, tuple[Engine, EnginePlan]] = {
     "stock": ("stock", EnginePlan()),
     "stock micro-batch 1": ("stock", EnginePlan(micro_batch=1)),
     "stock checkpoints": ("checkpoints", EnginePlan()),
-    "fast": ("lean", EnginePlan(recompute_above_px=28, slice_kb=2000.0)),
     "lean": ("lean", EnginePlan()),
-    "small": ("lean", SMALL),
+    "small": ("lean", EnginePlan(micro_batch=4)),
     "smallest": ("lean", SMALLEST),
     "smallest 8 bits": ("lean", replace(SMALLEST, optimizer_bits=8)),
 }
-# From the least memory to the least time. In the names, numbers are images per micro-batch, p says that
-# projections are kept, and px are pixels per side up to which maps are kept.
+# From the least memory to the least time. In the names, numbers are images per micro-batch, and p says that
+# projections are kept.
 CURVE: dict[str, tuple[Engine, EnginePlan]] = {
-    **{
-        f"{m}{' p' if keep else ''}": (
-            "lean",
-            EnginePlan(micro_batch=m, slice_kb=400.0 * m, keep_projection=keep),
-        )
-        for m, keep in product((1, 2, 4, 8), (False, True))
-    },
-    **{
-        f"8 p {px or 'all'} px": ("lean", EnginePlan(slice_kb=2000.0, recompute_above_px=px))
-        for px in (7, 14, 28, 56, None)
-    },
+    f"{m}{' p' if keep else ''}": ("lean", EnginePlan(micro_batch=m, keep_projection=keep))
+    for m, keep in product((1, 2, 4, 8), (False, True))
 }
 LARGEST_STOCK_BATCH = 32  # larger ones are neither measured under stock PyTorch nor timed: 70 MB per image
 

@@ -1,5 +1,9 @@
 """Autocast (mixed precision) around this package's own operators."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +18,20 @@ def autocast_device(x: Tensor) -> str:
 def without_autocast(x: Tensor) -> torch.autocast:
     """Return a context in which operators on `x` compute in the type of their inputs."""
     return torch.autocast(autocast_device(x), enabled=False)
+
+
+def outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a backward pass compute in the types of its tensors, where it is called under autocast.
+
+    PyTorch's own backward passes do, too.
+    """
+
+    @wraps(backward)
+    def computed(ctx: Any, grad: Tensor) -> Any:
+        with without_autocast(grad):
+            return backward(ctx, grad)
+
+    return computed
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
+from tinytl.engine.autocast import autocast_dtype, check_dtype, outside_autocast, without_autocast
 from tinytl.engine.bottleneck_parts import BottleneckParts
 from tinytl.engine.bottleneck_pass import Maps, SlicedPass
 from tinytl.engine.frozen import FrozenWeight
@@ -127,6 +127,7 @@ class _Bottleneck(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *rest = ctx.saved_tensors
         affine, (normed, rstd, *flat) = rest[: ctx.affine_count], rest[ctx.affine_count :]

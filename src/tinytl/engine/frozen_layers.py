@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from tinytl.engine.autocast import autocast_dtype, check_dtype
+from tinytl.engine.autocast import autocast_dtype, check_dtype, outside_autocast
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.plan import EnginePlan
@@ -89,6 +89,7 @@ class _FrozenConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -139,6 +140,7 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad_x = None
         if ctx.needs_input_grad[0]:

@@ -149,7 +149,7 @@ def _recompute(
 def _candidates(network: nn.Module, blocks: list[str]) -> Iterator[str]:
     """Yield the names of the blocks that may be recomputed; of a block with a lite residual, each branch.
 
-    So only one of its branches is recomputed at a time. Bottlenecks in slices recompute by themselves.
+    So only one of its branches is recomputed at a time.
     """
     for name in blocks:
         block = network.get_submodule(name)

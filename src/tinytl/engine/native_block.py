@@ -80,7 +80,7 @@ class _Block(torch.autograd.Function):
         grad_x, grad_main = None, [None] * count
         if needs_x or any(needs[:count]):
             grad_x, grad_main = main.gradients(
-                ctx, maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
+                maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
                 main_stored, (needs_x, *needs[:count]), main.has_skip,
             )  # fmt: skip
         grad_lite = lite.gradients(maps, grad, kept, tensors[count:], lite_stored, needs[count:], grad_x)

@@ -184,7 +184,8 @@ class NativeBottleneck(nn.Module):
         norms = {parts.norm_names[part] or "outside": norm for part, norm in parts.norms.items()}
         block = cls(
             expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection,  # type: ignore[arg-type]
-            conv_names=[parts.conv_names.get(part) for part in ("expand", "depthwise", "project")],
+            min(SLICE_BYTES, plan.slice_bytes),
+            [parts.conv_names.get(part) for part in ("expand", "depthwise", "project")],
         )  # fmt: skip
         block.drop_path = parts.drop_path
         return block
@@ -240,16 +241,13 @@ class NativeBottleneck(nn.Module):
         return out, normed, statistics
 
     def gradients(
-        self, ctx: Any, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor,
+        self, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor,
         tensors: Sequence[Tensor], stored: Stored, needs: Sequence[bool], adds_input: bool,
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
-        """Gradients with respect to x and to every tensor of `tensors()`; None where autograd needs none.
-
-        `ctx` is the node of autograd that asks for them.
-        """
+        """Gradients with respect to x and to every tensor of `tensors()`; None where autograd needs none."""
         recompute = normed is None and self._needs_projection(needs)
         affine, weights = self._split(tensors)
-        of_weights = WeightGradients(ctx, weights, needs[1 + len(affine) :])
+        of_weights = WeightGradients(weights, needs[1 + len(affine) :])
         copies = self._pack(weights)
         call = self._call(x, True, needs[0], recompute, adds_input)
         grad_x = torch.empty_like(x) if needs[0] else None
@@ -425,7 +423,7 @@ class _Bottleneck(torch.autograd.Function):
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
         dtype = tensors[0].dtype
         grad_x, gradients = ctx.block.gradients(
-            ctx, x.to(dtype), grad.to(dtype).contiguous(), None if normed is None else normed.to(dtype),
+            x.to(dtype), grad.to(dtype).contiguous(), None if normed is None else normed.to(dtype),
             statistics, tensors, ctx.stored, needs, ctx.adds_input,
         )  # fmt: skip
         return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, *gradients

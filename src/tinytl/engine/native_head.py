@@ -144,15 +144,15 @@ class NativeHead(nn.Module):
         return out, statistics
 
     def gradients(
-        self, ctx: Any, x: Tensor, grad: Tensor, statistics: Tensor, tensors: Sequence[Tensor],
+        self, x: Tensor, grad: Tensor, statistics: Tensor, tensors: Sequence[Tensor],
         stored: Sequence[StoredStatistics | None], *, needs_x: bool, needs: Sequence[bool],
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
         """Gradients with respect to x (None if not needed) and to `tensors`; None where autograd needs none.
 
-        `ctx` is the node of autograd that asks for them; `needs` tells which of `tensors` need gradients.
+        `needs` tells which of `tensors` need gradients.
         """
         affine, weights = tensors[:2], tensors[2:]
-        of_weights = WeightGradients(ctx, weights, needs[2:])
+        of_weights = WeightGradients(weights, needs[2:])
         copy = self._pack(tensors)
         grad_x = torch.empty_like(x) if needs_x else None
         gradients = x.new_empty(gradient_size(self.described_norms))
@@ -216,7 +216,7 @@ class _Head(torch.autograd.Function):
         needs_x, _, _, _, *needs = ctx.needs_input_grad
         dtype = tensors[0].dtype
         grad_x, gradients = ctx.head.gradients(
-            ctx, x.to(dtype), grad.to(dtype).contiguous(), statistics, tensors, ctx.stored,
+            x.to(dtype), grad.to(dtype).contiguous(), statistics, tensors, ctx.stored,
             needs_x=needs_x, needs=needs,
         )  # fmt: skip
         return None if grad_x is None else grad_x.to(x.dtype), None, None, None, *gradients

@@ -26,6 +26,7 @@ from tinytl.engine.native_norms import (
 from tinytl.engine.norms import lean_norm
 from tinytl.engine.packing import round_up
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.trained_weight import CONVOLUTION_FORMAT, WeightGradients
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
@@ -97,9 +98,8 @@ class BufferSizes(NamedTuple):
 
 # LiteResidual of native/lite_residual.cpp: two convolutions, two norms, then numbers: images and threads,
 # Geometry, whether bilinear, BufferSizes.
-_CONVOLUTION_FORMAT = "3P7ld"
 _NUMBERS = 2 + len(Geometry._fields) + 1 + len(BufferSizes._fields)
-_LITE = struct.Struct(2 * _CONVOLUTION_FORMAT + 2 * NORM_FORMAT + f"{_NUMBERS}l")
+_LITE = struct.Struct(2 * CONVOLUTION_FORMAT + 2 * NORM_FORMAT + f"{_NUMBERS}l")
 
 
 class _Call(NamedTuple):
@@ -126,19 +126,17 @@ class Kept(NamedTuple):
 class NativeLiteResidual(nn.Module):
     """Replaces a LiteResidual; its parameters keep their names and train as before.
 
-    With `add_gradients_in_place` the gradients with respect to the two weights are added to a `.grad` that is
-    there already, and autograd is told of none. That is for training loops that accumulate gradients; where
-    gradients are asked for otherwise (torch.autograd.grad, DistributedDataParallel) it must be off. It
-    computes float32 and float64 on the CPU, and shapes on the meta device.
+    Where a loop accumulates gradients, those with respect to the two weights are added to the `.grad` that is
+    there already, and autograd is told of none: so there is no second tensor of that size. It computes
+    float32 and float64 on the CPU, and shapes on the meta device.
     """
 
-    def __init__(self, lite: LiteResidual, add_gradients_in_place: bool = False) -> None:
+    def __init__(self, lite: LiteResidual) -> None:
         super().__init__()
         self.pooling, self.upsampling = lite.pooling, lite.upsampling
         self.conv1, self.bn1 = lite.conv1, lite.bn1
         self.conv2, self.final_bn = lite.conv2, lite.final_bn
         self.layers: tuple[Any, ...] = (self.conv1, self.conv2, self.bn1, self.final_bn)
-        self.add_gradients_in_place = add_gradients_in_place
         acts = (ACTIVATIONS[nn.ReLU], LINEAR)
         self.described_norms = [
             NativeNorm.of(norm, act) for norm, act in zip(self.layers[2:], acts, strict=True)
@@ -220,34 +218,20 @@ class NativeLiteResidual(nn.Module):
         is needed.
         """
         call = self._call(x, grad, True)
-        targets, weights = self._weight_gradients(tensors[:2], needs)
+        of_weights = WeightGradients(tensors[:2], needs[:2])
         affine = x.new_empty(gradient_size(self.described_norms))
         rows = x.new_empty(call.images, len(affine))
         scratch = x.new_empty(call.scratch)
         if call.images == 0:
             affine.zero_()
         if not x.is_meta:
-            lite = self._pack(call, kept, tensors, stored, targets, rows)
+            lite = self._pack(call, kept, tensors, stored, of_weights.targets, rows)
             run_native(
                 "lite_residual_backward", lite, x, grad, kept.middle, kept.last, grad_x, affine, scratch
             )
         of_norms = split_gradients(affine, self.described_norms)
-        return [*weights, *(g if need else None for g, need in zip(of_norms, needs[2:], strict=True))]
-
-    def _weight_gradients(
-        self, weights: Sequence[Tensor], needs: Sequence[bool]
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Where the gradients with respect to the weights are added, and what autograd is told of them."""
-        targets: list[Tensor | None] = []
-        returned: list[Tensor | None] = []
-        for weight, need in zip(weights, needs, strict=False):
-            in_place = need and self.add_gradients_in_place and _takes_gradients_in_place(weight)
-            if in_place:
-                assert weight.grad is not None
-                torch.autograd.graph.increment_version(weight.grad)
-            targets.append(weight.grad if in_place else weight.new_zeros(weight.shape) if need else None)
-            returned.append(None if in_place else targets[-1])
-        return targets, returned
+        needed = (g if need else None for g, need in zip(of_norms, needs[2:], strict=True))
+        return [*of_weights.returned, *needed]
 
     def _call(self, x: Tensor, out: Tensor, backward: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
@@ -360,14 +344,6 @@ def _is_plain(conv: Any) -> bool:
 def _is_plain_norm(norm: Any) -> bool:
     stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
-
-
-def _takes_gradients_in_place(weight: Any) -> bool:
-    """Whether there is a gradient to which another may be added, and no hook waits for it."""
-    if not weight.is_leaf or weight.grad is None:
-        return False
-    hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
-    return weight.grad.is_contiguous() and weight.grad.dtype == weight.dtype and not hooks
 
 
 class _LiteResidual(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinytl.engine.autocast import check_dtype, without_autocast
+from tinytl.engine.autocast import check_dtype, outside_autocast, without_autocast
 from tinytl.engine.bits import inside, pack, unpack
 from tinytl.engine.clamp import LeanClamp
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
@@ -192,6 +192,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         saved = ctx.saved_tensors
         if len(saved) == 4:

@@ -46,8 +46,12 @@ class _Call:
         self.inputs = [None if isinstance(i, Tensor) else i for i in inputs]  # those that are no tensors
         frozen = {name: p for name, p in block.named_parameters() if not p.requires_grad}
         self.fixed = {**frozen, **dict(block.named_buffers())}
-        self.device = autocast_device(inputs[0])
-        self.autocast = torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device)
+        self.device: torch.device = inputs[0].device
+        self.device_type = autocast_device(inputs[0])
+        self.autocast = (
+            torch.is_autocast_enabled(self.device_type),
+            torch.get_autocast_dtype(self.device_type),
+        )
         self.random: tuple[Tensor, ...] | None = None  # states of the generators, if numbers are drawn
 
     def first(self, inputs: list[Any]) -> Any:
@@ -66,7 +70,7 @@ class _Call:
         enabled, dtype = self.autocast
         with (
             torch.enable_grad(),
-            torch.autocast(self.device, dtype, enabled=enabled),
+            torch.autocast(self.device_type, dtype, enabled=enabled),
             _statistics_counted_already(self.block),
             nullcontext() if self.random is None else _random_numbers(self.device, self.random),
         ):
@@ -104,17 +108,17 @@ class _Recompute(torch.autograd.Function):
         return None, *(next(grads) if need else None for need in needs)
 
 
-def _random_states(device: str) -> tuple[Tensor, ...]:
-    return torch.get_rng_state(), *([torch.cuda.get_rng_state()] if device == "cuda" else [])
+def _random_states(device: torch.device) -> tuple[Tensor, ...]:
+    return torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
 @contextmanager
-def _random_numbers(device: str, states: tuple[Tensor, ...]) -> Iterator[None]:
+def _random_numbers(device: torch.device, states: tuple[Tensor, ...]) -> Iterator[None]:
     """Draw the random numbers that follow these states, and leave the generators as they were."""
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.set_rng_state(states[0])
         for state in states[1:]:
-            torch.cuda.set_rng_state(state)
+            torch.cuda.set_rng_state(state, device)
         yield
 
 

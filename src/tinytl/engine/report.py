@@ -25,6 +25,11 @@ class LeanReport:
     input_size: tuple[int, ...] | None  # of such an image; None: it could not be counted
     for_your_loop: tuple[str, ...]  # settings of the plan that make_lean cannot apply
 
+    @property
+    def is_native(self) -> bool:
+        """Whether most blocks are computed natively."""
+        return len(self.native) > len(self.sliced) + len(self.recomputed) + len(self.kept_as_they_were)
+
     def helpless(self) -> dict[str, float]:
         """The kinds of layers that are as they were, and what they keep: MB an image."""
         kinds = self.kept_mb_an_image or {}

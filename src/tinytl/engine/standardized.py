@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tinytl.engine.autocast import outside_autocast
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.plan import EnginePlan
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
@@ -45,5 +46,6 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         return ctx.kernels.standardize_backward(*ctx.saved_tensors, grad, WS_EPS), None

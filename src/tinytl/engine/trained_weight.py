@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tinytl.engine.hooks import waits_for_gradient
 from tinytl.engine.kernels import run_native
 from tinytl.engine.packing import PACK, Packing, round_up
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
@@ -77,15 +76,15 @@ def _addresses(buffer: Tensor, sizes: Sequence[int]) -> list[int]:
 class WeightGradients:
     """Where a backward pass adds the gradients with respect to weights, and what autograd is told of them.
 
-    A gradient that a parameter has already is added to in place, and autograd is told of none: so training
-    that accumulates the gradients of micro-batches needs no second tensor.
+    Where a loop accumulates gradients, they are added to the `.grad` that is there already, and autograd is
+    told of none: so there is no second tensor of that size.
     """
 
-    def __init__(self, ctx: Any, weights: Sequence[Tensor], needs: Sequence[bool]) -> None:
+    def __init__(self, weights: Sequence[Tensor], needs: Sequence[bool]) -> None:
         self.targets: list[Tensor | None] = []
         self.returned: list[Tensor | None] = []
         for weight, need in zip(weights, needs, strict=True):
-            in_place = need and _takes_gradient_in_place(ctx, weight)
+            in_place = need and _takes_gradients_in_place(weight)
             if in_place:
                 assert weight.grad is not None
                 torch.autograd.graph.increment_version(weight.grad)
@@ -93,23 +92,22 @@ class WeightGradients:
             self.returned.append(None if in_place else self.targets[-1])
 
 
-def _takes_gradient_in_place(ctx: Any, weight: Any) -> bool:
-    """Whether autograd would do nothing but add the gradient to one that is there.
+def _takes_gradients_in_place(weight: Any) -> bool:
+    """Whether there is a gradient to which another may be added, and no hook waits for it.
 
-    Not where it was asked to return gradients, where hooks wait for them, or in distributed training, whose
-    hooks cannot be seen.
+    The hooks of distributed training cannot be seen, so there nothing is added in place.
     """
-    if not weight.is_leaf or weight.grad is None or weight.grad.requires_grad:
-        return False
-    if not weight.grad.is_contiguous() or weight.grad.dtype != weight.dtype:
-        return False
-    if waits_for_gradient(weight):
+    if not weight.is_leaf or weight.grad is None or not _is_accumulated(weight):
         return False
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return False
-    will_execute = getattr(torch._C, "_will_engine_execute_node", None)
-    nodes = [node for node, _ in ctx.next_functions if getattr(node, "variable", None) is weight]
+    hooks, grad = weight._backward_hooks or weight._post_accumulate_grad_hooks, weight.grad
+    return grad.is_contiguous() and grad.dtype == weight.dtype and not grad.requires_grad and not hooks
+
+
+def _is_accumulated(leaf: Tensor) -> bool:
+    """Whether the backward pass that is running adds to `leaf.grad`; torch.autograd.grad does not."""
     try:
-        return will_execute is not None and len(nodes) == 1 and will_execute(nodes[0])
-    except RuntimeError:  # torch.autograd.grad
+        return torch._C._will_engine_execute_node(torch.autograd.graph.get_gradient_edge(leaf).node)
+    except RuntimeError:  # so PyTorch answers within torch.autograd.grad
         return False

@@ -30,6 +30,7 @@ log = logging.getLogger("tinytl")
 SHARE_OF_FREE = 0.8  # the rest is for what comes on top of live tensors: code, threads, fragmentation
 MANY_SLICES = 300  # a step in more slices takes seconds, and so does its prediction
 HALF = ("16-mixed", "16")  # float16 precisions: gradients are scaled, and must be unscaled before use
+HALVED = ("bf16-true", "16-true")  # precisions in which the weights themselves have 16 bits
 # The knobs that a memory budget sets, for each engine.
 KNOBS = {
     "stock": ("micro_batch",),
@@ -46,12 +47,12 @@ class Facts:
 
     num_classes: int
     free_bytes: int
-    has_cuda: bool
+    has_gpu: bool  # CUDA or MPS
 
 
 def facts(classes: int) -> Facts:
     """Return the facts of this machine, for data with so many classes."""
-    return Facts(classes, process.free_bytes(), torch.cuda.is_available())
+    return Facts(classes, process.free_bytes(), torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def resolve(cfg: Any, facts: Facts) -> Experiment:
@@ -62,7 +63,7 @@ def resolve(cfg: Any, facts: Facts) -> Experiment:
     """
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     budget_mb = _budget_mb(cfg, facts)
-    step = training_step(cfg, facts.num_classes)
+    step = _on_its_device(cfg, training_step(cfg, facts.num_classes), facts)
     teacher, predicted_mb = plain.get("teacher"), None
     if teacher is None:
         step, predicted_mb = _within_budget(cfg, step, budget_mb, facts)
@@ -121,8 +122,6 @@ def _within_budget(
     `resolution=auto` and `method=auto` are decided here, too. Without a budget the step stays as it is.
     """
     shapes = step.shapes
-    if facts.has_cuda:  # compiled operators run on the CPU only, and plain ones take more memory
-        shapes = replace(shapes, plan=replace(shapes.plan, compile="off"))
     if budget_mb is not None:
         shapes = _planned(cfg, shapes, budget_mb)
     elif step.engine == "lean" and step.plan.slices(step.batch_size, step.resolution) > MANY_SLICES:
@@ -136,8 +135,19 @@ def _within_budget(
         )  # fmt: skip
     # With the checkpoint and the seed, which `shapes` lacks.
     spec = replace(step.spec, lite_residual=shapes.spec.lite_residual)
-    plan = replace(shapes.plan, compile=step.plan.compile)
-    return replace(shapes, spec=spec, plan=plan, channels_last=step.channels_last), predicted_mb
+    return replace(shapes, spec=spec, channels_last=step.channels_last), predicted_mb
+
+
+def _on_its_device(cfg: Any, step: TrainingStep, facts: Facts) -> TrainingStep:
+    """The step with plain operators where it leaves the CPU or its weights are halved.
+
+    Compiled operators, native blocks among them, compute on the CPU in 32 and 64 bits; plain ones take more
+    memory.
+    """
+    on_gpu = facts.has_gpu and cfg.trainer.accelerator != "cpu"
+    if on_gpu or str(cfg.trainer.precision) in HALVED:
+        return replace(step, plan=replace(step.plan, compile="off"))
+    return step
 
 
 def _planned(cfg: Any, step: TrainingStep, budget_mb: float) -> TrainingStep:
@@ -215,6 +225,7 @@ def training_step(cfg: Any, classes: int) -> TrainingStep:
         network_spec(cfg, classes), cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize,
         multilabel=cfg.data.task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
         plan=engine_plan(cfg), channels_last=cfg.engine.channels_last,
+        autocast=str(cfg.trainer.precision) in (*HALF, "bf16-mixed", "bf16"),
     )  # fmt: skip
 
 

@@ -70,6 +70,7 @@ class LiveMemory(TorchDispatchMode):
         self.end_of_forward_at: int | None = None
         self._live: dict[int, tuple[int, weakref.ref]] = {}  # address of the storage -> index
         self._hooks: list[Any] = []
+        self._gradient_hooks: dict[Tensor, Any] = {}
         self._names = {module: name or "network" for name, module in network.named_modules()}
         self._running: list[str] = []  # layers whose forward pass is running, outermost first
         self._known(_network_tensors(network), "parameters")
@@ -79,16 +80,16 @@ class LiveMemory(TorchDispatchMode):
 
     def __enter__(self) -> "LiveMemory":
         for parameter in self.network.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter.grad is None:
                 hook = parameter.register_post_accumulate_grad_hook(self._label_gradient)
-                self._hooks.append(hook)
+                self._gradient_hooks[parameter] = hook
         self._hooks.append(register_module_forward_pre_hook(self._enter_layer))
         self._hooks.append(register_module_forward_hook(self._leave_layer))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        for hook in self._hooks:
+        for hook in (*self._hooks, *self._gradient_hooks.values()):
             hook.remove()
         self._known(_optimizer_state(self.optimizer), "optimizer")
         self._known(_gradients(self.network), "gradients")
@@ -184,7 +185,9 @@ class LiveMemory(TorchDispatchMode):
                 storage.kind = kind
 
     def _label_gradient(self, parameter: Tensor) -> None:
+        """Label a gradient that has appeared; then the hook goes, because layers act otherwise with hooks."""
         self._known([parameter.grad] if parameter.grad is not None else [], "gradients")
+        self._gradient_hooks.pop(parameter).remove()
 
     def _live_indices(self) -> list[int]:
         return [index for index, _ in self._live.values()]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinytl.assembly import TrainingStep, adam, engage, prepare, trainable
+from tinytl.engine.autocast import autocast_device
 from tinytl.memory.meter import LiveMemory, MemoryReport
 from tinytl.methods import freeze
 from tinytl.networks.construct import build_on_meta
@@ -34,13 +35,19 @@ def run(step: TrainingStep, network: Any, optimizer: torch.optim.Optimizer, live
     for images, labels in micro_batches(step, network):
         if live:
             live.batch((images, labels))
-        loss = _loss(network(images), labels) * len(images) / step.batch_size
+        with autocast(step, images):
+            loss = _loss(network(images), labels) * len(images) / step.batch_size
         # reading what a checkpointed graph keeps would recompute it
         if live and not getattr(network, "grad_checkpointing", False):
             live.end_of_forward(loss)
         loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def autocast(step: TrainingStep, images: Tensor) -> torch.autocast:
+    """Return the context of a step's forward pass; it does nothing where the step has no autocast."""
+    return torch.autocast(autocast_device(images), torch.bfloat16, enabled=step.autocast)
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
-from tinytl.memory.predict import predicted_bytes
+from tinytl.memory.predict import conversion, predicted_bytes
 from tinytl.memory.step import lower_bound
 
 RESOLUTIONS = range(320, 95, -32)  # px: those of the paper's Figure 3
@@ -32,18 +33,37 @@ class Setting:
         )  # fmt: skip
 
 
-# From the most memory to the least; times measured on CPU cores (docs/memory.md, "Plans for a budget").
-SETTINGS = (
-    Setting(None, True, 1.0),
-    Setting(56, True, 1.03),
-    Setting(28, True, 1.06),
-    Setting(14, True, 1.1),
-    Setting(7, True, 1.16),
-    Setting(0, True, 1.25),
-    Setting(0, False, 1.5),
+@dataclass(frozen=True)
+class Times:
+    """The settings of a kind of network, from the most memory to the least, and what micro-batches cost.
+
+    The times were measured on CPU cores (docs/memory.md, "Plans for a budget").
+    """
+
+    settings: tuple[Setting, ...]
+    overhead: float  # of an image alone in its micro-batch at 224 px, relative to its time in a large one
+    power: float  # of 224 / resolution, with which the overhead grows
+
+    def of_micro_batch(self, images: int, resolution: int) -> float:
+        """Time per image in a micro-batch, relative to a large one."""
+        return 1 + self.overhead / images * (224 / resolution) ** self.power
+
+
+NATIVE = Times((Setting(0, True, 1.0), Setting(0, False, 1.2)), 0.43, 1.5)
+OTHER = Times(
+    (
+        Setting(None, True, 1.0),
+        Setting(56, True, 1.03),
+        Setting(28, True, 1.06),
+        Setting(14, True, 1.1),
+        Setting(7, True, 1.16),
+        Setting(0, True, 1.25),
+        Setting(0, False, 1.5),
+    ),
+    1.5,
+    2.0,
 )
-# Stock PyTorch has no such knobs.
-SETTINGS_OF = {"lean": SETTINGS, "stock": (Setting(None, True, 1.0),)}
+STOCK = Times((Setting(None, True, 1.0),), 1.5, 2.0)  # it has no such knobs
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,13 @@ class Planner:
 
     step: TrainingStep
     may_step_in_backward: bool = True
+
+    @cached_property
+    def times(self) -> Times:
+        """The times of this network under this engine."""
+        if self.step.engine == "stock":
+            return STOCK
+        return NATIVE if conversion(self.step).is_native else OTHER
 
     def choose(self, budget_bytes: float) -> TrainingStep:
         """Return the step with the fastest plan that fits.
@@ -90,7 +117,7 @@ class Planner:
         return min(predicted_bytes(self._leanest(base)) for base in self._optimizers())
 
     def _leanest(self, base: EnginePlan) -> TrainingStep:
-        return self._under(SETTINGS_OF[self.step.engine][-1], base, self._sizes(base)[-1])
+        return self._under(self.times.settings[-1], base, self._sizes(base)[-1])
 
     def _under(self, setting: Setting, base: EnginePlan, micro_batch: int) -> TrainingStep:
         return replace(self.step, plan=setting.plan(base, micro_batch))
@@ -123,13 +150,13 @@ class Planner:
         """
         sizes = self._sizes(base)
         index = len(sizes) - 1
-        for setting in SETTINGS_OF[self.step.engine]:
+        for setting in self.times.settings:
             before = index
             while index >= 0 and predicted_bytes(self._under(setting, base, sizes[index])) <= budget_bytes:
                 index -= 1
             if index < before:
                 size = sizes[index + 1]
-                time = setting.time * relative_time(size, self.step.resolution)
+                time = setting.time * self.times.of_micro_batch(size, self.step.resolution)
                 yield time, self._under(setting, base, size)
 
     def _refusal(self, budget_bytes: float) -> str:
@@ -156,8 +183,3 @@ class Planner:
 def enough_mb(size_bytes: int) -> float:
     """Express a size as a budget that it fits into: in MB, rounded up to a tenth."""
     return math.ceil(size_bytes / 1e5) / 10
-
-
-def relative_time(micro_batch: int, resolution: int) -> float:
-    """Time per image in a micro-batch, relative to a large one: the fewer pixels, the more overhead."""
-    return 1 + 1.5 / (micro_batch * (resolution / 224) ** 2)

@@ -58,11 +58,12 @@ void pack_trained_weight(const PackedCopy<T>& copy) {
 }  // namespace
 }  // namespace tinytl
 
+#define TINYTL_TRAINED_PACKING(T, suffix)                                                     \
+  void pack_trained_weight_##suffix(const tinytl::PackedCopy<T>* copy, const T* /* weight */) { \
+    tinytl::pack_trained_weight(*copy);                                                       \
+  }
+
 extern "C" {
-void pack_trained_weight_float32(const tinytl::PackedCopy<float>* copy, const float*) {
-  tinytl::pack_trained_weight(*copy);
-}
-void pack_trained_weight_float64(const tinytl::PackedCopy<double>* copy, const double*) {
-  tinytl::pack_trained_weight(*copy);
-}
+TINYTL_TRAINED_PACKING(float, float32)
+TINYTL_TRAINED_PACKING(double, float64)
 }
