@@ -281,8 +281,10 @@ class NativeBottleneck(nn.Module):
         """The three Convolutions of Block in native/bottleneck.cpp."""
         rest, fields = iter(zip(weights, targets, strict=True)), []
         for weight, copy in zip(self.weights, copies, strict=True):
-            trains = isinstance(weight, TrainedWeight) and copy is not None
-            fields += weight.describe(*next(rest), copy) if trains else NO_CONVOLUTION
+            if isinstance(weight, TrainedWeight) and copy is not None:
+                fields += weight.describe(*next(rest), copy)
+            else:
+                fields += NO_CONVOLUTION
         return fields
 
     def _needs_projection(self, needs: Sequence[bool]) -> bool:

@@ -98,13 +98,14 @@ class NativeHead(nn.Module):
     @classmethod
     def of_network(cls, network: Any, plan: EnginePlan, kernels: Kernels) -> "NativeHead | None":
         """The lean layer for the end of a network; None where it has another."""
-        if type(network) is not EfficientNet or not is_native(kernels, network.conv_head):
+        conv: Any = getattr(network, "conv_head", None)
+        if type(network) is not EfficientNet or not is_native(kernels, conv):
             return None
         pool, norm = network.global_pool, lean_norm(network.bn2, plan, kernels)
         if type(pool) is not SelectAdaptivePool2d or pool.pool_type != "avg" or norm is None:
             return None
         act = native_activation(norm)
-        return cls(network.conv_head, norm, act) if cls.supports(network.conv_head, norm, act) else None
+        return None if act is None or not cls.supports(conv, norm, act) else cls(conv, norm, act)
 
     def extra_repr(self) -> str:
         """The size of the convolution."""
