@@ -1,21 +1,27 @@
 """Native bottlenecks and ends whose convolutions train, against the layers they replace, in float64."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import tiny_network  # noqa: F401  (it registers the network)
 import torch
-from frozen_layers import SMOOTH, frozen_conv, random_norm, relative_errors
+from frozen_layers import SMOOTH, Allocations, frozen_conv, random_norm, relative_errors
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from tinytl.assembly import TrainingStep, engage, prepare
 from tinytl.engine.native_block import NativeLiteResidualBlock
 from tinytl.engine.native_bottleneck import NativeBottleneck
 from tinytl.engine.native_head import NativeHead
 from tinytl.engine.native_lite_residual import NativeLiteResidual
 from tinytl.engine.native_norms import Activation
+from tinytl.engine.plan import EnginePlan
+from tinytl.engine.report import lean_report
 from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
 from tinytl.networks.norms import WeightStandardizedConv2d
+from tinytl.weights.build import build_network
 
 NAMES = ("conv_pw", "conv_dw", "conv_pwl")
 
@@ -218,6 +224,58 @@ def test_gradients_that_are_asked_for_are_returned():
     assert weight.grad is not None and torch.equal(weight.grad, 2 * expected["conv_dw.weight"])
     weight.requires_grad_(False)
     native(x).sum().backward()
+
+
+@pytest.mark.parametrize("case", [{}, {"expand": "stem", "inputs": 3, "needs_x": False}, {"expand": None}])
+@pytest.mark.parametrize("has_gradients", [False, True])
+def test_meta_tensors_allocate_what_a_call_allocates(case: dict[str, Any], has_gradients: bool):
+    case = dict(case)
+    needs_x = case.pop("needs_x", True)
+    stock = Stock(**{"inputs": 24, **case})
+    sizes: dict[str, list[int]] = {}
+    for device in ("cpu", "meta"):
+        native = stock.native().to(device)
+        for parameter in native.parameters():
+            parameter.grad = torch.empty_like(parameter) if has_gradients else None
+        x = torch.empty(2, stock.inputs, 9, 11, device=device, requires_grad=needs_x)
+        with Allocations(sizes.setdefault(device, [])):
+            out = native(x)
+            out.backward(torch.empty_like(out))
+    assert sizes["cpu"] == sizes["meta"] and len(sizes["cpu"]) > 10
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn_frozen"])
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_a_network_that_trains_as_a_whole_equals_stock(norm: Any, blocks: int | None):
+    step = TrainingStep.of("tinytl_tiny", norm, "full", 2, 32, 10)
+    step = replace(step, blocks=blocks, plan=EnginePlan(micro_batch=1))
+    stock: Any = build_network(step.spec).double()
+    stock.drop_rate = 0.0
+    prepare(stock, step)
+    lean = copy.deepcopy(stock)
+    engage(stock, replace(step, engine="stock"))
+    engage(lean, step)
+    assert lean_report(lean).native == ("blocks.0.0", "blocks.1.0", "blocks.1.1", "blocks.2.0")
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    stock(x).square().sum().backward()
+    for image in x:
+        lean(image[None]).square().sum().backward()
+    expected, found = (
+        {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+        for network in (stock, lean)
+    )
+    assert_close(found, expected)  # type: ignore[arg-type]
+    trained = {name: value for name, value in stock.state_dict().items() if name in expected}
+    lean.load_state_dict(trained, strict=False)
+    assert trained.keys() <= lean.state_dict().keys()
+
+
+def test_weights_of_another_type_or_shape_are_refused():
+    native, x = Stock().native(), torch.randn(1, 6, 9, 11)
+    weight = native.get_parameter("conv_dw.weight")
+    for other in (weight.double(), weight[:8]):
+        with pytest.raises(ValueError, match="cannot use one"):
+            torch.func.functional_call(native, {"conv_dw.weight": other}, x)
 
 
 def test_parameters_can_be_replaced_for_a_call():

@@ -272,8 +272,8 @@ class NativeBottleneck(nn.Module):
 
     def _pack(self, weights: Sequence[Tensor]) -> list[PackedCopy | None]:
         """Copies of the weights that train, at their places in `self.weights`."""
-        rest = iter(weights)
-        return [w.pack(next(rest)) if isinstance(w, TrainedWeight) else None for w in self.weights]
+        rest, dtype = iter(weights), self.norms[0].weight.dtype
+        return [w.pack(next(rest), dtype) if isinstance(w, TrainedWeight) else None for w in self.weights]
 
     def _describe_trained(
         self, weights: Sequence[Tensor], targets: Sequence[Tensor | None], copies: Sequence[PackedCopy | None]

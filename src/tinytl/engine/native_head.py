@@ -173,7 +173,9 @@ class NativeHead(nn.Module):
 
     def _pack(self, tensors: Sequence[Tensor]) -> PackedCopy | None:
         """A copy of the weight if it trains."""
-        return self.packed.pack(tensors[2]) if isinstance(self.packed, TrainedWeight) else None
+        return (
+            self.packed.pack(tensors[2], tensors[0].dtype) if isinstance(self.packed, TrainedWeight) else None
+        )
 
     def _addresses(self, copy: PackedCopy | None) -> tuple[int, ...]:
         if isinstance(self.packed, PackedWeight):

@@ -34,6 +34,7 @@ class TrainedWeight:
         packing = rows or columns
         assert packing is not None
         self.packing, self.is_columns = packing, rows is None
+        self.shape = tuple(conv.weight.shape)
         self.out, self.row_size = len(conv.weight), conv.weight[0].numel()
         standardized = int(isinstance(conv, WeightStandardizedConv2d))
         sizes = (conv.kernel_size[0], conv.stride[0], 0, conv.groups)
@@ -45,8 +46,13 @@ class TrainedWeight:
         values = self.packing.lanes * (outputs if self.is_columns else self.row_size)
         return values, outputs, outputs, round_up(2 * self.out)
 
-    def pack(self, weight: Tensor) -> PackedCopy:
-        """Pack the weight for a call; a meta tensor only takes the memory."""
+    def pack(self, weight: Tensor, dtype: torch.dtype) -> PackedCopy:
+        """Pack the weight for a call in `dtype`; a meta tensor only takes the memory."""
+        if weight.dtype != dtype or tuple(weight.shape) != self.shape:
+            raise ValueError(
+                f"a layer of weights {self.shape} in {dtype} cannot use one {tuple(weight.shape)} "
+                f"in {weight.dtype}"
+            )
         sizes = self.buffer_sizes()
         buffer = weight.new_empty(sum(sizes))
         values, scale, shift, rows = _addresses(buffer, sizes)
