@@ -1,4 +1,4 @@
-"""Frozen convolutions and norms with random values, and how their results are compared."""
+"""Frozen convolutions and norms with random values; how results are compared and allocations noted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinytl.networks.quantize import QUANTIZERS
 
@@ -48,3 +49,17 @@ def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
         float((f.double() - e.double()).norm() / e.double().norm())
         for f, e in zip(found, expected, strict=True)
     ]
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the elements of every tensor that is created empty or of zeros."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if "empty" in str(func) or "zeros" in str(func):
+            self.sizes.append(made.numel())
+        return made

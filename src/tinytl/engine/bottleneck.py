@@ -53,8 +53,11 @@ class SlicedBottleneck(nn.Module):
     def of_parts(
         cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
     ) -> "SlicedBottleneck | None":
-        """The lean layer for these parts; None for other activations than clamps and uneven padding."""
-        return cls(parts, plan, kernels) if parts.has_clamps and parts.pads_evenly else None
+        """The lean layer for these parts; None where they train, for activations other than clamps, and
+        for uneven padding.
+        """
+        known = parts.is_frozen and parts.has_clamps and parts.pads_evenly
+        return cls(parts, plan, kernels) if known else None
 
     def norms(self) -> dict[str, Any]:
         """The norms by the convolution that they follow: [expand,] depthwise, project."""

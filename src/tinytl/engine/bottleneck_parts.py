@@ -25,7 +25,7 @@ STEMMED = (EfficientNet, MobileNetV3)
 
 @dataclass(frozen=True)
 class BottleneckParts:
-    """Frozen convolutions and the norms after them.
+    """Convolutions and the norms after them.
 
     The expansion is a 1x1 convolution, or the network's stem where stem and first block are taken as one
     bottleneck. Without an expansion the block is a depthwise separable convolution.
@@ -33,7 +33,8 @@ class BottleneckParts:
 
     convs: dict[str, nn.Conv2d]  # by what they do: [expand,] depthwise, project
     norms: dict[str, LeanNorm]  # by the convolution that they follow; each with its activation
-    norm_names: dict[str, str | None]  # of the norms in the block; None: it stays where it was, outside
+    conv_names: dict[str, str | None]  # in the block; None: it stays where it was, outside
+    norm_names: dict[str, str | None]  # likewise
     has_skip: bool
     drop_path: nn.Module | None = None  # drops the residual branch of whole images
 
@@ -49,7 +50,7 @@ class BottleneckParts:
         extras = [getattr(block, name, None) for name in EXTRAS]
         known = (
             all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
-            and all(_is_frozen_plain(conv) for conv in convs.values())
+            and all(_is_plain(conv) for conv in convs.values())
             and all(norm is not None and norm.drop is None for norm in norms.values())
             and norms["project"].clamp == LINEAR  # type: ignore[union-attr]
             and all(_is_pointwise(conv) for part, conv in convs.items() if part != "depthwise")
@@ -59,7 +60,10 @@ class BottleneckParts:
             return None
         drop_path = getattr(block, "drop_path", None)
         return cls(
-            convs, norms, {part: norm for part, (_, norm) in names.items()}, block.has_skip,  # type: ignore[arg-type]
+            convs, norms,  # type: ignore[arg-type]
+            {part: conv for part, (conv, _) in names.items()},
+            {part: norm for part, (_, norm) in names.items()},
+            block.has_skip,
             None if isinstance(drop_path, nn.Identity) or not block.has_skip else drop_path,
         )  # fmt: skip
 
@@ -73,14 +77,20 @@ class BottleneckParts:
         lean = lean_norm(network.bn1, plan, kernels)
         if parts is None or lean is None or lean.drop is not None:
             return None
-        if not _is_frozen_plain(stem) or stem.groups > 1:
+        if not _is_plain(stem) or stem.groups > 1:
             return None
         return cls(
             {"expand": stem, **parts.convs},  # type: ignore[dict-item]
             {"expand": lean, **parts.norms},
+            {"expand": None, **parts.conv_names},
             {"expand": None, **parts.norm_names},
             has_skip=False,
         )
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no convolution trains."""
+        return not any(conv.weight.requires_grad for conv in self.convs.values())
 
     @property
     def has_clamps(self) -> bool:
@@ -104,12 +114,11 @@ def pads_as_tensorflow(conv: Any) -> bool:
     return isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
 
 
-def _is_frozen_plain(conv: Any) -> bool:
-    """Whether it is a frozen, square convolution without a bias that pads with zeros."""
+def _is_plain(conv: Any) -> bool:
+    """Whether it is a square convolution without a bias that pads with zeros."""
     return (
         type(conv) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
         and conv.bias is None
-        and not conv.weight.requires_grad
         and conv.padding_mode == "zeros"
         and conv.dilation == (1, 1)
         and not isinstance(conv.padding, str)

@@ -24,7 +24,7 @@ class Fused(NamedTuple):
 
 
 class AppliedElsewhere(Mixin):
-    """A norm whose parameters keep their names here, while another layer applies it."""
+    """A layer whose parameters keep their names here, while another layer applies it."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input as it is."""
@@ -44,7 +44,10 @@ def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> Fused | None
     if layer is None:
         return None
     network.blocks[0][0] = layer
-    network.conv_stem = nn.Identity()
+    if parts.convs["expand"].weight.requires_grad:
+        become(network.conv_stem, AppliedElsewhere)
+    else:
+        network.conv_stem = nn.Identity()
     network.bn1 = parts.norms["expand"]
     become(network.bn1, AppliedElsewhere)
     return Fused(layer, "blocks.0.0")

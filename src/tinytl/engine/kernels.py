@@ -237,6 +237,7 @@ SIGNATURES = {
     "depthwise_backward": "ppplllllll",
     "expand_codes": "pppplll",
     "standardize": "ppplld",
+    "pack_trained_weight": "pp",
     "bottleneck_forward": "ppppp",
     "bottleneck_backward": "pppppppp",
     "head_forward": "pppp",

@@ -1,6 +1,5 @@
 """A native inverted bottleneck and its native lite residual as one function of autograd."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,14 +41,14 @@ class NativeLiteResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
         main, lite = self.main_branch, self.lite_residual
-        affine, dtype = main.affine(), autocast_dtype(x)
-        check_device(x, affine[0].dtype)
-        check_dtype(x, affine[0].dtype)
-        refuse_hooks((*main.norms, *lite.layers))
+        own, dtype = main.tensors(), autocast_dtype(x)
+        check_device(x, own[0].dtype)
+        check_dtype(x, own[0].dtype)
+        refuse_hooks((*main.norms, *main.trained, *lite.layers))
         with without_autocast(x):
             stored = (main.stored_statistics(), lite.stored_statistics())
-            tensors = (*affine, *lite.tensors())
-            return _Block.apply(x.contiguous(), self, dtype, stored, len(affine), *tensors)
+            tensors = (*own, *lite.tensors())
+            return _Block.apply(x.contiguous(), self, dtype, stored, len(own), *tensors)
 
 
 class _Block(torch.autograd.Function):
@@ -58,13 +57,13 @@ class _Block(torch.autograd.Function):
         ctx: Any, x: Tensor, block: NativeLiteResidualBlock, dtype: torch.dtype, stored: Any, count: int,
         *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
-        affine, own = tensors[:count], tensors[count:]
+        of_main, of_lite = tensors[:count], tensors[count:]
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + count])
-        maps = x.to(affine[0].dtype)
+        maps = x.to(of_main[0].dtype)
         out, normed, statistics = block.main_branch.compute(
-            maps, affine, stored[0], needs, block.main_branch.has_skip
+            maps, of_main, stored[0], needs, block.main_branch.has_skip
         )
-        kept = block.lite_residual.add(maps, out, own, stored[1])
+        kept = block.lite_residual.add(maps, out, of_lite, stored[1])
         ctx.block, ctx.stored, ctx.count = block, stored, count
         ctx.save_for_backward(x, None if normed is None else normed.to(dtype), statistics, *kept, *tensors)
         return out.to(dtype)
@@ -78,16 +77,12 @@ class _Block(torch.autograd.Function):
         main, lite, count = ctx.block.main_branch, ctx.block.lite_residual, ctx.count
         dtype, (main_stored, lite_stored) = tensors[0].dtype, ctx.stored
         maps, grad = x.to(dtype), grad.to(dtype).contiguous()
-        grad_x, grad_affine = None, [None] * count
+        grad_x, grad_main = None, [None] * count
         if needs_x or any(needs[:count]):
-            grad_x, grad_affine = main.gradients(
+            grad_x, grad_main = main.gradients(
                 maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
                 main_stored, (needs_x, *needs[:count]), main.has_skip,
             )  # fmt: skip
-        grad_own = lite.gradients(maps, grad, kept, tensors[count:], lite_stored, needs[count:], grad_x)
+        grad_lite = lite.gradients(maps, grad, kept, tensors[count:], lite_stored, needs[count:], grad_x)
         grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        return grad_x, None, None, None, None, *_needed(grad_affine, needs), *grad_own
-
-
-def _needed(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
-    return [gradient if need else None for gradient, need in zip(gradients, needs, strict=False)]
+        return grad_x, None, None, None, None, *grad_main, *grad_lite

@@ -31,9 +31,18 @@ from tinytl.engine.native_norms import (
 )
 from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.trained_weight import (
+    CONVOLUTION_FORMAT,
+    NO_CONVOLUTION,
+    PackedCopy,
+    TrainedWeight,
+    WeightGradients,
+)
 from tinytl.errors import UserError
 
 MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h
+PIXEL_CHUNK = 128  # of native/weight_sums.h
+CONV_NAMES = ("conv_pw", "conv_dw", "conv_pwl")  # expansion, depthwise convolution, projection
 SLICE_BYTES = 5e5  # about the size of a slice's maps and weights: half of a cache of 1 MB
 
 
@@ -52,6 +61,11 @@ class BufferSizes(NamedTuple):
     ring: int = 0
     rows: int = 0
     sums: int = 0
+    sums_expand: int = 0
+    sums_depthwise: int = 0
+    sums_project: int = 0
+    natural: int = 0
+    active: int = 0
 
     def total(self, element_size: int) -> int:
         """All of them; each begins at a multiple of 64 bytes."""
@@ -59,9 +73,9 @@ class BufferSizes(NamedTuple):
 
 
 # Block of native/bottleneck.cpp: the weights' addresses, the norms, then numbers: Packing, two Windows, seven
-# of the block, BufferSizes and their total.
+# of the block, BufferSizes and their total; and three Convolutions.
 _NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 7 + len(BufferSizes._fields) + 1
-_BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l")
+_BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l" + 3 * CONVOLUTION_FORMAT)
 
 
 class _Geometry(NamedTuple):
@@ -86,26 +100,35 @@ Stored = Sequence[StoredStatistics | None]
 
 
 class NativeBottleneck(nn.Module):
-    """Replaces an inverted bottleneck with frozen convolutions; its norms keep their names and parameters.
+    """Replaces an inverted bottleneck; its norms, and convolutions that train, keep names and parameters.
 
     The expansion is a 1x1 convolution, or the network's stem where stem and first block are taken as one
     bottleneck, or None. `acts` follow the norms but the last. The norm named `outside` stays registered
-    where it was. It computes float32 and float64 on the CPU, and shapes on the meta device.
+    where it was, and so does a convolution whose name in `conv_names` is None. It computes float32 and
+    float64 on the CPU, and shapes on the meta device.
     """
 
     def __init__(
         self, expand: nn.Conv2d | None, depthwise: nn.Conv2d, project: nn.Conv2d, norms: dict[str, Any],
         acts: Sequence[Activation], has_skip: bool, keep_projection: bool = True,
-        slice_bytes: float = SLICE_BYTES,
+        slice_bytes: float = SLICE_BYTES, conv_names: Sequence[str | None] = CONV_NAMES,
     ) -> None:  # fmt: skip
         super().__init__()
         self.drop_path: nn.Module | None = None  # drops the residual branch of whole images
         self.has_skip, self.keep_projection, self.slice_bytes = has_skip, keep_projection, slice_bytes
         self.packing = _packing(depthwise, list(norms.values()))
-        self.expand = PackedWeight(expand, rows=self.packing) if expand else None
-        self.depthwise = PackedWeight(depthwise, rows=self.packing)
-        self.project = PackedWeight(project, columns=self.packing)
+        self.expand = _weight(expand, rows=self.packing) if expand else None
+        self.depthwise = _weight(depthwise, rows=self.packing)
+        self.project = _weight(project, columns=self.packing)
         self.weights = (self.expand, self.depthwise, self.project)
+        self.trained: tuple[Any, ...] = tuple(
+            conv
+            for conv, weight in zip((expand, depthwise, project), self.weights, strict=True)
+            if isinstance(weight, TrainedWeight)
+        )
+        for name, conv in zip(conv_names, (expand, depthwise, project), strict=True):
+            if name is not None and conv in self.trained:
+                self.add_module(name, conv)
         self.stem = Convolution.of(expand) if expand else None
         self.filter = Convolution.of(depthwise)
         self.in_channels, self.out_channels = (expand or depthwise).in_channels, project.out_channels
@@ -143,7 +166,7 @@ class NativeBottleneck(nn.Module):
 
     @classmethod
     def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "NativeBottleneck | None":
-        """The lean layer for an inverted bottleneck of frozen convolutions; None for anything else."""
+        """The lean layer for an inverted bottleneck; None for anything else."""
         parts = BottleneckParts.of(module, plan, kernels)
         return None if parts is None else cls.of_parts(parts, plan, kernels)
 
@@ -163,6 +186,7 @@ class NativeBottleneck(nn.Module):
         block = cls(
             expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection,
             min(SLICE_BYTES, plan.slice_bytes),
+            [parts.conv_names.get(part) for part in ("expand", "depthwise", "project")],
         )  # fmt: skip
         block.drop_path = parts.drop_path
         return block
@@ -176,34 +200,37 @@ class NativeBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
-        affine, dtype = self.affine(), autocast_dtype(x)
-        check_device(x, affine[0].dtype)
-        check_dtype(x, affine[0].dtype)
-        refuse_hooks(self.norms)
+        tensors, dtype = self.tensors(), autocast_dtype(x)
+        check_device(x, tensors[0].dtype)
+        check_dtype(x, tensors[0].dtype)
+        refuse_hooks((*self.norms, *self.trained))
         drops = self.drop_path is not None and self.drop_path.training
         adds_input = self.has_skip and not drops
         with without_autocast(x):
             stored = self.stored_statistics()
-            out = _Bottleneck.apply(x.contiguous(), self, dtype, stored, adds_input, *affine)
+            out = _Bottleneck.apply(x.contiguous(), self, dtype, stored, adds_input, *tensors)
         return self.drop_path(out) + x if self.drop_path is not None and drops else out
 
-    def affine(self) -> list[Tensor]:
-        """Scale and shift of every norm."""
-        return [tensor for norm in self.norms for tensor in (norm.weight, norm.bias)]
+    def tensors(self) -> list[Tensor]:
+        """Scale and shift of every norm, then the weights that train."""
+        affine = [tensor for norm in self.norms for tensor in (norm.weight, norm.bias)]
+        return [*affine, *(conv.weight.contiguous() for conv in self.trained)]  # channels last
 
     def stored_statistics(self) -> list[StoredStatistics | None]:
         """The stored statistics of every norm that has them."""
         return [StoredStatistics.of(norm) for norm in self.norms]
 
     def compute(
-        self, x: Tensor, affine: Sequence[Tensor], stored: Stored, needs: Sequence[bool], adds_input: bool
+        self, x: Tensor, tensors: Sequence[Tensor], stored: Stored, needs: Sequence[bool], adds_input: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The output; and what the backward pass needs: the normalised projection, if kept, and statistics.
 
-        `needs` tells for x and every scale and shift whether its gradient will be needed; `adds_input`,
+        `needs` tells for x and every tensor of `tensors()` whether its gradient will be needed; `adds_input`,
         whether the output is the sum of the branch and x.
         """
         call = self._call(x, False, False, False, adds_input)
+        affine, weights = self._split(tensors)
+        copies = self._pack(weights)
         statistics = x.new_empty(len(x) * self.statistics_per_image)
         out = x.new_empty(len(x), *call.out_shape)
         keep = self.keep_projection and self._needs_projection(needs)
@@ -211,15 +238,18 @@ class NativeBottleneck(nn.Module):
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
-            self._run("bottleneck_forward", call, norms, x, out, normed, scratch)
+            self._run("bottleneck_forward", call, copies, (), norms, x, out, normed, scratch)
         return out, normed, statistics
 
     def gradients(
-        self, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor, affine: Sequence[Tensor],
-        stored: Stored, needs: Sequence[bool], adds_input: bool,
-    ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
-        """Gradients with respect to x (None if not needed) and to every scale and shift."""
+        self, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor,
+        tensors: Sequence[Tensor], stored: Stored, needs: Sequence[bool], adds_input: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        """Gradients with respect to x and to every tensor of `tensors()`; None where autograd needs none."""
         recompute = normed is None and self._needs_projection(needs)
+        affine, weights = self._split(tensors)
+        of_weights = WeightGradients(weights, needs[1 + len(affine) :])
+        copies = self._pack(weights)
         call = self._call(x, True, needs[0], recompute, adds_input)
         grad_x = torch.empty_like(x) if needs[0] else None
         gradients = x.new_empty(gradient_size(self.described_norms))
@@ -227,15 +257,44 @@ class NativeBottleneck(nn.Module):
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
-            self._run("bottleneck_backward", call, norms, x, grad, normed, grad_x, rows, gradients, scratch)
-        return grad_x, split_gradients(gradients, self.described_norms)
+            trained = self._describe_trained(weights, of_weights.targets, copies)
+            self._run(
+                "bottleneck_backward", call, copies, trained, norms,
+                x, grad, normed, grad_x, rows, gradients, scratch,
+            )  # fmt: skip
+        of_norms = split_gradients(gradients, self.described_norms)
+        needed = (g if need else None for g, need in zip(of_norms, needs[1:], strict=False))
+        return grad_x, [*needed, *of_weights.returned]
+
+    def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Scales and shifts, and the weights that train."""
+        count = 2 * len(self.norms)
+        return tensors[:count], tensors[count:]
+
+    def _pack(self, weights: Sequence[Tensor]) -> list[PackedCopy | None]:
+        """Copies of the weights that train, at their places in `self.weights`."""
+        rest, dtype = iter(weights), self.norms[0].weight.dtype
+        return [w.pack(next(rest), dtype) if isinstance(w, TrainedWeight) else None for w in self.weights]
+
+    def _describe_trained(
+        self, weights: Sequence[Tensor], targets: Sequence[Tensor | None], copies: Sequence[PackedCopy | None]
+    ) -> list[float]:
+        """The three Convolutions of Block in native/bottleneck.cpp."""
+        rest, fields = iter(zip(weights, targets, strict=True)), []
+        for weight, copy in zip(self.weights, copies, strict=True):
+            if isinstance(weight, TrainedWeight) and copy is not None:
+                fields += weight.describe(*next(rest), copy)
+            else:
+                fields += NO_CONVOLUTION
+        return fields
 
     def _needs_projection(self, needs: Sequence[bool]) -> bool:
         """Whether the backward pass needs the normalised projection.
 
-        It does not where the last norm uses stored statistics and its scale (`needs[-2]`) is frozen.
+        It does not where the last norm uses stored statistics and its scale is frozen.
         """
-        return any(needs) and (self.described_norms[-1].per_group > 0 or needs[-2])
+        needs_scale = needs[2 * len(self.norms) - 1]
+        return any(needs) and (self.described_norms[-1].per_group > 0 or needs_scale)
 
     def _call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool, adds_input: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
@@ -289,7 +348,8 @@ class NativeBottleneck(nn.Module):
         first, second = self.described_norms[0].per_group, self.described_norms[-2].per_group
         has_product = needs_x and self.stem is not None and not self._has_stem()
         maps = (geometry.slice if has_product else step) * window.area
-        in_place = self.stem is None or first == 0 or not needs_x
+        needs_grad = needs_x or isinstance(self.expand, TrainedWeight)
+        in_place = self.stem is None or first == 0 or not needs_grad
         projection = self.out_channels * window.out_area
         return BufferSizes(
             expanded=step * window.area if recompute or not in_place else 0,
@@ -301,7 +361,23 @@ class NativeBottleneck(nn.Module):
             factors=self.packing.lanes,
             sums=10 * step,
             **self._small_sizes(geometry),
+            **self._sizes_of_sums(geometry),
         )
+
+    def _sizes_of_sums(self, geometry: _Geometry) -> dict[str, int]:
+        """Sums of the gradients with respect to the weights that train: of a step, or of all lanes."""
+        expand, depthwise, project = self.weights
+        trained = [weight for weight in self.weights if isinstance(weight, TrainedWeight)]
+        if not trained:
+            return {}
+        step = geometry.step
+        return {
+            "sums_expand": step * expand.row_size if isinstance(expand, TrainedWeight) else 0,
+            "sums_depthwise": step * depthwise.row_size if isinstance(depthwise, TrainedWeight) else 0,
+            "sums_project": self.packing.lanes * project.out if isinstance(project, TrainedWeight) else 0,
+            "natural": max(weight.natural_size() for weight in trained),
+            "active": PACK * max(2 * PIXEL_CHUNK, geometry.window.out_width),
+        }
 
     def _small_sizes(self, geometry: _Geometry) -> dict[str, int]:
         """Weights of two vectors of channels, and rows."""
@@ -315,12 +391,19 @@ class NativeBottleneck(nn.Module):
             "rows": self.in_channels * stem.kernel * stem.columns if self._has_stem() else 0,
         }
 
-    def _run(self, name: str, call: _Call, norms: list[float], x: Tensor, *others: Tensor | None) -> None:
-        expand, depthwise, project = self.weights
-        first = NO_WEIGHT if expand is None else expand.addresses()
-        if expand is None:
+    def _run(
+        self, name: str, call: _Call, copies: Sequence[PackedCopy | None], trained: Sequence[float],
+        norms: list[float], x: Tensor, *others: Tensor | None,
+    ) -> None:  # fmt: skip
+        addresses: list[int] = []
+        for weight, copy in zip(self.weights, copies, strict=True):
+            if isinstance(weight, PackedWeight):
+                addresses += weight.addresses()
+            else:
+                addresses += NO_WEIGHT if copy is None else copy.addresses
+        if self.expand is None:
             norms = [*NO_NORM, *norms]
-        block = _BLOCK.pack(*first, *depthwise.addresses(), *project.addresses(), *norms, *call.numbers)
+        block = _BLOCK.pack(*addresses, *norms, *call.numbers, *(trained or 3 * NO_CONVOLUTION))
         run_native(name, block, x, *others)
 
 
@@ -328,26 +411,32 @@ class _Bottleneck(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, block: NativeBottleneck, dtype: torch.dtype, stored: Stored, adds_input: bool,
-        *affine: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
-        out, normed, statistics = block.compute(x.to(affine[0].dtype), affine, stored, needs, adds_input)
+        out, normed, statistics = block.compute(x.to(tensors[0].dtype), tensors, stored, needs, adds_input)
         ctx.block, ctx.stored, ctx.adds_input = block, stored, adds_input
-        ctx.save_for_backward(x, None if normed is None else normed.to(dtype), statistics, *affine)
+        ctx.save_for_backward(x, None if normed is None else normed.to(dtype), statistics, *tensors)
         return out.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, normed, statistics, *affine = ctx.saved_tensors
+        x, normed, statistics, *tensors = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
-        dtype = affine[0].dtype
-        grad_x, grad_affine = ctx.block.gradients(
+        dtype = tensors[0].dtype
+        grad_x, gradients = ctx.block.gradients(
             x.to(dtype), grad.to(dtype).contiguous(), None if normed is None else normed.to(dtype),
-            statistics, affine, ctx.stored, needs, ctx.adds_input,
+            statistics, tensors, ctx.stored, needs, ctx.adds_input,
         )  # fmt: skip
-        needed = (g if need else None for g, need in zip(grad_affine, needs[1:], strict=True))
-        return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, *needed
+        return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, *gradients
+
+
+def _weight(
+    conv: nn.Conv2d, *, rows: Packing | None = None, columns: Packing | None = None
+) -> PackedWeight | TrainedWeight:
+    kind = TrainedWeight if conv.weight.requires_grad else PackedWeight
+    return kind(conv, rows=rows, columns=columns)
 
 
 def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:

@@ -65,7 +65,7 @@ class Convolution(NamedTuple):
 
 
 def is_plain(conv: Any) -> bool:
-    """Whether a convolution is frozen, square, without bias, and pads with zeros."""
+    """Whether a convolution is square, without bias, and pads with zeros."""
     square = all(
         not isinstance(sizes, str) and len({*sizes}) == 1
         for sizes in (conv.kernel_size, conv.stride, conv.padding)
@@ -77,5 +77,4 @@ def is_plain(conv: Any) -> bool:
         and conv.stride[0] in (1, 2)
         and conv.padding_mode == "zeros"
         and conv.bias is None
-        and not conv.weight.requires_grad
     )

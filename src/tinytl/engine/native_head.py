@@ -29,14 +29,21 @@ from tinytl.engine.native_norms import (
     statistics_size,
 )
 from tinytl.engine.norms import lean_norm
-from tinytl.engine.packing import MAX_UNIT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
+from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.trained_weight import (
+    CONVOLUTION_FORMAT,
+    NO_CONVOLUTION,
+    PackedCopy,
+    TrainedWeight,
+    WeightGradients,
+)
 from tinytl.errors import UserError
 
 SLICE_LANES = 128  # their weights towards 32 input channels take half of a first-level cache of 32 kB
 
-# Head of native/head.cpp: weight, norm, Packing and eleven numbers.
-_HEAD = struct.Struct(f"{WEIGHT_FORMAT}{NORM_FORMAT}{len(Packing._fields) + 11}l")
+# Head of native/head.cpp: weight, norm, Packing and thirteen numbers; the weight as it trains.
+_HEAD = struct.Struct(f"{WEIGHT_FORMAT}{NORM_FORMAT}{len(Packing._fields) + 13}l{CONVOLUTION_FORMAT}")
 
 
 class _Sizes(NamedTuple):
@@ -46,6 +53,8 @@ class _Sizes(NamedTuple):
     weights: int
     factors: int
     sums: int
+    weight_sums: int = 0
+    natural: int = 0
 
     def total(self, element_size: int) -> int:
         """All of them; each begins at a multiple of 64 bytes."""
@@ -53,10 +62,11 @@ class _Sizes(NamedTuple):
 
 
 class NativeHead(nn.Module):
-    """Computes a frozen 1x1 convolution, the norm and activation after it, and global average pooling.
+    """Computes a 1x1 convolution, the norm and activation after it, and global average pooling.
 
-    The norm stays registered where it was. The output is a map of one pixel, which an average over pixels
-    leaves as it is. It computes float32 and float64 on the CPU, and shapes on the meta device.
+    A weight that trains is its parameter, as it was the convolution's. The norm stays registered where it
+    was. The output is a map of one pixel, which an average over pixels leaves as it is. It computes
+    float32 and float64 on the CPU, and shapes on the meta device.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: Any, act: Activation) -> None:
@@ -64,7 +74,9 @@ class NativeHead(nn.Module):
         self.outside = (norm,)  # in a tuple, so that it is registered once
         self.described_norms = [NativeNorm.of(norm, act)]
         self.packing = Packing.of(conv.out_channels, max(1, channels_per_group(norm)))
-        self.weight = PackedWeight(conv, rows=self.packing)
+        trains = conv.weight.requires_grad
+        self.packed = (TrainedWeight if trains else PackedWeight)(conv, rows=self.packing)
+        self.weight = conv.weight if trains else None
         self.in_channels = conv.in_channels
         unit = self.packing.unit_lanes
         self.step = 2 * unit if unit == PACK else unit
@@ -110,28 +122,39 @@ class NativeHead(nn.Module):
         refuse_hooks(self.outside)
         with without_autocast(x):
             stored = [StoredStatistics.of(norm)]
-            out = _Head.apply(x.contiguous(), self, dtype, stored, norm.weight, norm.bias)
+            weights = () if self.weight is None else (self.weight.contiguous(),)  # channels last
+            out = _Head.apply(x.contiguous(), self, dtype, stored, norm.weight, norm.bias, *weights)
         return out[:, :, None, None]
 
     def compute(
-        self, x: Tensor, affine: Sequence[Tensor], stored: Sequence[StoredStatistics | None]
+        self, x: Tensor, tensors: Sequence[Tensor], stored: Sequence[StoredStatistics | None]
     ) -> tuple[Tensor, Tensor]:
-        """The output, (B, out), and the statistics, which the backward pass needs."""
+        """The output, (B, out), and the statistics, which the backward pass needs.
+
+        `tensors` are scale, shift, and the weight if it trains.
+        """
+        affine, copy = tensors[:2], self._pack(tensors)
         statistics = x.new_empty(statistics_size(self.described_norms, len(x)))
         out = x.new_empty(len(x), self.packing.channels)
         numbers = self.numbers(x, False)
         scratch = x.new_empty(threads_for(x) * numbers[-1])
         if not x.is_meta:
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
-            described = _HEAD.pack(*self.weight.addresses(), *norms, *numbers)
+            described = _HEAD.pack(*self._addresses(copy), *norms, *numbers, *NO_CONVOLUTION)
             run_native("head_forward", described, x, out, scratch)
         return out, statistics
 
     def gradients(
-        self, x: Tensor, grad: Tensor, statistics: Tensor, affine: Sequence[Tensor],
-        stored: Sequence[StoredStatistics | None], *, needs_x: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
-        """Gradients with respect to x (None if not needed), scale and shift."""
+        self, x: Tensor, grad: Tensor, statistics: Tensor, tensors: Sequence[Tensor],
+        stored: Sequence[StoredStatistics | None], *, needs_x: bool, needs: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        """Gradients with respect to x (None if not needed) and to `tensors`; None where autograd needs none.
+
+        `needs` tells which of `tensors` need gradients.
+        """
+        affine, weights = tensors[:2], tensors[2:]
+        of_weights = WeightGradients(weights, needs[2:])
+        copy = self._pack(tensors)
         grad_x = torch.empty_like(x) if needs_x else None
         gradients = x.new_empty(gradient_size(self.described_norms))
         rows = x.new_empty(len(x), len(gradients))
@@ -139,10 +162,25 @@ class NativeHead(nn.Module):
         scratch = x.new_empty(threads_for(x) * numbers[-1])
         if not x.is_meta:
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
-            described = _HEAD.pack(*self.weight.addresses(), *norms, *numbers)
+            trained = NO_CONVOLUTION
+            if copy is not None and isinstance(self.packed, TrainedWeight):
+                trained = self.packed.describe(weights[0], of_weights.targets[0], copy)
+            described = _HEAD.pack(*self._addresses(copy), *norms, *numbers, *trained)
             run_native("head_backward", described, x, grad, grad_x, rows, gradients, scratch)
-        grad_scale, grad_shift = split_gradients(gradients, self.described_norms)
-        return grad_x, grad_scale, grad_shift
+        of_norm = split_gradients(gradients, self.described_norms)
+        needed = (g if need else None for g, need in zip(of_norm, needs, strict=False))
+        return grad_x, [*needed, *of_weights.returned]
+
+    def _pack(self, tensors: Sequence[Tensor]) -> PackedCopy | None:
+        """A copy of the weight if it trains."""
+        return (
+            self.packed.pack(tensors[2], tensors[0].dtype) if isinstance(self.packed, TrainedWeight) else None
+        )
+
+    def _addresses(self, copy: PackedCopy | None) -> tuple[int, ...]:
+        if isinstance(self.packed, PackedWeight):
+            return self.packed.addresses()
+        return NO_WEIGHT if copy is None else copy.addresses
 
     def numbers(self, x: Tensor, backward: bool) -> tuple[int, ...]:
         """The numbers of Head; the last is the elements of a thread's buffers."""
@@ -156,6 +194,9 @@ class NativeHead(nn.Module):
             factors=self.slice if backward else 0,
             sums=10 * self.step,
         )
+        if backward and isinstance(self.packed, TrainedWeight):
+            sums = self.step * self.in_channels
+            sizes = sizes._replace(weight_sums=sums, natural=self.packed.natural_size())
         own = (images, self.in_channels, area, threads_for(x), self.step, self.slice)
         return *self.packing, *own, *sizes, sizes.total(x.element_size())
 
@@ -164,20 +205,21 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, head: NativeHead, dtype: torch.dtype, stored: list[StoredStatistics | None],
-        *affine: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
-        out, statistics = head.compute(x.to(affine[0].dtype), affine, stored)
+        out, statistics = head.compute(x.to(tensors[0].dtype), tensors, stored)
         ctx.head, ctx.stored = head, stored
-        ctx.save_for_backward(x, statistics, *affine)
+        ctx.save_for_backward(x, statistics, *tensors)
         return out.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, statistics, *affine = ctx.saved_tensors
-        dtype = affine[0].dtype
-        grad_x, grad_scale, grad_shift = ctx.head.gradients(
-            x.to(dtype), grad.to(dtype).contiguous(), statistics, affine, ctx.stored,
-            needs_x=ctx.needs_input_grad[0],
+        x, statistics, *tensors = ctx.saved_tensors
+        needs_x, _, _, _, *needs = ctx.needs_input_grad
+        dtype = tensors[0].dtype
+        grad_x, gradients = ctx.head.gradients(
+            x.to(dtype), grad.to(dtype).contiguous(), statistics, tensors, ctx.stored,
+            needs_x=needs_x, needs=needs,
         )  # fmt: skip
-        return None if grad_x is None else grad_x.to(x.dtype), None, None, None, grad_scale, grad_shift
+        return None if grad_x is None else grad_x.to(x.dtype), None, None, None, *gradients

@@ -26,6 +26,7 @@ from tinytl.engine.native_norms import (
 from tinytl.engine.norms import lean_norm
 from tinytl.engine.packing import round_up
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.trained_weight import CONVOLUTION_FORMAT, WeightGradients
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
@@ -97,9 +98,8 @@ class BufferSizes(NamedTuple):
 
 # LiteResidual of native/lite_residual.cpp: two convolutions, two norms, then numbers: images and threads,
 # Geometry, whether bilinear, BufferSizes.
-_CONVOLUTION_FORMAT = "3P7ld"
 _NUMBERS = 2 + len(Geometry._fields) + 1 + len(BufferSizes._fields)
-_LITE = struct.Struct(2 * _CONVOLUTION_FORMAT + 2 * NORM_FORMAT + f"{_NUMBERS}l")
+_LITE = struct.Struct(2 * CONVOLUTION_FORMAT + 2 * NORM_FORMAT + f"{_NUMBERS}l")
 
 
 class _Call(NamedTuple):
@@ -218,34 +218,20 @@ class NativeLiteResidual(nn.Module):
         is needed.
         """
         call = self._call(x, grad, True)
-        targets, weights = self._weight_gradients(tensors[:2], needs)
+        of_weights = WeightGradients(tensors[:2], needs[:2])
         affine = x.new_empty(gradient_size(self.described_norms))
         rows = x.new_empty(call.images, len(affine))
         scratch = x.new_empty(call.scratch)
         if call.images == 0:
             affine.zero_()
         if not x.is_meta:
-            lite = self._pack(call, kept, tensors, stored, targets, rows)
+            lite = self._pack(call, kept, tensors, stored, of_weights.targets, rows)
             run_native(
                 "lite_residual_backward", lite, x, grad, kept.middle, kept.last, grad_x, affine, scratch
             )
         of_norms = split_gradients(affine, self.described_norms)
-        return [*weights, *(g if need else None for g, need in zip(of_norms, needs[2:], strict=True))]
-
-    def _weight_gradients(
-        self, weights: Sequence[Tensor], needs: Sequence[bool]
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Where the gradients with respect to the weights are added, and what autograd is told of them."""
-        targets: list[Tensor | None] = []
-        returned: list[Tensor | None] = []
-        for weight, need in zip(weights, needs, strict=False):
-            in_place = need and _takes_gradients_in_place(weight)
-            if in_place:
-                assert weight.grad is not None
-                torch.autograd.graph.increment_version(weight.grad)
-            targets.append(weight.grad if in_place else weight.new_zeros(weight.shape) if need else None)
-            returned.append(None if in_place else targets[-1])
-        return targets, returned
+        needed = (g if need else None for g, need in zip(of_norms, needs[2:], strict=True))
+        return [*of_weights.returned, *needed]
 
     def _call(self, x: Tensor, out: Tensor, backward: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
@@ -358,22 +344,6 @@ def _is_plain(conv: Any) -> bool:
 def _is_plain_norm(norm: Any) -> bool:
     stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
-
-
-def _takes_gradients_in_place(weight: Any) -> bool:
-    """Whether there is a gradient to which another may be added, and no hook waits for it."""
-    if not weight.is_leaf or weight.grad is None or not _is_accumulated(weight):
-        return False
-    hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks
-    return weight.grad.is_contiguous() and weight.grad.dtype == weight.dtype and not hooks
-
-
-def _is_accumulated(leaf: Tensor) -> bool:
-    """Whether the backward pass that is running adds to `leaf.grad`; torch.autograd.grad does not."""
-    try:
-        return torch._C._will_engine_execute_node(torch.autograd.graph.get_gradient_edge(leaf).node)
-    except RuntimeError:  # so PyTorch answers within torch.autograd.grad
-        return False
 
 
 class _LiteResidual(torch.autograd.Function):

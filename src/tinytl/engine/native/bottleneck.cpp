@@ -5,12 +5,14 @@
 // steps and slices. A step is expanded and filtered, channels in the lanes of vectors: norms then need no sums
 // across lanes, and products and filters end in them while their results are in registers. A slice is what
 // the projection sums, or, backwards, the product into the gradient with respect to the input. The backward
-// pass computes the maps of each step again, with the statistics that the forward pass has kept.
+// pass computes the maps of each step again, with the statistics that the forward pass has kept. Where the
+// convolutions train, the gradients with respect to their weights are made of the maps of each step, too.
 #include "depthwise.h"
 #include "plane_norms.h"
 #include "pointwise.h"
 #include "stem.h"
 #include "threads.h"
+#include "weight_sums.h"
 
 namespace tinytl {
 namespace {
@@ -27,6 +29,10 @@ struct BufferSizes {
   long ring;             // rows around the filter
   long rows;             // input rows of the stem
   long sums;             // of a step, and coefficients made of them
+  // Where convolutions train, or 0: sums of their gradients, of a step and (project) of an image;
+  long sums_expand, sums_depthwise, sums_project;
+  long natural;          // rows of a weight;
+  long active;           // activated pixels, or a row of them
   long all;
 };
 
@@ -41,7 +47,9 @@ struct Block {
   long images, in, out, skip, threads;
   long step, slice;  // lanes
   BufferSizes sizes;
+  Convolution<T> trained[3];  // the weights' own order and gradients, which are null where none is needed
 
+  bool trains(int conv) const { return trained[conv].grad_weight != nullptr; }
   bool has_expansion() const { return stem.kernel > 0; }
   // Whether the expansion is more than a product of the channels of each pixel.
   bool has_stem() const { return stem.kernel > 1 || stem.stride > 1 || stem.top > 0; }
@@ -54,7 +62,7 @@ struct Block {
 template <typename T>
 struct Buffers {
   T *expanded, *filtered, *grad_filtered, *maps, *projection, *grad_projection, *weights, *taps, *factors, *ring,
-      *rows, *sums;
+      *rows, *sums, *sums_expand, *sums_depthwise, *sums_project, *natural, *active;
 
   Buffers(const BufferSizes& sizes, T* scratch)
       : expanded(take(scratch, sizes.expanded)), filtered(take(scratch, sizes.filtered)),
@@ -62,7 +70,10 @@ struct Buffers {
         maps(take(scratch, sizes.maps)), projection(take(scratch, sizes.projection)),
         grad_projection(take(scratch, sizes.grad_projection)), weights(take(scratch, sizes.weights)),
         taps(take(scratch, sizes.taps)), factors(take(scratch, sizes.factors)), ring(take(scratch, sizes.ring)),
-        rows(take(scratch, sizes.rows)), sums(take(scratch, sizes.sums)) {}
+        rows(take(scratch, sizes.rows)), sums(take(scratch, sizes.sums)),
+        sums_expand(take(scratch, sizes.sums_expand)), sums_depthwise(take(scratch, sizes.sums_depthwise)),
+        sums_project(take(scratch, sizes.sums_project)), natural(take(scratch, sizes.natural)),
+        active(take(scratch, sizes.active)) {}
 };
 
 // One image on its way through the block.
@@ -95,7 +106,7 @@ class Image {
                 normed ? normed + image * block.out_size() : nullptr, out);
   }
 
-  void backward(const T* grad, const T* normed, T* grad_x) {
+  void backward(const T* grad, const T* normed, T* grad_x, Turns& turns) {
     grad += image * block.out_size();
     if (normed) normed += image * block.out_size();
     if (!normed && block.sizes.projection) normed = recomputed_projection();
@@ -108,7 +119,11 @@ class Image {
         std::memset(grad_x, 0, sizeof(T) * block.x_size());
     }
     for (long first = 0; first < block.packing.lanes(); first += block.slice)
-      backward_slice(first, smaller_of(block.slice, block.packing.lanes() - first), grad_x);
+      backward_slice(first, smaller_of(block.slice, block.packing.lanes() - first), grad_x, turns);
+    if (block.trains(2))
+      turns.take(image, [&] {
+        add_sums_of_columns(block.trained[2], block.packing, buffers.sums_project, buffers.natural);
+      });
   }
 
  private:
@@ -251,13 +266,14 @@ class Image {
     for (int n = 0; n < N; n++) sums[n] = totals[n];
   }
 
-  void backward_slice(long first, long count, T* grad_x) {
+  void backward_slice(long first, long count, T* grad_x, Turns& turns) {
     // Without a product into the gradient of x, the maps of a step alone are needed.
     const bool has_product = grad_x && block.has_expansion() && !block.has_stem();
     for (long lane = first; lane < first + count; lane += block.step) {
       T* grad_expanded = buffers.maps + (has_product ? lane - first : 0) * window.area();
       const long step = smaller_of(block.step, first + count - lane);
-      backward_step(lane, step, grad_expanded, grad_x != nullptr);
+      backward_step(lane, step, grad_expanded, grad_x || block.trains(0));
+      add_weight_gradients(lane, step, turns);
       if (grad_x && !has_product) backward_planes(lane, step, grad_expanded, grad_x);
     }
     if (!has_product) return;
@@ -271,14 +287,15 @@ class Image {
 
   // grad = the gradient with respect to the expanded maps of a step, up to the factors that are left in
   // buffers.factors where statistics are stored.
-  void backward_step(long lane, long count, T* grad, bool needs_x) {
+  void backward_step(long lane, long count, T* grad, bool needs_grad) {
     const long area = window.area(), out_area = window.out_area();
-    const bool in_place = !block.has_expansion() || block.norms[0].stored() || !needs_x;
+    const bool in_place = !block.has_expansion() || block.norms[0].stored() || !needs_grad;
     T *y = in_place ? grad : buffers.expanded, *z = buffers.filtered, *g = buffers.grad_filtered;
     GradSums<T>* sums = reinterpret_cast<GradSums<T>*>(buffers.sums);
     Coefficients<T>* coefficients = reinterpret_cast<Coefficients<T>*>(sums + count / L);
     expand(lane, count, y, nullptr);
     for (long at = 0; at < count; at += L) filter_vector(lane + at, y + at * area, z + at * out_area, nullptr);
+    if (block.trains(2)) sum_projection(lane, count, z);
     for_pairs<T>(count / L, [&]<int N>(long vector) {
       const long at = vector * L * out_area;
       unproject<N>(lane + vector * L, z + at, g + at, sums + vector);
@@ -287,6 +304,7 @@ class Image {
     for (long at = 0; at < count; at += L) {
       const FilterGradient<T> gradient = {g + at * out_area, z + at * out_area, channel_norm(1, lane + at).mean,
                                           coefficients[at / L], block.norms[1].stored()};
+      if (block.trains(1)) sum_filter(lane, at, gradient, y + at * area);
       unpack<1, T>(block.depthwise, lane + at, window.kernel * window.kernel, buffers.taps);
       if (block.has_expansion())
         filter_backward<T>(window, gradient, buffers.taps, buffers.ring, &block.norms[0],
@@ -297,7 +315,70 @@ class Image {
     }
     if (!block.has_expansion()) return;
     write_step_gradients(0, lane, count, area, sums, coefficients);
-    if (needs_x) backward_first_norm(lane, count, coefficients, y, grad);
+    if (needs_grad) backward_first_norm(lane, count, coefficients, y, grad);
+    if (block.trains(0)) sum_expansion(lane, count, grad);
+  }
+
+  // The sums of the projection's gradient, of the filter's output z.
+  void sum_projection(long lane, long count, const T* z) {
+    const long out_area = window.out_area();
+    std::memset(buffers.sums_project + lane * block.out, 0, sizeof(T) * count * block.out);
+    for_pairs<T>(count / L, [&]<int N>(long vector) {
+      const long at = vector * L;
+      for (long start = 0; start < out_area; start += PIXEL_CHUNK) {
+        const long pixels = smaller_of(PIXEL_CHUNK, out_area - start);
+        for (int n = 0; n < N; n++) {
+          const ChannelNorm<T> own = channel_norm(1, lane + at + n * L);
+          activate<T>(block.norms[1].act, z + (at + n * L) * out_area + start * L, pixels, own.factor(),
+                      own.offset(), buffers.active + n * PIXEL_CHUNK * L);
+        }
+        add_outer<1, N, T>(buffers.active, PIXEL_CHUNK * L, buffers.grad_projection + start, out_area, block.out,
+                           pixels, buffers.sums_project + (lane + at) * block.out, block.out * L);
+      }
+    });
+  }
+
+  // Those of the depthwise convolution's gradient, of the vector of channels `at` lanes after `lane`.
+  void sum_filter(long lane, long at, const FilterGradient<T>& gradient, const T* y) {
+    T* sums = buffers.sums_depthwise + at * window.kernel * window.kernel;
+    std::memset(sums, 0, sizeof(T) * window.kernel * window.kernel * L);
+    Activation act = {CLAMP, -HUGE_VAL, HUGE_VAL};
+    Vector<T> factor = broadcast<T>(1), offset = {};
+    if (block.has_expansion()) {
+      const ChannelNorm<T> own = channel_norm(0, lane + at);
+      act = block.norms[0].act, factor = own.factor(), offset = own.offset();
+    }
+    add_filter_sums<T>(window, gradient, act, y, factor, offset, buffers.ring, buffers.active, sums);
+  }
+
+  // Those of the expansion's gradient; `grad` is the gradient with respect to its output, up to factors.
+  void sum_expansion(long lane, long count, const T* grad) {
+    const long size = block.expand_size();
+    std::memset(buffers.sums_expand, 0, sizeof(T) * count * size);
+    for_pairs<T>(count / L, [&]<int N>(long vector) {
+      const T* own = grad + vector * L * window.area();
+      T* sums = buffers.sums_expand + vector * L * size;
+      if (block.has_stem())
+        add_stem_sums<N, T>(block.stem, own, x, block.in, buffers.rows, sums);
+      else
+        add_pointwise_sums<N, T>(own, x, block.in, window.area(), sums);
+    });
+    for (long at = 0; at < count; at += L) {
+      const Vector<T> factor = load(buffers.factors + lane + at);
+      for (long k = at * size; k < (at + L) * size; k += L)
+        store(buffers.sums_expand + k, load(buffers.sums_expand + k) * factor);
+    }
+  }
+
+  // Adds the sums of a step to the gradients with respect to the weights whose rows they complete.
+  void add_weight_gradients(long lane, long count, Turns& turns) {
+    if (!block.trains(0) && !block.trains(1)) return;
+    turns.take(image, [&] {
+      if (block.trains(0))
+        add_sums_of_rows(block.trained[0], block.packing, lane, count, buffers.sums_expand, buffers.natural);
+      if (block.trains(1))
+        add_sums_of_rows(block.trained[1], block.packing, lane, count, buffers.sums_depthwise, buffers.natural);
+    });
   }
 
   void write_step_gradients(int norm, long lane, long count, long area, const GradSums<T>* sums,
@@ -349,8 +430,9 @@ void bottleneck_forward(const Block<T>& block, const T* x, T* out, T* normed, T*
 template <typename T>
 void bottleneck_backward(const Block<T>& block, const T* x, const T* grad, const T* normed, T* grad_x,
                          const T* rows, T* gradients, T* scratch) {
+  Turns turns(block.images);
   for_each_image(block.images, block.threads, [&](long image, long thread) {
-    Image<T>(block, image, x, scratch + thread * block.sizes.all).backward(grad, normed, grad_x);
+    Image<T>(block, image, x, scratch + thread * block.sizes.all).backward(grad, normed, grad_x, turns);
   });
   sum_images(rows, block.images, block.norms[2].grad_step, gradients);
 }

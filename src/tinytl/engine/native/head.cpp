@@ -2,6 +2,7 @@
 // map. Its maps are computed a step of channels at a time, and again in the backward pass.
 #include "pointwise.h"
 #include "threads.h"
+#include "weight_sums.h"
 
 namespace tinytl {
 namespace {
@@ -15,8 +16,10 @@ struct Head {
   long images, in, area, threads;
   long step, slice;  // lanes; a slice is what one product into the gradient of x sums
   // Elements of a thread's buffers: maps of a step, or backwards of a slice; weights; factors that are 1;
-  // sums of a step and coefficients made of them; and of all.
-  long maps_size, weights_size, factors_size, sums_size, scratch_size;
+  // sums of a step and coefficients made of them; where the weight trains, or 0, sums of its gradient and rows
+  // of it; and of all.
+  long maps_size, weights_size, factors_size, sums_size, weight_sums_size, natural_size, scratch_size;
+  Convolution<T> trained;  // the weight's own order and its gradient, which is null where none is needed
 };
 
 // One image.
@@ -26,7 +29,8 @@ class HeadImage {
   HeadImage(const Head<T>& head, long image, const T* x, T* scratch)
       : head(head), image(image), x(x + image * head.in * head.area), maps(take(scratch, head.maps_size)),
         weights(take(scratch, head.weights_size)), factors(take(scratch, head.factors_size)),
-        sums(take(scratch, head.sums_size)) {}
+        sums(take(scratch, head.sums_size)), weight_sums(take(scratch, head.weight_sums_size)),
+        natural(take(scratch, head.natural_size)) {}
 
   void forward(T* out) const {
     out += image * head.packing.channels;
@@ -44,14 +48,18 @@ class HeadImage {
     }
   }
 
-  void backward(const T* grad, T* grad_x) const {
+  void backward(const T* grad, T* grad_x, Turns& turns) const {
     grad += image * head.packing.channels;
     if (grad_x) grad_x += image * head.in * head.area;
     for (long i = 0; i < head.factors_size; i++) factors[i] = 1;
     for (long first = 0; first < head.packing.lanes(); first += head.slice) {
       const long count = smaller_of(head.slice, head.packing.lanes() - first);
-      for (long lane = first; lane < first + count; lane += head.step)
-        backward_step(lane, smaller_of(head.step, first + count - lane), grad, maps + (lane - first) * head.area);
+      for (long lane = first; lane < first + count; lane += head.step) {
+        const long step = smaller_of(head.step, first + count - lane);
+        T* y = maps + (lane - first) * head.area;
+        backward_step(lane, step, grad, y);
+        if (head.trained.grad_weight) add_weight_gradient(lane, step, y, turns);
+      }
       if (!grad_x) continue;
       for_pairs<T>(ceil_div(head.in, L), [&]<int N>(long vector) {
         unpack_transposed<N, T>(head.weight, first, count, head.in, vector * L, factors, weights);
@@ -66,7 +74,7 @@ class HeadImage {
   const Head<T>& head;
   const long image;
   const T* x;
-  T *maps, *weights, *factors, *sums;
+  T *maps, *weights, *factors, *sums, *weight_sums, *natural;
 
   ChannelNorm<T> channel_norm(long lane) const {
     return {head.norm, image, head.packing.channel(lane), head.packing.used(lane, L)};
@@ -123,6 +131,17 @@ class HeadImage {
     }
   }
 
+  // `grad` is the gradient with respect to the convolution's output, of a step.
+  void add_weight_gradient(long lane, long count, const T* grad, Turns& turns) const {
+    std::memset(weight_sums, 0, sizeof(T) * count * head.in);
+    for_pairs<T>(count / L, [&]<int N>(long vector) {
+      const long at = vector * L;
+      add_pointwise_sums<N, T>(grad + at * head.area, x, head.in, head.area, weight_sums + at * head.in);
+    });
+    turns.take(image,
+               [&] { add_sums_of_rows(head.trained, head.packing, lane, count, weight_sums, natural); });
+  }
+
   // Calls f(the centred output of the convolution, the gradient with respect to the norm's output) for every
   // pixel of a vector of channels.
   template <class F>
@@ -151,8 +170,9 @@ void head_forward(const Head<T>& head, const T* x, T* out, T* scratch) {
 template <typename T>
 void head_backward(const Head<T>& head, const T* x, const T* grad, T* grad_x, const T* rows, T* gradients,
                    T* scratch) {
+  Turns turns(head.images);
   for_each_image(head.images, head.threads, [&](long image, long thread) {
-    HeadImage<T>(head, image, x, scratch + thread * head.scratch_size).backward(grad, grad_x);
+    HeadImage<T>(head, image, x, scratch + thread * head.scratch_size).backward(grad, grad_x, turns);
   });
   sum_images(rows, head.images, head.norm.grad_step, gradients);
 }

@@ -178,7 +178,7 @@ void pack_for_forward(const Convolution<T>& conv, long first, long count, long l
   }
 }
 
-constexpr long MAX_KERNEL = 7;  // the largest of KERNELS in native_lite_residual.py
+constexpr long MAX_GROUPED_KERNEL = 7;  // the largest of KERNELS in native_lite_residual.py
 
 // A convolution backwards is, for the input pixels of each parity (row and column modulo the stride), a
 // convolution of the gradient with the taps of that parity, from last to first. Packed weights hold one such
@@ -222,7 +222,7 @@ template <typename T>
 void pack_for_backward(const Convolution<T>& conv, long group, T* out) {
   constexpr long L = LANES<T>;
   const long taps = conv.taps(), size = conv.out_group() * taps;  // of an input channel
-  TapPosition at[MAX_KERNEL * MAX_KERNEL];
+  TapPosition at[MAX_GROUPED_KERNEL * MAX_GROUPED_KERNEL];
   for (long t = 0; t < taps; t++) at[t] = TapPosition::of(conv, t);
   for (long o = 0; o < conv.out_group(); o++) {
     const long channel = group * conv.out_group() + o;
