@@ -7,6 +7,7 @@ These options take lists: model, norm, method, batch_size, resolution and plans 
 `tinytl.benchmark.plans.PLANS`, or `curve`). Memory is measured in a fresh process for each plan: the peak of
 live tensor bytes by the meter, and the peak resident memory above that after the imports. Times are measured
 in one process, in steps that alternate between the plans, and given as the median ratio to stock PyTorch.
+With OMP_NUM_THREADS=1 they are seconds of the processor, which other programs do not disturb.
 Images are noise, made a micro-batch at a time.
 """
 
