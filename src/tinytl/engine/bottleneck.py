@@ -53,8 +53,9 @@ class SlicedBottleneck(nn.Module):
     def of_parts(
         cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
     ) -> "SlicedBottleneck | None":
-        """The lean layer for these parts; None for other activations than clamps and uneven padding."""
-        return cls(parts, plan, kernels) if parts.has_clamps and parts.pads_evenly else None
+        """The lean layer for these parts; None for other activations than clamps, uneven padding and squeeze."""
+        known = parts.has_clamps and parts.pads_evenly and parts.squeeze is None
+        return cls(parts, plan, kernels) if known else None
 
     def norms(self) -> dict[str, Any]:
         """The norms by the convolution that they follow: [expand,] depthwise, project."""

@@ -45,7 +45,7 @@ class NativeLiteResidualBlock(nn.Module):
         affine, dtype = main.affine(), autocast_dtype(x)
         check_device(x, affine[0].dtype)
         check_dtype(x, affine[0].dtype)
-        refuse_hooks((*main.norms, *lite.layers))
+        refuse_hooks((*main.layers(), *lite.layers))
         with without_autocast(x):
             stored = (main.stored_statistics(), lite.stored_statistics())
             tensors = (*affine, *lite.tensors())

@@ -29,12 +29,17 @@ from tinytl.engine.native_norms import (
     split_gradients,
     statistics_size,
 )
+from tinytl.engine.native_squeeze_excitation import NO_SQUEEZE, SQUEEZE_FORMAT, NativeSqueezeExcitation
 from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
 from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 
 MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h
 SLICE_BYTES = 5e5  # about the size of a slice's maps and weights: half of a cache of 1 MB
+# Maps of an image of up to this size are held between the two passes of squeeze and excitation; larger ones
+# are computed again.
+HELD_BYTES = 2e6
+NOTHING, FILTERED, EXPANDED = range(3)  # Held in native/bottleneck.cpp
 
 
 class BufferSizes(NamedTuple):
@@ -52,16 +57,17 @@ class BufferSizes(NamedTuple):
     ring: int = 0
     rows: int = 0
     sums: int = 0
+    gates: int = 0
 
     def total(self, element_size: int) -> int:
         """All of them; each begins at a multiple of 64 bytes."""
         return sum(round_up(size, 64 // element_size) for size in self)
 
 
-# Block of native/bottleneck.cpp: the weights' addresses, the norms, then numbers: Packing, two Windows, seven
-# of the block, BufferSizes and their total.
-_NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 7 + len(BufferSizes._fields) + 1
-_BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l")
+# Block of native/bottleneck.cpp: the weights' addresses, the norms, squeeze and excitation, then numbers: Packing,
+# two Windows, eight of the block, BufferSizes and their total.
+_NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 8 + len(BufferSizes._fields) + 1
+_BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + SQUEEZE_FORMAT + f"{_NUMBERS}l")
 
 
 class _Geometry(NamedTuple):
@@ -71,6 +77,7 @@ class _Geometry(NamedTuple):
     window: Window
     step: int  # lanes
     slice: int
+    held: int = NOTHING  # what is held between the passes of squeeze and excitation
 
 
 class _Call(NamedTuple):
@@ -96,11 +103,12 @@ class NativeBottleneck(nn.Module):
     def __init__(
         self, expand: nn.Conv2d | None, depthwise: nn.Conv2d, project: nn.Conv2d, norms: dict[str, Any],
         acts: Sequence[Activation], has_skip: bool, keep_projection: bool = True,
-        slice_bytes: float = SLICE_BYTES,
+        slice_bytes: float = SLICE_BYTES, squeeze: Any = None, held_bytes: float = HELD_BYTES,
     ) -> None:  # fmt: skip
         super().__init__()
         self.drop_path: nn.Module | None = None  # drops the residual branch of whole images
-        self.has_skip, self.keep_projection, self.slice_bytes = has_skip, keep_projection, slice_bytes
+        self.has_skip, self.keep_projection = has_skip, keep_projection
+        self.slice_bytes, self.held_bytes = slice_bytes, held_bytes
         self.packing = _packing(depthwise, list(norms.values()))
         self.expand = PackedWeight(expand, rows=self.packing) if expand else None
         self.depthwise = PackedWeight(depthwise, rows=self.packing)
@@ -112,11 +120,16 @@ class NativeBottleneck(nn.Module):
         for name, norm in norms.items():
             if name != "outside":
                 self.add_module(name, norm)
+        self.se = None if squeeze is None else NativeSqueezeExcitation(squeeze, self.packing)
         self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
         self.described_norms = [
             NativeNorm.of(n, act) for n, act in zip(self.norms, (*acts, LINEAR), strict=True)
         ]
         self.statistics_per_image = statistics_size(self.described_norms, 1)
+        self.gradient_size = gradient_size(self.described_norms)
+        if self.se is not None:
+            self.statistics_per_image += self.packing.lanes  # the means that the gates are made of
+            self.gradient_size += sum(self.se.gradient_sizes)
         self._calls: dict[Any, _Call] = {}
 
     @staticmethod
@@ -158,8 +171,13 @@ class NativeBottleneck(nn.Module):
         acts = [native_activation(norm) for part, norm in parts.norms.items() if part != "project"]
         if not cls.supports(expand, depthwise, project, list(parts.norms.values()), acts):
             return None
+        if parts.squeeze is not None and not NativeSqueezeExcitation.supports(parts.squeeze):
+            return None
         norms = {parts.norm_names[part] or "outside": norm for part, norm in parts.norms.items()}
-        block = cls(expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection)  # type: ignore[arg-type]
+        block = cls(
+            expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection,  # type: ignore[arg-type]
+            squeeze=parts.squeeze,
+        )  # fmt: skip
         block.drop_path = parts.drop_path
         return block
 
@@ -175,7 +193,7 @@ class NativeBottleneck(nn.Module):
         affine, dtype = self.affine(), autocast_dtype(x)
         check_device(x, affine[0].dtype)
         check_dtype(x, affine[0].dtype)
-        refuse_hooks(self.norms)
+        refuse_hooks(self.layers())
         drops = self.drop_path is not None and self.drop_path.training
         adds_input = self.has_skip and not drops
         with without_autocast(x):
@@ -183,9 +201,14 @@ class NativeBottleneck(nn.Module):
             out = _Bottleneck.apply(x.contiguous(), self, dtype, stored, adds_input, *affine)
         return self.drop_path(out) + x if self.drop_path is not None and drops else out
 
+    def layers(self) -> list[nn.Module]:
+        """The modules that the block computes without calling them."""
+        return [*self.norms, *(self.se.layers() if self.se is not None else ())]
+
     def affine(self) -> list[Tensor]:
-        """Scale and shift of every norm."""
-        return [tensor for norm in self.norms for tensor in (norm.weight, norm.bias)]
+        """Scale and shift of every norm, then the biases of squeeze and excitation."""
+        affine = [tensor for norm in self.norms for tensor in (norm.weight, norm.bias)]
+        return affine if self.se is None else [*affine, *self.se.biases()]
 
     def stored_statistics(self) -> list[StoredStatistics | None]:
         """The stored statistics of every norm that has them."""
@@ -196,7 +219,7 @@ class NativeBottleneck(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The output; and what the backward pass needs: the normalised projection, if kept, and statistics.
 
-        `needs` tells for x and every scale and shift whether its gradient will be needed; `adds_input`,
+        `needs` tells for x and every tensor of `affine` whether its gradient will be needed; `adds_input`,
         whether the output is the sum of the branch and x.
         """
         call = self._call(x, False, False, False, adds_input)
@@ -207,6 +230,7 @@ class NativeBottleneck(nn.Module):
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
+            norms += self._describe_squeeze(affine, statistics, len(x))
             self._run("bottleneck_forward", call, norms, x, out, normed, scratch)
         return out, normed, statistics
 
@@ -214,31 +238,51 @@ class NativeBottleneck(nn.Module):
         self, x: Tensor, grad: Tensor, normed: Tensor | None, statistics: Tensor, affine: Sequence[Tensor],
         stored: Stored, needs: Sequence[bool], adds_input: bool,
     ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
-        """Gradients with respect to x (None if not needed) and to every scale and shift."""
+        """Gradients with respect to x (None if not needed) and to every tensor of `affine`."""
         recompute = normed is None and self._needs_projection(needs)
         call = self._call(x, True, needs[0], recompute, adds_input)
         grad_x = torch.empty_like(x) if needs[0] else None
-        gradients = x.new_empty(gradient_size(self.described_norms))
+        gradients = x.new_empty(self.gradient_size)
         rows = x.new_empty(len(x), len(gradients))
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
+            norms += self._describe_squeeze(affine, statistics, len(x), rows)
             self._run("bottleneck_backward", call, norms, x, grad, normed, grad_x, rows, gradients, scratch)
-        return grad_x, split_gradients(gradients, self.described_norms)
+        return grad_x, self._split(gradients)
+
+    def _describe_squeeze(
+        self, affine: Sequence[Tensor], statistics: Tensor, images: int, rows: Tensor | None = None
+    ) -> Sequence[Any]:
+        """The fields of squeeze and excitation. Means stand behind the norms' statistics, gradients likewise."""
+        if self.se is None:
+            return NO_SQUEEZE
+        size, norms = statistics.element_size(), self.described_norms
+        means = statistics.data_ptr() + statistics_size(norms, images) * size
+        gradients = 0 if rows is None else rows.data_ptr() + gradient_size(norms) * size
+        return self.se.fields(list(affine[2 * len(norms) :]), means, gradients, size)
+
+    def _split(self, gradients: Tensor) -> list[Tensor]:
+        if self.se is None:
+            return split_gradients(gradients, self.described_norms)
+        count = gradient_size(self.described_norms)
+        norms = split_gradients(gradients[:count], self.described_norms)
+        return [*norms, *gradients[count:].split(self.se.gradient_sizes)]
 
     def _needs_projection(self, needs: Sequence[bool]) -> bool:
         """Whether the backward pass needs the normalised projection.
 
-        It does not where the last norm uses stored statistics and its scale (`needs[-2]`) is frozen.
+        It does not where the last norm uses stored statistics and its scale is frozen.
         """
-        return any(needs) and (self.described_norms[-1].per_group > 0 or needs[-2])
+        last_scale = 2 * len(self.norms) - 1  # x is before the scales and shifts
+        return any(needs) and (self.described_norms[-1].per_group > 0 or needs[last_scale])
 
     def _call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool, adds_input: bool) -> _Call:
         """The numbers of a call, which depend on sizes alone."""
         threads = threads_for(x)
         key = (x.shape, x.dtype, threads, backward, needs_x, recompute, adds_input)
         if key not in self._calls:
-            geometry = self._geometry(x)
+            geometry = self._geometry(x, backward, needs_x)
             out_shape = (self.out_channels, *geometry.window[2:4])
             fits = x.shape[1] == self.in_channels and min(out_shape) > 0
             if not fits or (self.has_skip and out_shape != tuple(x.shape[1:])):
@@ -251,12 +295,12 @@ class NativeBottleneck(nn.Module):
             numbers = (
                 *self.packing, *geometry.stem, *geometry.window,
                 len(x), self.in_channels, self.out_channels, int(adds_input), threads,
-                geometry.step, geometry.slice, *sizes, scratch,
+                geometry.step, geometry.slice, geometry.held, *sizes, scratch,
             )  # fmt: skip
             self._calls[key] = _Call(threads, scratch, out_shape, numbers)
         return self._calls[key]
 
-    def _geometry(self, x: Tensor) -> _Geometry:
+    def _geometry(self, x: Tensor, backward: bool, needs_x: bool) -> _Geometry:
         """Sizes of maps; and steps of one unit or two vectors, slices of about `slice_bytes`."""
         height, width = x.shape[2:]
         stem = self.stem.window(height, width) if self.stem else Window(0, 0, 0, 0, 0, 0, 0, 0)
@@ -265,7 +309,17 @@ class NativeBottleneck(nn.Module):
         lane_bytes = x.element_size() * (window.area + self.in_channels + self.out_channels)
         units = int(max(1, min(lanes, self.slice_bytes // lane_bytes) // unit))
         step = 2 * unit if units > 1 and unit == PACK else unit
-        return _Geometry(stem, window, step, units * unit // step * step)
+        held = self._held(window, backward, needs_x, x.element_size()) if self.se is not None else NOTHING
+        return _Geometry(stem, window, step, units * unit // step * step, held)
+
+    def _held(self, window: Window, backward: bool, needs_x: bool, element_size: int) -> int:
+        """What is held between the passes of squeeze and excitation: as much as `held_bytes` allows."""
+        filtered = (2 if backward else 1) * window.out_area  # maps, and their gradients
+        expanded = (1 if self._is_in_place(needs_x) else 2) * window.area
+        available = self.held_bytes / (self.packing.lanes * element_size)  # elements of a channel
+        if backward and filtered + expanded <= available:
+            return EXPANDED
+        return FILTERED if filtered <= available else NOTHING
 
     def _has_stem(self) -> bool:
         """Whether the expansion is more than a product of the channels of each pixel."""
@@ -275,29 +329,34 @@ class NativeBottleneck(nn.Module):
     def _forward_sizes(self, geometry: _Geometry) -> BufferSizes:
         return BufferSizes(
             expanded=geometry.step * geometry.window.area,
-            maps=geometry.slice * geometry.window.out_area,
+            maps=(self.packing.lanes if geometry.held else geometry.slice) * geometry.window.out_area,
             sums=10 * geometry.step,
             **self._small_sizes(geometry),
         )
 
     def _backward_sizes(self, geometry: _Geometry, needs_x: bool, recompute: bool) -> BufferSizes:
-        window, step = geometry.window, geometry.step
-        first, second = self.described_norms[0].per_group, self.described_norms[-2].per_group
+        window, step, lanes = geometry.window, geometry.step, self.packing.lanes
+        second = self.described_norms[-2].per_group
         has_product = needs_x and self.stem is not None and not self._has_stem()
-        maps = (geometry.slice if has_product else step) * window.area
-        in_place = self.stem is None or first == 0 or not needs_x
+        y_lanes, z_lanes = (lanes if geometry.held >= maps else step for maps in (EXPANDED, FILTERED))
+        maps = max(y_lanes, geometry.slice if has_product else step) * window.area
+        in_place = self._is_in_place(needs_x)
         projection = self.out_channels * window.out_area
         return BufferSizes(
-            expanded=step * window.area if recompute or not in_place else 0,
-            filtered=step * window.out_area,
-            grad_filtered=step * window.out_area if second else 0,
+            expanded=y_lanes * window.area if recompute or not in_place else 0,
+            filtered=z_lanes * window.out_area,
+            grad_filtered=z_lanes * window.out_area if second or geometry.held else 0,
             maps=max(maps, geometry.slice * window.out_area) if recompute else maps,
             projection=projection if recompute else 0,
             grad_projection=projection,
-            factors=self.packing.lanes,
+            factors=lanes,
             sums=10 * step,
             **self._small_sizes(geometry),
         )
+
+    def _is_in_place(self, needs_x: bool) -> bool:
+        """Whether the gradient with respect to the expanded maps takes their place."""
+        return self.stem is None or self.described_norms[0].per_group == 0 or not needs_x
 
     def _small_sizes(self, geometry: _Geometry) -> dict[str, int]:
         """Weights of two vectors of channels, and rows."""
@@ -309,6 +368,7 @@ class NativeBottleneck(nn.Module):
             "taps": PACK * window.kernel**2,
             "ring": PACK * window.kernel * ring,
             "rows": self.in_channels * stem.kernel * stem.columns if self._has_stem() else 0,
+            "gates": 0 if self.se is None else self.se.buffer_size,
         }
 
     def _run(self, name: str, call: _Call, norms: list[float], x: Tensor, *others: Tensor | None) -> None:
