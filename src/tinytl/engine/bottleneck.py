@@ -53,7 +53,7 @@ class SlicedBottleneck(nn.Module):
     def of_parts(
         cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
     ) -> "SlicedBottleneck | None":
-        """The lean layer for these parts; None for other activations than clamps, uneven padding and squeeze."""
+        """The lean layer for these parts; None where it is more than clamps and even padding."""
         known = parts.has_clamps and parts.pads_evenly and parts.squeeze is None
         return cls(parts, plan, kernels) if known else None
 

@@ -64,8 +64,8 @@ class BufferSizes(NamedTuple):
         return sum(round_up(size, 64 // element_size) for size in self)
 
 
-# Block of native/bottleneck.cpp: the weights' addresses, the norms, squeeze and excitation, then numbers: Packing,
-# two Windows, eight of the block, BufferSizes and their total.
+# Block of native/bottleneck.cpp: the weights' addresses, the norms, squeeze and excitation, then numbers:
+# Packing, two Windows, eight of the block, BufferSizes and their total.
 _NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 8 + len(BufferSizes._fields) + 1
 _BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + SQUEEZE_FORMAT + f"{_NUMBERS}l")
 
@@ -254,7 +254,7 @@ class NativeBottleneck(nn.Module):
     def _describe_squeeze(
         self, affine: Sequence[Tensor], statistics: Tensor, images: int, rows: Tensor | None = None
     ) -> Sequence[Any]:
-        """The fields of squeeze and excitation. Means stand behind the norms' statistics, gradients likewise."""
+        """The fields of squeeze and excitation; means and gradients stand behind those of the norms."""
         if self.se is None:
             return NO_SQUEEZE
         size, norms = statistics.element_size(), self.described_norms

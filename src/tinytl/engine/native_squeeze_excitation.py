@@ -23,7 +23,7 @@ class NativeSqueezeExcitation(nn.Module):
         self.conv_expand = PackedWeight(squeeze.conv_expand, rows=packing)
         self.conv_reduce.register_parameter("bias", squeeze.conv_reduce.bias)
         self.conv_expand.register_parameter("bias", squeeze.conv_expand.bias)
-        self.acts = (Activation.of(squeeze.act1), Activation.of(squeeze.gate))
+        self.acts = [act for act in _activations(squeeze) if act is not None]
 
     @staticmethod
     def supports(squeeze: Any) -> bool:
@@ -32,8 +32,7 @@ class NativeSqueezeExcitation(nn.Module):
             type(squeeze) is SqueezeExcite
             and _is_frozen_pointwise(squeeze.conv_reduce)
             and _is_frozen_pointwise(squeeze.conv_expand)
-            and Activation.of(squeeze.act1) is not None
-            and Activation.of(squeeze.gate) is not None
+            and None not in _activations(squeeze)
         )
 
     def biases(self) -> list[Tensor]:
@@ -55,11 +54,15 @@ class NativeSqueezeExcitation(nn.Module):
         return 3 * (self.packing.lanes + round_up(self.hidden))
 
     def fields(self, biases: list[Tensor], means: int, gradients: int, size: int) -> list[Any]:
-        """The fields in SQUEEZE_FORMAT; `means` and `gradients` are addresses, `size` is that of an element."""
+        """The fields in SQUEEZE_FORMAT; `means` and `gradients` are addresses, `size` an element's."""
         addresses = (*self.conv_reduce.addresses(), *self.conv_expand.addresses())
         grads = (gradients, gradients + self.hidden * size) if gradients else (0, 0)
-        acts = [value for act in self.acts if act is not None for value in act]
+        acts = (value for act in self.acts for value in act)
         return [*addresses, *(bias.data_ptr() for bias in biases), means, *grads, *acts, self.hidden]
+
+
+def _activations(squeeze: Any) -> list[Activation | None]:
+    return [Activation.of(squeeze.act1), Activation.of(squeeze.gate)]
 
 
 def _is_frozen_pointwise(conv: Any) -> bool:
