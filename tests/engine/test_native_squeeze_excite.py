@@ -208,3 +208,22 @@ def test_gradients_of_images_held_as_little_as_can_be():
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
             assert (grads[name] - parameter.grad).norm() <= 1e-9 * parameter.grad.norm(), name
+
+
+def test_without_compiled_operators_such_blocks_are_not_sliced():
+    """Slices know clamps alone, and a block of clamps with squeeze and excitation is more than that."""
+    lean = assert_same_gradients(stock("semnasnet_100", "bn_frozen", "bias"), EnginePlan(compile="off"), 1e-9)
+    report = lean_report(lean)
+    assert report.sliced and report.recomputed and not report.native
+
+
+def test_autocast_keeps_means_in_the_type_of_the_norms():
+    torch.manual_seed(0)
+    block = timm_block().float()
+    lean = native(block)
+    x = torch.randn(2, 6, 12, 12)
+    grad = torch.randn_like(block(x))
+    exact = results(block, block, x, grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(lambda x: lean(x).float(), block, x, grad)
+    assert max(relative_errors(found, exact)) < 0.02

@@ -408,7 +408,7 @@ class NativeBottleneck(nn.Module):
         in_place = self._is_in_place(needs_x)
         projection = self.out_channels * window.out_area
         return BufferSizes(
-            expanded=y_lanes * window.area if recompute or not in_place else 0,
+            expanded=(step * recompute if in_place else y_lanes) * window.area,
             filtered=z_lanes * window.out_area,
             grad_filtered=z_lanes * window.out_area if second or geometry.held else 0,
             maps=max(maps, geometry.slice * window.out_area) if recompute else maps,

@@ -27,7 +27,7 @@ struct BufferSizes {
   long expanded;         // maps of a step before the filter
   long filtered;         // and after it
   long grad_filtered;    // 0: the gradient takes the place of the filtered maps
-  long maps;             // of a slice: after the filter; backwards, gradients before it (or of all, if held)
+  long maps;             // of a slice, or all, if held: after the filter; backwards, gradients before it
   long projection;       // (out, out_area): recomputed in the backward pass, or 0
   long grad_projection;  // (out, out_area)
   long weights, taps, factors;
@@ -50,7 +50,7 @@ template <typename T>
 struct Block {
   Weight<T> expand, depthwise, project;
   Norm<T> norms[3];  // after the expansion (if there is one), the depthwise convolution, the projection
-  SqueezeExcitation<T> squeeze;  // after the second norm, if any
+  SqueezeExcitation<T> squeeze;  // after the second norm's activation, if any
   Packing packing;   // of the expanded channels
   Window stem;       // the expansion's; kernel 0 for none
   Window window;     // the depthwise convolution's
