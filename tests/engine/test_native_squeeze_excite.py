@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from frozen_layers import frozen_conv, relative_errors
+from frozen_layers import Allocations, frozen_conv, relative_errors
 from test_engine import assert_same_gradients, stock
 from timm.layers.activations import Sigmoid
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
@@ -27,11 +27,11 @@ def timm_block(
     inputs: int = 6, outputs: int = 16, kernel: int = 3, stride: int = 1, group: int = 8, width: int = 24,
     act: type[nn.Module] = nn.SiLU, gate: type[nn.Module] = Sigmoid, hidden: int = 7, expand: bool = True,
     squeeze_act: type[nn.Module] | None = None, quantize: str = "int8", padding: str = "",
-    trains: bool = False,
+    trains: str = "nothing",
 ) -> Any:  # fmt: skip
     """One of timm's blocks in float64, norms and biases away from where they begin.
 
-    Its weights are frozen; if it `trains`, those of squeeze and excitation alone.
+    Its weights are frozen, except those of the layers whose names begin with `trains`.
     """
     squeeze = partial(SqueezeExcite, rd_channels=hidden, gate_layer=gate, force_act_layer=squeeze_act)
     options: dict[str, Any] = {
@@ -48,7 +48,7 @@ def timm_block(
         if tensor.ndim == 1:
             tensor.uniform_(0.5, 2) if "var" in name else tensor.add_(0.4 * torch.randn_like(tensor))
     for name, module in block.named_modules():
-        if isinstance(module, nn.Conv2d) and (not trains or name.startswith("se.")):
+        if isinstance(module, nn.Conv2d) and not name.startswith(trains):
             frozen_conv(module, quantize)
     return block
 
@@ -90,10 +90,16 @@ CASES: dict[str, dict[str, Any]] = {
     "TensorFlow's padding": {"padding": "same", "stride": 2},
     "ReLU": {"act": nn.ReLU, "group": 0},
     "image without gradient": {"needs_x": False},
-    "convolutions train": {"trains": True},
-    "convolutions train, stored": {"trains": True, "group": 0, "stride": 2, **HARD},
-    "convolutions train, no expansion": {"trains": True, "expand": False, "inputs": 24},
-    "convolutions train, image without gradient": {"trains": True, "needs_x": False},
+    "all weights train": {"trains": ""},
+    "all weights train, stored": {"trains": "", "group": 0, "stride": 2, **HARD},
+    "all weights train, no expansion": {"trains": "", "expand": False, "inputs": 24},
+    "all weights train, image without gradient": {"trains": "", "needs_x": False},
+    "all weights train, padding in the lanes": {
+        "trains": "", "group": 5, "width": 40, "inputs": 5, "outputs": 15, "hidden": 37,
+    },
+    "convolutions train": {"trains": "conv"},
+    "squeeze and excitation trains": {"trains": "se"},
+    "the excitation's weight trains": {"trains": "se.conv_expand"},
 }  # fmt: skip
 HALF = -1  # stands for just what the filtered maps and their gradients take
 SIZES: dict[str, dict[str, Any]] = {
@@ -145,9 +151,10 @@ def test_what_is_frozen_gets_no_gradient_and_leaves_the_others_as_they_are(biase
     assert names == {name for name, p in lean.named_parameters() if p.requires_grad}
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("trains", ["nothing", ""])
+def test_results_do_not_depend_on_the_number_of_threads(trains: str):
     torch.manual_seed(0)
-    block = timm_block().float()
+    block = timm_block(trains=trains).float()
     lean = native(block)
     x = torch.randn(5, 6, 12, 12)
     grad = torch.randn_like(block(x))
@@ -162,10 +169,40 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert all(map(torch.equal, alone, together))
 
 
-def test_trained_weights_and_unknown_parts_are_left_to_other_layers():
-    block = timm_block()
-    block.se.conv_reduce.weight.requires_grad_(True)
-    assert NativeBottleneck.of(block, PLAN, KERNELS) is None
+@pytest.mark.parametrize("trains", ["nothing", ""])
+@pytest.mark.parametrize("has_gradients", [False, True])
+def test_meta_tensors_allocate_what_a_call_allocates(trains: str, has_gradients: bool):
+    sizes: dict[str, list[int]] = {}
+    for device in ("cpu", "meta"):
+        lean = native(timm_block(trains=trains)).to(device)
+        for parameter in lean.parameters():
+            parameter.grad = torch.empty_like(parameter) if has_gradients else None
+        x = torch.empty(2, 6, 9, 11, device=device, dtype=torch.float64, requires_grad=True)
+        with Allocations(sizes.setdefault(device, [])):
+            out = lean(x)
+            out.backward(torch.empty_like(out))
+    assert sizes["cpu"] == sizes["meta"] and len(sizes["cpu"]) > 5
+
+
+def test_gradients_of_images_are_added_in_place_where_autograd_would_add_them():
+    torch.manual_seed(0)
+    block = timm_block(trains="")
+    lean = native(copy.deepcopy(block))
+    x = torch.randn(3, 6, 8, 8, dtype=torch.float64)
+    grad = torch.randn_like(block(x))
+    block(x).backward(grad)
+    lean(x[:1]).backward(grad[:1])
+    before = {name: p.grad for name, p in lean.named_parameters()}
+    for image in (1, 2):
+        lean(x[image : image + 1]).backward(grad[image : image + 1])
+    found = dict(lean.named_parameters())
+    names = [name for name, p in block.named_parameters() if p.requires_grad]
+    assert set(names) == set(found) and all(before[name] is p.grad for name, p in found.items())
+    expected = [block.get_parameter(name).grad for name in names]
+    assert max(relative_errors([found[name].grad for name in names], expected)) < 1e-9
+
+
+def test_unknown_parts_are_left_to_other_layers():
     assert BottleneckParts.of(timm_block(gate=nn.Tanh), PLAN, KERNELS) is not None
     assert NativeBottleneck.of(timm_block(gate=nn.Tanh), PLAN, KERNELS) is None
 
@@ -179,7 +216,7 @@ def test_hooks_on_its_layers_are_refused():
         lean(torch.randn(1, 6, 8, 8, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("method", ["bias", "tinytl"])
+@pytest.mark.parametrize("method", ["bias", "tinytl", "full"])
 @pytest.mark.parametrize("norm", ["bn_frozen", "gn"])
 @pytest.mark.parametrize(
     ("model", "resolution"),

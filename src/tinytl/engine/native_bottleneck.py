@@ -38,6 +38,7 @@ from tinytl.engine.trained_weight import (
     PackedCopy,
     TrainedWeight,
     WeightGradients,
+    native_weight,
 )
 from tinytl.errors import UserError
 
@@ -78,11 +79,11 @@ class BufferSizes(NamedTuple):
         return sum(round_up(size, 64 // element_size) for size in self)
 
 
-# Block of native/bottleneck.cpp: the weights' addresses, the norms, squeeze and excitation, then numbers:
-# Packing, two Windows, eight of the block, BufferSizes and their total; and three Convolutions.
+# Block of native/bottleneck.cpp: the weights' addresses, squeeze and excitation, the norms, then numbers:
+# Packing, two Windows, eight of the block, BufferSizes and their total; and the weights' Convolutions.
 _NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 8 + len(BufferSizes._fields) + 1
 _BLOCK = struct.Struct(
-    3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + SQUEEZE_FORMAT + f"{_NUMBERS}l" + 3 * CONVOLUTION_FORMAT
+    5 * WEIGHT_FORMAT + SQUEEZE_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l" + 5 * CONVOLUTION_FORMAT
 )
 
 
@@ -128,16 +129,20 @@ class NativeBottleneck(nn.Module):
         self.has_skip, self.keep_projection = has_skip, keep_projection
         self.slice_bytes, self.held_bytes = slice_bytes, held_bytes
         self.packing = _packing(depthwise, list(norms.values()))
-        self.expand = _weight(expand, rows=self.packing) if expand else None
-        self.depthwise = _weight(depthwise, rows=self.packing)
-        self.project = _weight(project, columns=self.packing)
-        self.weights = (self.expand, self.depthwise, self.project)
+        self.expand = native_weight(expand, rows=self.packing) if expand else None
+        self.depthwise = native_weight(depthwise, rows=self.packing)
+        self.project = native_weight(project, columns=self.packing)
+        self.se = None if squeeze is None else NativeSqueezeExcitation(squeeze, self.packing)
+        convs = (expand, depthwise, project)
+        self.weights = (
+            self.expand, self.depthwise, self.project, *(self.se.weights if self.se else (None, None)),
+        )  # fmt: skip
         self.trained: tuple[Any, ...] = tuple(
             conv
-            for conv, weight in zip((expand, depthwise, project), self.weights, strict=True)
-            if isinstance(weight, TrainedWeight)
+            for conv in (*convs, *((squeeze.conv_reduce, squeeze.conv_expand) if squeeze else ()))
+            if conv is not None and conv.weight.requires_grad
         )
-        for name, conv in zip(conv_names, (expand, depthwise, project), strict=True):
+        for name, conv in zip(conv_names, convs, strict=True):
             if name is not None and conv in self.trained:
                 self.add_module(name, conv)
         self.stem = Convolution.of(expand) if expand else None
@@ -146,7 +151,6 @@ class NativeBottleneck(nn.Module):
         for name, norm in norms.items():
             if name != "outside":
                 self.add_module(name, norm)
-        self.se = None if squeeze is None else NativeSqueezeExcitation(squeeze, self.packing)
         self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
         self.described_norms = [
             NativeNorm.of(n, act) for n, act in zip(self.norms, (*acts, LINEAR), strict=True)
@@ -262,9 +266,9 @@ class NativeBottleneck(nn.Module):
         normed = x.new_empty(out.shape) if keep else None
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
+            squeeze = self._describe_squeeze(biases, statistics, len(x))
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
-            norms += self._describe_squeeze(biases, statistics, len(x))
-            self._run("bottleneck_forward", call, copies, (), norms, x, out, normed, scratch)
+            self._run("bottleneck_forward", call, copies, (), squeeze, norms, x, out, normed, scratch)
         return out, normed, statistics
 
     def gradients(
@@ -282,11 +286,11 @@ class NativeBottleneck(nn.Module):
         rows = x.new_empty(len(x), len(gradients))
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
+            squeeze = self._describe_squeeze(biases, statistics, len(x), rows)
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
-            norms += self._describe_squeeze(biases, statistics, len(x), rows)
             trained = self._describe_trained(weights, of_weights.targets, copies)
             self._run(
-                "bottleneck_backward", call, copies, trained, norms,
+                "bottleneck_backward", call, copies, trained, squeeze, norms,
                 x, grad, normed, grad_x, rows, gradients, scratch,
             )  # fmt: skip
         small = zip(self._split_gradients(gradients), needs[1:], strict=False)
@@ -325,7 +329,7 @@ class NativeBottleneck(nn.Module):
     def _describe_trained(
         self, weights: Sequence[Tensor], targets: Sequence[Tensor | None], copies: Sequence[PackedCopy | None]
     ) -> list[float]:
-        """The three Convolutions of Block in native/bottleneck.cpp."""
+        """The Convolutions of Block in native/bottleneck.cpp."""
         rest, fields = iter(zip(weights, targets, strict=True)), []
         for weight, copy in zip(self.weights, copies, strict=True):
             if isinstance(weight, TrainedWeight) and copy is not None:
@@ -422,7 +426,7 @@ class NativeBottleneck(nn.Module):
 
     def _sizes_of_sums(self, geometry: _Geometry) -> dict[str, int]:
         """Sums of the gradients with respect to the weights that train: of a step, or of all lanes."""
-        expand, depthwise, project = self.weights
+        expand, depthwise, project, *_ = self.weights
         trained = [weight for weight in self.weights if isinstance(weight, TrainedWeight)]
         if not trained:
             return {}
@@ -455,7 +459,7 @@ class NativeBottleneck(nn.Module):
 
     def _run(
         self, name: str, call: _Call, copies: Sequence[PackedCopy | None], trained: Sequence[float],
-        norms: list[float], x: Tensor, *others: Tensor | None,
+        squeeze: Sequence[Any], norms: list[float], x: Tensor, *others: Tensor | None,
     ) -> None:  # fmt: skip
         addresses: list[int] = []
         for weight, copy in zip(self.weights, copies, strict=True):
@@ -465,7 +469,8 @@ class NativeBottleneck(nn.Module):
                 addresses += NO_WEIGHT if copy is None else copy.addresses
         if self.expand is None:
             norms = [*NO_NORM, *norms]
-        block = _BLOCK.pack(*addresses, *norms, *call.numbers, *(trained or 3 * NO_CONVOLUTION))
+        convolutions = trained or len(self.weights) * NO_CONVOLUTION
+        block = _BLOCK.pack(*addresses, *squeeze, *norms, *call.numbers, *convolutions)
         run_native(name, block, x, *others)
 
 
@@ -492,13 +497,6 @@ class _Bottleneck(torch.autograd.Function):
             statistics, tensors, ctx.stored, needs, ctx.adds_input,
         )  # fmt: skip
         return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, *gradients
-
-
-def _weight(
-    conv: nn.Conv2d, *, rows: Packing | None = None, columns: Packing | None = None
-) -> PackedWeight | TrainedWeight:
-    kind = TrainedWeight if conv.weight.requires_grad else PackedWeight
-    return kind(conv, rows=rows, columns=columns)
 
 
 def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:

@@ -49,8 +49,8 @@ enum Held : long { NOTHING = 0, FILTERED = 1, EXPANDED = 2 };  // after the filt
 template <typename T>
 struct Block {
   Weight<T> expand, depthwise, project;
-  Norm<T> norms[3];  // after the expansion (if there is one), the depthwise convolution, the projection
   SqueezeExcitation<T> squeeze;  // after the second norm's activation, if any
+  Norm<T> norms[3];  // after the expansion (if there is one), the depthwise convolution, the projection
   Packing packing;   // of the expanded channels
   Window stem;       // the expansion's; kernel 0 for none
   Window window;     // the depthwise convolution's
@@ -58,7 +58,9 @@ struct Block {
   long step, slice;  // lanes
   long held;         // Held
   BufferSizes sizes;
-  Convolution<T> trained[3];  // the weights' own order and gradients, which are null where none is needed
+  // The weights' own order and gradients, which are null where none is needed: of expansion, depthwise
+  // convolution and projection, and the two of squeeze and excitation.
+  Convolution<T> trained[5];
 
   bool trains(int conv) const { return trained[conv].grad_weight != nullptr; }
   bool has_expansion() const { return stem.kernel > 0; }
@@ -129,7 +131,7 @@ class Image {
       else
         std::memset(grad_x, 0, sizeof(T) * block.x_size());
     }
-    if (gates.exist()) backward_gates(grad_x || block.trains(0));
+    if (gates.exist()) backward_gates(grad_x || block.trains(0), turns);
     for_slices([&](long first, long count) { backward_slice(first, count, grad_x, turns); });
     if (block.trains(2))
       turns.take(image, [&] {
@@ -373,8 +375,8 @@ class Image {
   }
 
   // The first pass of squeeze and excitation: from the gradient with respect to the projection to those with
-  // respect to the gates, the biases and the means over pixels.
-  void backward_gates(bool needs_grad) {
+  // respect to the gates, the biases, the weights and the means over pixels.
+  void backward_gates(bool needs_grad, Turns& turns) {
     const long area = window.area(), out_area = window.out_area();
     T* const expanded = is_in_place(needs_grad) ? buffers.maps : buffers.expanded;
     for_slices([&](long first, long count) {
@@ -388,7 +390,10 @@ class Image {
         });
       }
     });
-    gates.backward(image, block.norms[2].grad_step, out_area);
+    gates.backward(image, block.norms[2].grad_step, out_area, [&] {
+      if (block.trains(3) || block.trains(4))
+        turns.take(image, [&] { gates.add_weight_gradients(block.trained[3], block.trained[4], buffers.natural); });
+    });
   }
 
   // grad = the gradient with respect to the expanded maps of a step, up to the factors that are left in

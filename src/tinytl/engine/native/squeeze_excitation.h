@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pointwise.h"
+#include "trained_weight.h"
 
 namespace tinytl {
 
@@ -73,12 +74,29 @@ class Gates {
   }
 
   // From the gradient with respect to the gates to that with respect to each of the `area` pixels of the maps, by
-  // way of their means. Writes those with respect to the biases to the image's rows.
-  void backward(long image, long grad_step, long area) {
+  // way of their means. Writes those with respect to the biases to the image's rows. Calls add_weights() when
+  // `add_weight_gradients` may be called.
+  template <class F>
+  void backward(long image, long grad_step, long area, F&& add_weights) {
     backward_gate(parts.grad_expand_bias + image * grad_step);
     backward_expand();
     backward_act(parts.grad_reduce_bias + image * grad_step);
+    add_weights();
     backward_reduce(T(1) / T(area));
+  }
+
+  // Adds the image's gradients with respect to the weights that train. `natural` takes a row of either.
+  void add_weight_gradients(const Convolution<T>& reduce, const Convolution<T>& expand, T* natural) const {
+    for (long k = 0; reduce.grad_weight && k < parts.hidden; k++) {
+      for (long lane = 0; lane < lanes; lane += L)
+        store_part(natural + packing.channel(lane), load(means + lane) * grad_hidden[k], packing.used(lane, L));
+      add_row_gradient(reduce, k, natural);
+    }
+    for (long lane = 0; expand.grad_weight && lane < lanes; lane += L)
+      for (long i = 0; i < packing.used(lane, L); i++) {
+        for (long k = 0; k < padded; k += L) store(natural + k, load(hidden + k) * grads[lane + i]);
+        add_row_gradient(expand, packing.channel(lane) + i, natural);
+      }
   }
 
  private:
