@@ -13,7 +13,7 @@ from tinytl.networks.quantize import QUANTIZERS
 SMOOTH: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: F.silu,
     nn.Hardswish: F.hardswish,
-    nn.Hardsigmoid: lambda z: F.relu6(z + 3) / 6,  # PyTorch's own rounds 1/6 to float32
+    nn.Hardsigmoid: F.hardsigmoid,
 }
 
 

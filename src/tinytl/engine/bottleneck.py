@@ -53,10 +53,10 @@ class SlicedBottleneck(nn.Module):
     def of_parts(
         cls, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels
     ) -> "SlicedBottleneck | None":
-        """The lean layer for these parts; None where they train, for activations other than clamps, and
-        for uneven padding.
+        """The lean layer for these parts; None where they train, for activations other than clamps, for
+        uneven padding, and for squeeze and excitation.
         """
-        known = parts.is_frozen and parts.has_clamps and parts.pads_evenly
+        known = parts.is_frozen and parts.has_clamps and parts.pads_evenly and parts.squeeze is None
         return cls(parts, plan, kernels) if known else None
 
     def norms(self) -> dict[str, Any]:

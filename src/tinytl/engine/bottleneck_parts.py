@@ -37,6 +37,7 @@ class BottleneckParts:
     norm_names: dict[str, str | None]  # likewise
     has_skip: bool
     drop_path: nn.Module | None = None  # drops the residual branch of whole images
+    squeeze: nn.Module | None = None  # squeeze and excitation, named `se`, before the projection
 
     @classmethod
     def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "BottleneckParts | None":
@@ -47,7 +48,7 @@ class BottleneckParts:
         names = layer_names(block)
         convs = {part: getattr(block, conv) for part, (conv, _) in names.items()}
         norms = {part: lean_norm(getattr(block, norm), plan, kernels) for part, (_, norm) in names.items()}
-        extras = [getattr(block, name, None) for name in EXTRAS]
+        extras = [getattr(block, name, None) for name in EXTRAS if name != "se"]
         known = (
             all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
             and all(_is_plain(conv) for conv in convs.values())
@@ -58,13 +59,14 @@ class BottleneckParts:
         )
         if not known:
             return None
-        drop_path = getattr(block, "drop_path", None)
+        drop_path, squeeze = getattr(block, "drop_path", None), getattr(block, "se", None)
         return cls(
             convs, norms,  # type: ignore[arg-type]
             {part: conv for part, (conv, _) in names.items()},
             {part: norm for part, (_, norm) in names.items()},
             block.has_skip,
             None if isinstance(drop_path, nn.Identity) or not block.has_skip else drop_path,
+            None if isinstance(squeeze, nn.Identity) else squeeze,
         )  # fmt: skip
 
     @classmethod
@@ -85,6 +87,7 @@ class BottleneckParts:
             {"expand": None, **parts.conv_names},
             {"expand": None, **parts.norm_names},
             has_skip=False,
+            squeeze=parts.squeeze,
         )
 
     @property

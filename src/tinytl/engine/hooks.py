@@ -9,8 +9,12 @@ from tinytl.errors import UserError
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks are registered on the module itself."""
-    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    return any(getattr(module, f"_{kind}") for kind in kinds)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def refuse_hooks(layers: Iterable[nn.Module]) -> None:

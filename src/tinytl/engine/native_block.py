@@ -44,7 +44,7 @@ class NativeLiteResidualBlock(nn.Module):
         own, dtype = main.tensors(), autocast_dtype(x)
         check_device(x, own[0].dtype)
         check_dtype(x, own[0].dtype)
-        refuse_hooks((*main.norms, *main.trained, *lite.layers))
+        refuse_hooks((*main.layers(), *lite.layers))
         with without_autocast(x):
             stored = (main.stored_statistics(), lite.stored_statistics())
             tensors = (*own, *lite.tensors())

@@ -29,6 +29,7 @@ from tinytl.engine.native_norms import (
     split_gradients,
     statistics_size,
 )
+from tinytl.engine.native_squeeze_excitation import NO_SQUEEZE, SQUEEZE_FORMAT, NativeSqueezeExcitation
 from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.trained_weight import (
@@ -37,6 +38,7 @@ from tinytl.engine.trained_weight import (
     PackedCopy,
     TrainedWeight,
     WeightGradients,
+    native_weight,
 )
 from tinytl.errors import UserError
 
@@ -44,6 +46,10 @@ MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.
 PIXEL_CHUNK = 128  # of native/weight_sums.h
 CONV_NAMES = ("conv_pw", "conv_dw", "conv_pwl")  # expansion, depthwise convolution, projection
 SLICE_BYTES = 5e5  # about the size of a slice's maps and weights: half of a cache of 1 MB
+# Maps of an image of up to this size are held between the two passes of squeeze and excitation; larger ones
+# are computed again.
+HELD_BYTES = 2e6
+NOTHING, FILTERED, EXPANDED = range(3)  # Held in native/bottleneck.cpp
 
 
 class BufferSizes(NamedTuple):
@@ -61,6 +67,7 @@ class BufferSizes(NamedTuple):
     ring: int = 0
     rows: int = 0
     sums: int = 0
+    gates: int = 0
     sums_expand: int = 0
     sums_depthwise: int = 0
     sums_project: int = 0
@@ -72,10 +79,12 @@ class BufferSizes(NamedTuple):
         return sum(round_up(size, 64 // element_size) for size in self)
 
 
-# Block of native/bottleneck.cpp: the weights' addresses, the norms, then numbers: Packing, two Windows, seven
-# of the block, BufferSizes and their total; and three Convolutions.
-_NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 7 + len(BufferSizes._fields) + 1
-_BLOCK = struct.Struct(3 * WEIGHT_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l" + 3 * CONVOLUTION_FORMAT)
+# Block of native/bottleneck.cpp: the weights' addresses, squeeze and excitation, the norms, then numbers:
+# Packing, two Windows, eight of the block, BufferSizes and their total; and the weights' Convolutions.
+_NUMBERS = len(Packing._fields) + 2 * len(Window._fields) + 8 + len(BufferSizes._fields) + 1
+_BLOCK = struct.Struct(
+    5 * WEIGHT_FORMAT + SQUEEZE_FORMAT + 3 * NORM_FORMAT + f"{_NUMBERS}l" + 5 * CONVOLUTION_FORMAT
+)
 
 
 class _Geometry(NamedTuple):
@@ -85,6 +94,7 @@ class _Geometry(NamedTuple):
     window: Window
     step: int  # lanes
     slice: int
+    held: int = NOTHING  # what is held between the passes of squeeze and excitation
 
 
 class _Call(NamedTuple):
@@ -112,21 +122,27 @@ class NativeBottleneck(nn.Module):
         self, expand: nn.Conv2d | None, depthwise: nn.Conv2d, project: nn.Conv2d, norms: dict[str, Any],
         acts: Sequence[Activation], has_skip: bool, keep_projection: bool = True,
         slice_bytes: float = SLICE_BYTES, conv_names: Sequence[str | None] = CONV_NAMES,
+        squeeze: Any = None, held_bytes: float = HELD_BYTES,
     ) -> None:  # fmt: skip
         super().__init__()
         self.drop_path: nn.Module | None = None  # drops the residual branch of whole images
-        self.has_skip, self.keep_projection, self.slice_bytes = has_skip, keep_projection, slice_bytes
+        self.has_skip, self.keep_projection = has_skip, keep_projection
+        self.slice_bytes, self.held_bytes = slice_bytes, held_bytes
         self.packing = _packing(depthwise, list(norms.values()))
-        self.expand = _weight(expand, rows=self.packing) if expand else None
-        self.depthwise = _weight(depthwise, rows=self.packing)
-        self.project = _weight(project, columns=self.packing)
-        self.weights = (self.expand, self.depthwise, self.project)
+        self.expand = native_weight(expand, rows=self.packing) if expand else None
+        self.depthwise = native_weight(depthwise, rows=self.packing)
+        self.project = native_weight(project, columns=self.packing)
+        self.se = None if squeeze is None else NativeSqueezeExcitation(squeeze, self.packing)
+        convs = (expand, depthwise, project)
+        self.weights = (
+            self.expand, self.depthwise, self.project, *(self.se.weights if self.se else (None, None)),
+        )  # fmt: skip
         self.trained: tuple[Any, ...] = tuple(
             conv
-            for conv, weight in zip((expand, depthwise, project), self.weights, strict=True)
-            if isinstance(weight, TrainedWeight)
+            for conv in (*convs, *((squeeze.conv_reduce, squeeze.conv_expand) if squeeze else ()))
+            if conv is not None and conv.weight.requires_grad
         )
-        for name, conv in zip(conv_names, (expand, depthwise, project), strict=True):
+        for name, conv in zip(conv_names, convs, strict=True):
             if name is not None and conv in self.trained:
                 self.add_module(name, conv)
         self.stem = Convolution.of(expand) if expand else None
@@ -140,6 +156,10 @@ class NativeBottleneck(nn.Module):
             NativeNorm.of(n, act) for n, act in zip(self.norms, (*acts, LINEAR), strict=True)
         ]
         self.statistics_per_image = statistics_size(self.described_norms, 1)
+        self.gradient_size = gradient_size(self.described_norms)
+        if self.se is not None:
+            self.statistics_per_image += self.packing.lanes  # the means that the gates are made of
+            self.gradient_size += sum(self.se.gradient_sizes)
         self._calls: dict[Any, _Call] = {}
 
     @staticmethod
@@ -182,11 +202,14 @@ class NativeBottleneck(nn.Module):
         acts: list[Any] = [native_activation(norm) for part, norm in parts.norms.items() if part != "project"]
         if not cls.supports(expand, depthwise, project, list(parts.norms.values()), acts):
             return None
+        if parts.squeeze is not None and not NativeSqueezeExcitation.supports(parts.squeeze):
+            return None
         norms = {parts.norm_names[part] or "outside": norm for part, norm in parts.norms.items()}
         block = cls(
             expand, depthwise, project, norms, acts, parts.has_skip, plan.keep_projection,
             min(SLICE_BYTES, plan.slice_bytes),
             [parts.conv_names.get(part) for part in ("expand", "depthwise", "project")],
+            parts.squeeze,
         )  # fmt: skip
         block.drop_path = parts.drop_path
         return block
@@ -203,7 +226,7 @@ class NativeBottleneck(nn.Module):
         tensors, dtype = self.tensors(), autocast_dtype(x)
         check_device(x, tensors[0].dtype)
         check_dtype(x, tensors[0].dtype)
-        refuse_hooks((*self.norms, *self.trained))
+        refuse_hooks(self.layers())
         drops = self.drop_path is not None and self.drop_path.training
         adds_input = self.has_skip and not drops
         with without_autocast(x):
@@ -211,10 +234,16 @@ class NativeBottleneck(nn.Module):
             out = _Bottleneck.apply(x.contiguous(), self, dtype, stored, adds_input, *tensors)
         return self.drop_path(out) + x if self.drop_path is not None and drops else out
 
+    def layers(self) -> list[nn.Module]:
+        """The modules that the block computes without calling them."""
+        squeeze = () if self.se is None else self.se.layers()
+        return [*self.norms, *squeeze, *self.trained]
+
     def tensors(self) -> list[Tensor]:
-        """Scale and shift of every norm, then the weights that train."""
+        """Scale and shift of every norm, biases of squeeze and excitation, then the weights that train."""
         affine = [tensor for norm in self.norms for tensor in (norm.weight, norm.bias)]
-        return [*affine, *(conv.weight.contiguous() for conv in self.trained)]  # channels last
+        biases = [] if self.se is None else self.se.biases()
+        return [*affine, *biases, *(conv.weight.contiguous() for conv in self.trained)]  # channels last
 
     def stored_statistics(self) -> list[StoredStatistics | None]:
         """The stored statistics of every norm that has them."""
@@ -229,7 +258,7 @@ class NativeBottleneck(nn.Module):
         whether the output is the sum of the branch and x.
         """
         call = self._call(x, False, False, False, adds_input)
-        affine, weights = self._split(tensors)
+        affine, biases, weights = self._split(tensors)
         copies = self._pack(weights)
         statistics = x.new_empty(len(x) * self.statistics_per_image)
         out = x.new_empty(len(x), *call.out_shape)
@@ -237,8 +266,9 @@ class NativeBottleneck(nn.Module):
         normed = x.new_empty(out.shape) if keep else None
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
+            squeeze = self._describe_squeeze(biases, statistics, len(x))
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x))
-            self._run("bottleneck_forward", call, copies, (), norms, x, out, normed, scratch)
+            self._run("bottleneck_forward", call, copies, (), squeeze, norms, x, out, normed, scratch)
         return out, normed, statistics
 
     def gradients(
@@ -247,29 +277,49 @@ class NativeBottleneck(nn.Module):
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
         """Gradients with respect to x and to every tensor of `tensors()`; None where autograd needs none."""
         recompute = normed is None and self._needs_projection(needs)
-        affine, weights = self._split(tensors)
-        of_weights = WeightGradients(weights, needs[1 + len(affine) :])
+        affine, biases, weights = self._split(tensors)
+        of_weights = WeightGradients(weights, needs[1 + len(tensors) - len(weights) :])
         copies = self._pack(weights)
         call = self._call(x, True, needs[0], recompute, adds_input)
         grad_x = torch.empty_like(x) if needs[0] else None
-        gradients = x.new_empty(gradient_size(self.described_norms))
+        gradients = x.new_empty(self.gradient_size)
         rows = x.new_empty(len(x), len(gradients))
         scratch = x.new_empty(call.threads * call.scratch)
         if not x.is_meta:
+            squeeze = self._describe_squeeze(biases, statistics, len(x), rows)
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
             trained = self._describe_trained(weights, of_weights.targets, copies)
             self._run(
-                "bottleneck_backward", call, copies, trained, norms,
+                "bottleneck_backward", call, copies, trained, squeeze, norms,
                 x, grad, normed, grad_x, rows, gradients, scratch,
             )  # fmt: skip
-        of_norms = split_gradients(gradients, self.described_norms)
-        needed = (g if need else None for g, need in zip(of_norms, needs[1:], strict=False))
-        return grad_x, [*needed, *of_weights.returned]
+        small = zip(self._split_gradients(gradients), needs[1:], strict=False)
+        return grad_x, [*(g if need else None for g, need in small), *of_weights.returned]
 
-    def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Scales and shifts, and the weights that train."""
+    def _split(
+        self, tensors: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """Scales and shifts, biases of squeeze and excitation, and the weights that train."""
         count = 2 * len(self.norms)
-        return tensors[:count], tensors[count:]
+        last = len(tensors) - len(self.trained)
+        return tensors[:count], tensors[count:last], tensors[last:]
+
+    def _split_gradients(self, gradients: Tensor) -> list[Tensor]:
+        """Those with respect to scales and shifts, and to the biases of squeeze and excitation."""
+        count = gradient_size(self.described_norms)
+        of_norms = split_gradients(gradients[:count], self.described_norms)
+        return of_norms if self.se is None else [*of_norms, *gradients[count:].split(self.se.gradient_sizes)]
+
+    def _describe_squeeze(
+        self, biases: Sequence[Tensor], statistics: Tensor, images: int, rows: Tensor | None = None
+    ) -> Sequence[Any]:
+        """The fields of squeeze and excitation; means and gradients stand behind those of the norms."""
+        if self.se is None:
+            return NO_SQUEEZE
+        size, norms = statistics.element_size(), self.described_norms
+        means = statistics.data_ptr() + statistics_size(norms, images) * size
+        gradients = 0 if rows is None else rows.data_ptr() + gradient_size(norms) * size
+        return self.se.fields(biases, means, gradients, size)
 
     def _pack(self, weights: Sequence[Tensor]) -> list[PackedCopy | None]:
         """Copies of the weights that train, at their places in `self.weights`."""
@@ -279,7 +329,7 @@ class NativeBottleneck(nn.Module):
     def _describe_trained(
         self, weights: Sequence[Tensor], targets: Sequence[Tensor | None], copies: Sequence[PackedCopy | None]
     ) -> list[float]:
-        """The three Convolutions of Block in native/bottleneck.cpp."""
+        """The Convolutions of Block in native/bottleneck.cpp."""
         rest, fields = iter(zip(weights, targets, strict=True)), []
         for weight, copy in zip(self.weights, copies, strict=True):
             if isinstance(weight, TrainedWeight) and copy is not None:
@@ -301,7 +351,7 @@ class NativeBottleneck(nn.Module):
         threads = threads_for(x)
         key = (x.shape, x.dtype, threads, backward, needs_x, recompute, adds_input)
         if key not in self._calls:
-            geometry = self._geometry(x)
+            geometry = self._geometry(x, backward, needs_x)
             out_shape = (self.out_channels, *geometry.window[2:4])
             fits = x.shape[1] == self.in_channels and min(out_shape) > 0
             if not fits or (self.has_skip and out_shape != tuple(x.shape[1:])):
@@ -314,12 +364,12 @@ class NativeBottleneck(nn.Module):
             numbers = (
                 *self.packing, *geometry.stem, *geometry.window,
                 len(x), self.in_channels, self.out_channels, int(adds_input), threads,
-                geometry.step, geometry.slice, *sizes, scratch,
+                geometry.step, geometry.slice, geometry.held, *sizes, scratch,
             )  # fmt: skip
             self._calls[key] = _Call(threads, scratch, out_shape, numbers)
         return self._calls[key]
 
-    def _geometry(self, x: Tensor) -> _Geometry:
+    def _geometry(self, x: Tensor, backward: bool, needs_x: bool) -> _Geometry:
         """Sizes of maps; and steps of one unit or two vectors, slices of about `slice_bytes`."""
         height, width = x.shape[2:]
         stem = self.stem.window(height, width) if self.stem else Window(0, 0, 0, 0, 0, 0, 0, 0)
@@ -328,7 +378,17 @@ class NativeBottleneck(nn.Module):
         lane_bytes = x.element_size() * (window.area + self.in_channels + self.out_channels)
         units = int(max(1, min(lanes, self.slice_bytes // lane_bytes) // unit))
         step = 2 * unit if units > 1 and unit == PACK else unit
-        return _Geometry(stem, window, step, units * unit // step * step)
+        held = self._held(window, backward, needs_x, x.element_size()) if self.se is not None else NOTHING
+        return _Geometry(stem, window, step, units * unit // step * step, held)
+
+    def _held(self, window: Window, backward: bool, needs_x: bool, element_size: int) -> int:
+        """What is held between the passes of squeeze and excitation: as much as `held_bytes` allows."""
+        filtered = (2 if backward else 1) * window.out_area  # maps, and their gradients
+        expanded = (1 if self._is_in_place(needs_x) else 2) * window.area
+        available = self.held_bytes / (self.packing.lanes * element_size)  # elements of a channel
+        if backward and filtered + expanded <= available:
+            return EXPANDED
+        return FILTERED if filtered <= available else NOTHING
 
     def _has_stem(self) -> bool:
         """Whether the expansion is more than a product of the channels of each pixel."""
@@ -338,27 +398,27 @@ class NativeBottleneck(nn.Module):
     def _forward_sizes(self, geometry: _Geometry) -> BufferSizes:
         return BufferSizes(
             expanded=geometry.step * geometry.window.area,
-            maps=geometry.slice * geometry.window.out_area,
+            maps=(self.packing.lanes if geometry.held else geometry.slice) * geometry.window.out_area,
             sums=10 * geometry.step,
             **self._small_sizes(geometry),
         )
 
     def _backward_sizes(self, geometry: _Geometry, needs_x: bool, recompute: bool) -> BufferSizes:
-        window, step = geometry.window, geometry.step
-        first, second = self.described_norms[0].per_group, self.described_norms[-2].per_group
+        window, step, lanes = geometry.window, geometry.step, self.packing.lanes
+        second = self.described_norms[-2].per_group
         has_product = needs_x and self.stem is not None and not self._has_stem()
-        maps = (geometry.slice if has_product else step) * window.area
-        needs_grad = needs_x or isinstance(self.expand, TrainedWeight)
-        in_place = self.stem is None or first == 0 or not needs_grad
+        y_lanes, z_lanes = (lanes if geometry.held >= maps else step for maps in (EXPANDED, FILTERED))
+        maps = max(y_lanes, geometry.slice if has_product else step) * window.area
+        in_place = self._is_in_place(needs_x)
         projection = self.out_channels * window.out_area
         return BufferSizes(
-            expanded=step * window.area if recompute or not in_place else 0,
-            filtered=step * window.out_area,
-            grad_filtered=step * window.out_area if second else 0,
+            expanded=(step * recompute if in_place else y_lanes) * window.area,
+            filtered=z_lanes * window.out_area,
+            grad_filtered=z_lanes * window.out_area if second or geometry.held else 0,
             maps=max(maps, geometry.slice * window.out_area) if recompute else maps,
             projection=projection if recompute else 0,
             grad_projection=projection,
-            factors=self.packing.lanes,
+            factors=lanes,
             sums=10 * step,
             **self._small_sizes(geometry),
             **self._sizes_of_sums(geometry),
@@ -366,7 +426,7 @@ class NativeBottleneck(nn.Module):
 
     def _sizes_of_sums(self, geometry: _Geometry) -> dict[str, int]:
         """Sums of the gradients with respect to the weights that train: of a step, or of all lanes."""
-        expand, depthwise, project = self.weights
+        expand, depthwise, project, *_ = self.weights
         trained = [weight for weight in self.weights if isinstance(weight, TrainedWeight)]
         if not trained:
             return {}
@@ -379,6 +439,11 @@ class NativeBottleneck(nn.Module):
             "active": PACK * max(2 * PIXEL_CHUNK, geometry.window.out_width),
         }
 
+    def _is_in_place(self, needs_x: bool) -> bool:
+        """Whether the gradient with respect to the expanded maps takes their place."""
+        needs_grad = needs_x or isinstance(self.expand, TrainedWeight)
+        return self.stem is None or self.described_norms[0].per_group == 0 or not needs_grad
+
     def _small_sizes(self, geometry: _Geometry) -> dict[str, int]:
         """Weights of two vectors of channels, and rows."""
         stem, window = geometry.stem, geometry.window
@@ -389,11 +454,12 @@ class NativeBottleneck(nn.Module):
             "taps": PACK * window.kernel**2,
             "ring": PACK * window.kernel * ring,
             "rows": self.in_channels * stem.kernel * stem.columns if self._has_stem() else 0,
+            "gates": 0 if self.se is None else self.se.buffer_size,
         }
 
     def _run(
         self, name: str, call: _Call, copies: Sequence[PackedCopy | None], trained: Sequence[float],
-        norms: list[float], x: Tensor, *others: Tensor | None,
+        squeeze: Sequence[Any], norms: list[float], x: Tensor, *others: Tensor | None,
     ) -> None:  # fmt: skip
         addresses: list[int] = []
         for weight, copy in zip(self.weights, copies, strict=True):
@@ -403,7 +469,8 @@ class NativeBottleneck(nn.Module):
                 addresses += NO_WEIGHT if copy is None else copy.addresses
         if self.expand is None:
             norms = [*NO_NORM, *norms]
-        block = _BLOCK.pack(*addresses, *norms, *call.numbers, *(trained or 3 * NO_CONVOLUTION))
+        convolutions = trained or len(self.weights) * NO_CONVOLUTION
+        block = _BLOCK.pack(*addresses, *squeeze, *norms, *call.numbers, *convolutions)
         run_native(name, block, x, *others)
 
 
@@ -430,13 +497,6 @@ class _Bottleneck(torch.autograd.Function):
             statistics, tensors, ctx.stored, needs, ctx.adds_input,
         )  # fmt: skip
         return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, *gradients
-
-
-def _weight(
-    conv: nn.Conv2d, *, rows: Packing | None = None, columns: Packing | None = None
-) -> PackedWeight | TrainedWeight:
-    kind = TrainedWeight if conv.weight.requires_grad else PackedWeight
-    return kind(conv, rows=rows, columns=columns)
 
 
 def _packing(depthwise: nn.Conv2d, norms: Sequence[Any]) -> Packing:

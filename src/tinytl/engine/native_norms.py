@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from timm.layers.activations import Sigmoid
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,6 +31,8 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.SiLU: Activation(1),
     nn.Hardswish: Activation(2),
     nn.Hardsigmoid: Activation(3),
+    nn.Sigmoid: Activation(4),
+    Sigmoid: Activation(4),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tinytl.engine.kernels import run_native
-from tinytl.engine.packing import PACK, Packing, round_up
+from tinytl.engine.packing import PACK, PackedWeight, Packing, round_up
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
 # Convolution of native/trained_weight.h: weight, its gradient, statistics of its rows; numbers; epsilon.
@@ -69,6 +69,14 @@ class TrainedWeight:
     def natural_size(self) -> int:
         """Elements of the rows that the sums of the gradient go through."""
         return round_up(self.row_size) if self.is_columns else PACK * round_up(self.row_size)
+
+
+def native_weight(
+    conv: nn.Conv2d, *, rows: Packing | None = None, columns: Packing | None = None
+) -> PackedWeight | TrainedWeight:
+    """The weight of a convolution as a native block reads it."""
+    kind = TrainedWeight if conv.weight.requires_grad else PackedWeight
+    return kind(conv, rows=rows, columns=columns)
 
 
 def _addresses(buffer: Tensor, sizes: Sequence[int]) -> list[int]:

@@ -7,9 +7,14 @@
 // the projection sums, or, backwards, the product into the gradient with respect to the input. The backward
 // pass computes the maps of each step again, with the statistics that the forward pass has kept. Where the
 // convolutions train, the gradients with respect to their weights are made of the maps of each step, too.
+//
+// With squeeze and excitation, the gates of all channels are known only after a first pass over the filtered
+// maps, and, backwards, the gradients with respect to the gates after a first pass over their gradients. Between
+// two passes, an image's maps are held, or computed again.
 #include "depthwise.h"
 #include "plane_norms.h"
 #include "pointwise.h"
+#include "squeeze_excitation.h"
 #include "stem.h"
 #include "threads.h"
 #include "weight_sums.h"
@@ -22,13 +27,14 @@ struct BufferSizes {
   long expanded;         // maps of a step before the filter
   long filtered;         // and after it
   long grad_filtered;    // 0: the gradient takes the place of the filtered maps
-  long maps;             // of a slice: after the filter; backwards, gradients before it
+  long maps;             // of a slice, or all, if held: after the filter; backwards, gradients before it
   long projection;       // (out, out_area): recomputed in the backward pass, or 0
   long grad_projection;  // (out, out_area)
   long weights, taps, factors;
   long ring;             // rows around the filter
   long rows;             // input rows of the stem
   long sums;             // of a step, and coefficients made of them
+  long gates;            // of squeeze and excitation
   // Where convolutions train, or 0: sums of their gradients, of a step and (project) of an image;
   long sums_expand, sums_depthwise, sums_project;
   long natural;          // rows of a weight;
@@ -36,18 +42,25 @@ struct BufferSizes {
   long all;
 };
 
+// Maps of all channels that are held between the two passes of squeeze and excitation.
+enum Held : long { NOTHING = 0, FILTERED = 1, EXPANDED = 2 };  // after the filter; those before it, too
+
 // The fields are set in Python.
 template <typename T>
 struct Block {
   Weight<T> expand, depthwise, project;
+  SqueezeExcitation<T> squeeze;  // after the second norm's activation, if any
   Norm<T> norms[3];  // after the expansion (if there is one), the depthwise convolution, the projection
   Packing packing;   // of the expanded channels
   Window stem;       // the expansion's; kernel 0 for none
   Window window;     // the depthwise convolution's
   long images, in, out, skip, threads;
   long step, slice;  // lanes
+  long held;         // Held
   BufferSizes sizes;
-  Convolution<T> trained[3];  // the weights' own order and gradients, which are null where none is needed
+  // The weights' own order and gradients, which are null where none is needed: of expansion, depthwise
+  // convolution and projection, and the two of squeeze and excitation.
+  Convolution<T> trained[5];
 
   bool trains(int conv) const { return trained[conv].grad_weight != nullptr; }
   bool has_expansion() const { return stem.kernel > 0; }
@@ -62,7 +75,7 @@ struct Block {
 template <typename T>
 struct Buffers {
   T *expanded, *filtered, *grad_filtered, *maps, *projection, *grad_projection, *weights, *taps, *factors, *ring,
-      *rows, *sums, *sums_expand, *sums_depthwise, *sums_project, *natural, *active;
+      *rows, *sums, *gates, *sums_expand, *sums_depthwise, *sums_project, *natural, *active;
 
   Buffers(const BufferSizes& sizes, T* scratch)
       : expanded(take(scratch, sizes.expanded)), filtered(take(scratch, sizes.filtered)),
@@ -70,7 +83,7 @@ struct Buffers {
         maps(take(scratch, sizes.maps)), projection(take(scratch, sizes.projection)),
         grad_projection(take(scratch, sizes.grad_projection)), weights(take(scratch, sizes.weights)),
         taps(take(scratch, sizes.taps)), factors(take(scratch, sizes.factors)), ring(take(scratch, sizes.ring)),
-        rows(take(scratch, sizes.rows)), sums(take(scratch, sizes.sums)),
+        rows(take(scratch, sizes.rows)), sums(take(scratch, sizes.sums)), gates(take(scratch, sizes.gates)),
         sums_expand(take(scratch, sizes.sums_expand)), sums_depthwise(take(scratch, sizes.sums_depthwise)),
         sums_project(take(scratch, sizes.sums_project)), natural(take(scratch, sizes.natural)),
         active(take(scratch, sizes.active)) {}
@@ -82,26 +95,25 @@ class Image {
  public:
   Image(const Block<T>& block, long image, const T* x, T* scratch)
       : block(block), buffers(block.sizes, scratch), window(block.window), image(image),
-        x(x + image * block.x_size()) {}
+        x(x + image * block.x_size()), gates(block.squeeze, block.packing, image, buffers.gates) {}
 
-  // Projects into `projection`, (out, out_area), and writes the statistics of the first two norms.
-  void project(T* projection) {
-    for (long first = 0; first < block.packing.lanes(); first += block.slice) {
-      const long count = smaller_of(block.slice, block.packing.lanes() - first);
-      for (long lane = first; lane < first + count; lane += block.step)
-        forward_step(lane, smaller_of(block.step, first + count - lane),
-                     buffers.maps + (lane - first) * window.out_area());
+  // Projects into `projection`, (out, out_area), and writes the statistics of the first two norms. Activated maps
+  // of all channels are used where they are held.
+  void project(T* projection, const T* held = nullptr) {
+    for_slices([&](long first, long count) {
+      const T* maps = held ? held + first * window.out_area() : forward_slice(first, count, buffers.maps);
       for_pairs<T>(ceil_div(block.out, L), [&]<int N>(long vector) {
         unpack_projection<N>(first, count, vector * L);
-        plane_product<N, T>(buffers.maps, count, window.out_area(), buffers.weights,
+        plane_product<N, T>(maps, count, window.out_area(), buffers.weights,
                             projection + vector * L * window.out_area(), block.out - vector * L, first > 0);
       });
-    }
+    });
   }
 
   void forward(T* out, T* normed) {
     out += image * block.out_size();
-    project(out);
+    if (gates.exist()) squeeze();
+    project(out, gates.exist() && block.held ? buffers.maps : nullptr);
     norm_planes(block.norms[2], image, window.out_area(), out, block.skip ? x : nullptr,
                 normed ? normed + image * block.out_size() : nullptr, out);
   }
@@ -109,6 +121,7 @@ class Image {
   void backward(const T* grad, const T* normed, T* grad_x, Turns& turns) {
     grad += image * block.out_size();
     if (normed) normed += image * block.out_size();
+    if (gates.exist()) gates.compute();
     if (!normed && block.sizes.projection) normed = recomputed_projection();
     norm_planes_backward(block.norms[2], image, window.out_area(), grad, normed, buffers.grad_projection);
     if (grad_x) {
@@ -118,8 +131,8 @@ class Image {
       else
         std::memset(grad_x, 0, sizeof(T) * block.x_size());
     }
-    for (long first = 0; first < block.packing.lanes(); first += block.slice)
-      backward_slice(first, smaller_of(block.slice, block.packing.lanes() - first), grad_x, turns);
+    if (gates.exist()) backward_gates(grad_x || block.trains(0), turns);
+    for_slices([&](long first, long count) { backward_slice(first, count, grad_x, turns); });
     if (block.trains(2))
       turns.take(image, [&] {
         add_sums_of_columns(block.trained[2], block.packing, buffers.sums_project, buffers.natural);
@@ -133,6 +146,14 @@ class Image {
   const Window& window;
   const long image;
   const T* x;
+  Gates<T> gates;
+
+  // Calls f(first lane, lanes) for the slices.
+  template <class F>
+  void for_slices(F&& f) const {
+    for (long first = 0; first < block.packing.lanes(); first += block.slice)
+      f(first, smaller_of(block.slice, block.packing.lanes() - first));
+  }
 
   ChannelNorm<T> channel_norm(int norm, long lane) const {
     return {block.norms[norm], image, block.packing.channel(lane), block.packing.used(lane, L)};
@@ -188,6 +209,22 @@ class Image {
     });
   }
 
+  // Makes the gates of the means over pixels of all activated maps, which are held if they are to be.
+  void squeeze() {
+    for_slices([&](long first, long count) {
+      const T* maps = forward_slice(first, count, buffers.maps + (block.held ? first * window.out_area() : 0));
+      for (long at = 0; at < count; at += L)
+        gates.set_mean(first + at, mean_of_pixels<T>(maps + at * window.out_area(), window.out_area()));
+    });
+    gates.compute();
+  }
+
+  const T* forward_slice(long first, long count, T* maps) {
+    for (long lane = first; lane < first + count; lane += block.step)
+      forward_step(lane, smaller_of(block.step, first + count - lane), maps + (lane - first) * window.out_area());
+    return maps;
+  }
+
   // Maps after the filter, its norm and activation, (count / L, out_area, lanes).
   void forward_step(long lane, long count, T* z) {
     const long out_area = window.out_area();
@@ -205,8 +242,8 @@ class Image {
     }
   }
 
-  // The projection's weights from `count` lanes to N vectors of outputs, (count, N, lanes). Padding gets
-  // zeros: an activation may make something else of it.
+  // The projection's weights from `count` lanes to N vectors of outputs, (count, N, lanes), times the gates.
+  // Padding gets zeros: an activation may make something else of it.
   template <int N>
   void unpack_projection(long first, long count, long output) {
     Vector<T> scale[N], shift[N];
@@ -215,9 +252,12 @@ class Image {
     T* weights = buffers.weights;
     for (long lane = first; lane < first + count; lane += L) {
       const long used = block.packing.used(lane, L);
-      for (long i = 0; i < L; i++)
+      for (long i = 0; i < L; i++) {
+        const T gate = gates.exist() ? gates.value(lane + i) : 1;
         for (int n = 0; n < N; n++, weights += L)
-          store(weights, i < used ? projection_weights(lane + i, output + n * L) * scale[n] + shift[n] : Vector<T>{});
+          store(weights,
+                i < used ? (projection_weights(lane + i, output + n * L) * scale[n] + shift[n]) * gate : Vector<T>{});
+      }
     }
   }
 
@@ -241,24 +281,58 @@ class Image {
     }
   }
 
-  // g = the gradient with respect to the second norm's output before the activation, for N vectors; z is the
-  // filter's output, and g may be z.
+  // The gradients with respect to the gates of N vectors; z is the filter's output. g becomes the gradient with
+  // respect to the gated maps where it is held.
   template <int N>
-  void unproject(long lane, const T* z, T* g, GradSums<T>* sums) {
+  void unproject_gates(long lane, const T* z, T* g) {
     const long out_area = window.out_area();
     unpack_projection_transposed<N>(lane);
-    ChannelNorm<T> own[N];
-    GradSums<T> totals[N];
-    for (int n = 0; n < N; n++) own[n] = channel_norm(1, lane + n * L);
+    Vector<T> factor[N], offset[N];
+    Wide<T> totals[N] = {};
+    for (int n = 0; n < N; n++) {
+      const ChannelNorm<T> own = channel_norm(1, lane + n * L);
+      factor[n] = own.factor(), offset[n] = own.offset();
+    }
     for_tiles<T>(out_area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
       Vector<T> tile[P][N];
       clear<T>(tile);
       add_products<1, T>(buffers.grad_projection + start, out_area, block.out, buffers.weights, tile);
       TINYTL_UNROLL for (int n = 0; n < N; n++) {
         const long at = (n * out_area + start) * L;
+        Vector<T> value[P], sum = {};
+        if (block.held) TINYTL_UNROLL for (int p = 0; p < P; p++) store(g + at + p * L, tile[p][n]);
+        TINYTL_UNROLL for (int p = 0; p < P; p++) value[p] = load(z + at + p * L) * factor[n] + offset[n];
+        activate_tile<T>(block.norms[1].act, value, P);
+        TINYTL_UNROLL for (int p = 0; p < P; p++) sum += tile[p][n] * value[p];
+        totals[n] += widen<T>(sum);
+      }
+    });
+    for (int n = 0; n < N; n++) gates.set_grad(lane + n * L, narrow<T>(totals[n]));
+  }
+
+  // g = the gradient with respect to the second norm's output before the activation, for N vectors; z is the
+  // filter's output, and g may be z. With squeeze and excitation g may hold that with respect to the gated maps.
+  template <int N>
+  void unproject(long lane, const T* z, T* g, GradSums<T>* sums) {
+    const long out_area = window.out_area();
+    const bool is_held = gates.exist() && block.held;
+    if (!is_held) unpack_projection_transposed<N>(lane);
+    ChannelNorm<T> own[N];
+    GradSums<T> totals[N];
+    for (int n = 0; n < N; n++) own[n] = channel_norm(1, lane + n * L);
+    for_tiles<T>(out_area, [&]<int P>(long start) TINYTL_INLINE_LAMBDA {
+      Vector<T> tile[P][N];
+      clear<T>(tile);
+      if (!is_held) add_products<1, T>(buffers.grad_projection + start, out_area, block.out, buffers.weights, tile);
+      TINYTL_UNROLL for (int n = 0; n < N; n++) {
+        const long at = (n * out_area + start) * L;
         Vector<T> grad[P], centred[P];
         TINYTL_UNROLL for (int p = 0; p < P; p++)
-          grad[p] = tile[p][n], centred[p] = load(z + at + p * L) - own[n].mean;
+          grad[p] = is_held ? load(g + at + p * L) : tile[p][n], centred[p] = load(z + at + p * L) - own[n].mean;
+        if (gates.exist()) {
+          const Vector<T> gate = gates.vector(lane + n * L), along = gates.grad_pixel(lane + n * L);
+          TINYTL_UNROLL for (int p = 0; p < P; p++) grad[p] = grad[p] * gate + along;
+        }
         gate_tile<T, P>(block.norms[1], own[n], grad, centred, totals[n]);
         TINYTL_UNROLL for (int p = 0; p < P; p++) store(g + at + p * L, grad[p]);
       }
@@ -269,8 +343,9 @@ class Image {
   void backward_slice(long first, long count, T* grad_x, Turns& turns) {
     // Without a product into the gradient of x, the maps of a step alone are needed.
     const bool has_product = grad_x && block.has_expansion() && !block.has_stem();
+    T* const maps = buffers.maps + (holds(EXPANDED) ? first : 0) * window.area();
     for (long lane = first; lane < first + count; lane += block.step) {
-      T* grad_expanded = buffers.maps + (has_product ? lane - first : 0) * window.area();
+      T* grad_expanded = maps + (has_product || holds(EXPANDED) ? lane - first : 0) * window.area();
       const long step = smaller_of(block.step, first + count - lane);
       backward_step(lane, step, grad_expanded, grad_x || block.trains(0));
       add_weight_gradients(lane, step, turns);
@@ -280,8 +355,44 @@ class Image {
     for_pairs<T>(ceil_div(block.in, L), [&]<int N>(long vector) {
       unpack_transposed<N, T>(block.expand, first, count, block.expand_size(), vector * L, buffers.factors + first,
                               buffers.weights);
-      plane_product<N, T>(buffers.maps, count, window.area(), buffers.weights, grad_x + vector * L * window.area(),
+      plane_product<N, T>(maps, count, window.area(), buffers.weights, grad_x + vector * L * window.area(),
                           block.in - vector * L, true);
+    });
+  }
+
+  bool holds(Held maps) const { return gates.exist() && block.held >= maps; }
+
+  // Whether the gradient with respect to the expanded maps takes their place.
+  bool is_in_place(bool needs_grad) const {
+    return !block.has_expansion() || block.norms[0].stored() || !needs_grad;
+  }
+
+  // Computes the expanded and filtered maps of a step again.
+  void filter_again(long lane, long count, T* y, T* z) {
+    expand(lane, count, y, nullptr);
+    for (long at = 0; at < count; at += L)
+      filter_vector(lane + at, y + at * window.area(), z + at * window.out_area(), nullptr);
+  }
+
+  // The first pass of squeeze and excitation: from the gradient with respect to the projection to those with
+  // respect to the gates, the biases, the weights and the means over pixels.
+  void backward_gates(bool needs_grad, Turns& turns) {
+    const long area = window.area(), out_area = window.out_area();
+    T* const expanded = is_in_place(needs_grad) ? buffers.maps : buffers.expanded;
+    for_slices([&](long first, long count) {
+      for (long lane = first; lane < first + count; lane += block.step) {
+        const long step = smaller_of(block.step, first + count - lane), place = holds(FILTERED) ? lane : 0;
+        T *z = buffers.filtered + place * out_area, *g = buffers.grad_filtered + place * out_area;
+        filter_again(lane, step, expanded + (holds(EXPANDED) ? lane : 0) * area, z);
+        for_pairs<T>(step / L, [&]<int N>(long vector) {
+          const long at = vector * L * out_area;
+          unproject_gates<N>(lane + vector * L, z + at, g + at);
+        });
+      }
+    });
+    gates.backward(image, block.norms[2].grad_step, out_area, [&] {
+      if (block.trains(3) || block.trains(4))
+        turns.take(image, [&] { gates.add_weight_gradients(block.trained[3], block.trained[4], buffers.natural); });
     });
   }
 
@@ -289,12 +400,15 @@ class Image {
   // buffers.factors where statistics are stored.
   void backward_step(long lane, long count, T* grad, bool needs_grad) {
     const long area = window.area(), out_area = window.out_area();
-    const bool in_place = !block.has_expansion() || block.norms[0].stored() || !needs_grad;
-    T *y = in_place ? grad : buffers.expanded, *z = buffers.filtered, *g = buffers.grad_filtered;
+    const long place = holds(FILTERED) ? lane : 0;
+    T* y = is_in_place(needs_grad) ? grad : buffers.expanded + (holds(EXPANDED) ? lane : 0) * area;
+    T *z = buffers.filtered + place * out_area, *g = buffers.grad_filtered + place * out_area;
     GradSums<T>* sums = reinterpret_cast<GradSums<T>*>(buffers.sums);
     Coefficients<T>* coefficients = reinterpret_cast<Coefficients<T>*>(sums + count / L);
-    expand(lane, count, y, nullptr);
-    for (long at = 0; at < count; at += L) filter_vector(lane + at, y + at * area, z + at * out_area, nullptr);
+    if (!holds(FILTERED))
+      filter_again(lane, count, y, z);
+    else if (!holds(EXPANDED))
+      expand(lane, count, y, nullptr);
     if (block.trains(2)) sum_projection(lane, count, z);
     for_pairs<T>(count / L, [&]<int N>(long vector) {
       const long at = vector * L * out_area;
@@ -336,6 +450,12 @@ class Image {
                            pixels, buffers.sums_project + (lane + at) * block.out, block.out * L);
       }
     });
+    if (!gates.exist()) return;
+    for (long at = lane; at < lane + count; at += L) {
+      const Vector<T> gate = gates.vector(at);
+      for (T* sum = buffers.sums_project + at * block.out; sum < buffers.sums_project + (at + L) * block.out; sum += L)
+        store(sum, load(sum) * gate);
+    }
   }
 
   // Those of the depthwise convolution's gradient, of the vector of channels `at` lanes after `lane`.

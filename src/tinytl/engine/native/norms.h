@@ -29,7 +29,7 @@ struct Packing {
 
 // --- activations -----------------------------------------------------------------------------------
 
-enum ActivationKind : long { CLAMP = 0, SILU = 1, HARD_SWISH = 2, HARD_SIGMOID = 3 };
+enum ActivationKind : long { CLAMP = 0, SILU = 1, HARD_SWISH = 2, HARD_SIGMOID = 3, SIGMOID = 4 };
 
 // The fields are set in Python. ReLU is a clamp to (0, inf), ReLU6 to (0, 6), none to (-inf, inf).
 struct Activation {
@@ -93,13 +93,22 @@ struct HardSwish {  // z clamp(z + 3, 0, 6) / 6
 };
 
 template <typename T>
-struct HardSigmoid {  // clamp(z + 3, 0, 6) / 6
+struct HardSigmoid {  // clamp(z + 3, 0, 6) / 6; of the gradient, PyTorch rounds 1 / 6 to float
   const Vector<T> zero = {}, three = broadcast<T>(3), six = broadcast<T>(6);
   TINYTL_INLINE Vector<T> value(const Vector<T>& z) const {
     return clamp<T>(z + three, zero, six) * T(1.0 / 6);
   }
   TINYTL_INLINE Vector<T> gradient(const Vector<T>& g, const Vector<T>& z) const {
-    return gate<T>(g * T(1.0 / 6), z, -three, three);
+    return gate<T>(g * T(1.0f / 6), z, -three, three);
+  }
+};
+
+template <typename T>
+struct Sigmoid {
+  TINYTL_INLINE Vector<T> value(const Vector<T>& z) const { return T(1) / (exponential<T>(-z) + T(1)); }
+  TINYTL_INLINE Vector<T> gradient(const Vector<T>& g, const Vector<T>& z) const {
+    const Vector<T> sigmoid = value(z);
+    return g * sigmoid * (T(1) - sigmoid);
   }
 };
 
@@ -109,6 +118,7 @@ TINYTL_INLINE void with_activation(const Activation& act, F&& f) {
   if (act.kind == SILU) return f(Silu<T>());
   if (act.kind == HARD_SWISH) return f(HardSwish<T>());
   if (act.kind == HARD_SIGMOID) return f(HardSigmoid<T>());
+  if (act.kind == SIGMOID) return f(Sigmoid<T>());
   f(Clamp<T>(act));
 }
 
@@ -121,7 +131,14 @@ void activate(const Activation& act, const T* x, long count, Vector<T> scale, Ve
   });
 }
 
-// Not inlined: tiles that call it would become large for what they seldom do.
+// Not inlined: tiles that call them would become large for what they seldom do.
+template <typename T>
+__attribute__((noinline)) void activate_tile(const Activation& act, Vector<T>* z, int count) {
+  with_activation<T>(act, [&](const auto& activation) {
+    for (int i = 0; i < count; i++) z[i] = activation.value(z[i]);
+  });
+}
+
 template <typename T>
 __attribute__((noinline)) void multiply_derivatives(const Activation& act, Vector<T>* g, const Vector<T>* z,
                                                     int count) {
