@@ -11,9 +11,9 @@ from frozen_layers import SMOOTH, Allocations, frozen_conv, random_norm, relativ
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from tinytl.engine.native_bottleneck import NativeBottleneck
-from tinytl.engine.native_norms import Activation
-from tinytl.engine.packing import PackedWeight, Packing
+from tinytl.engine.native.bottleneck import NativeBottleneck
+from tinytl.engine.native.norms import Activation
+from tinytl.engine.native.packing import PackedWeight, Packing
 from tinytl.errors import UserError
 from tinytl.networks.norms import WeightStandardizedConv2d
 

@@ -12,11 +12,11 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from tinytl.assembly import TrainingStep, engage, prepare
-from tinytl.engine.native_block import NativeLiteResidualBlock
-from tinytl.engine.native_bottleneck import NativeBottleneck
-from tinytl.engine.native_head import NativeHead
-from tinytl.engine.native_lite_residual import NativeLiteResidual
-from tinytl.engine.native_norms import Activation
+from tinytl.engine.native.block import NativeLiteResidualBlock
+from tinytl.engine.native.bottleneck import NativeBottleneck
+from tinytl.engine.native.head import NativeHead
+from tinytl.engine.native.lite_residual import NativeLiteResidual
+from tinytl.engine.native.norms import Activation
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.report import lean_report
 from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig

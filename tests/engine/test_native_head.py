@@ -7,8 +7,8 @@ import torch
 from frozen_layers import SMOOTH, frozen_conv, random_norm, relative_errors, results
 from torch import Tensor, nn
 
-from tinytl.engine.native_head import NativeHead
-from tinytl.engine.native_norms import Activation
+from tinytl.engine.native.head import NativeHead
+from tinytl.engine.native.norms import Activation
 from tinytl.networks.norms import WeightStandardizedConv2d
 
 

@@ -10,10 +10,10 @@ from timm.layers import GroupNormAct
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 
-from tinytl.engine.native_block import NativeLiteResidualBlock
-from tinytl.engine.native_bottleneck import NativeBottleneck
-from tinytl.engine.native_lite_residual import NativeLiteResidual
-from tinytl.engine.native_norms import ACTIVATIONS
+from tinytl.engine.native.block import NativeLiteResidualBlock
+from tinytl.engine.native.bottleneck import NativeBottleneck
+from tinytl.engine.native.lite_residual import NativeLiteResidual
+from tinytl.engine.native.norms import ACTIVATIONS
 from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
 from tinytl.networks.norms import GroupNorm, standardize_weights
 

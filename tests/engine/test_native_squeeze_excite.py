@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tinytl.engine import EnginePlan, lean_report, make_lean
 from tinytl.engine.bottleneck_parts import BottleneckParts
 from tinytl.engine.kernels import choose_kernels
-from tinytl.engine.native_bottleneck import FILTERED, NativeBottleneck
+from tinytl.engine.native.bottleneck import FILTERED, NativeBottleneck
 from tinytl.errors import UserError
 from tinytl.networks.norms import GroupNorm
 

@@ -1,7 +1,7 @@
 """The arithmetic of a bottleneck in slices of a few expanded channels, forwards and backwards."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,6 @@ from torch.nn.grad import conv2d_input
 
 from tinytl.engine.kernels import LINEAR, Clamp
 from tinytl.engine.norms import NormAct, Statistics
-
-if TYPE_CHECKING:
-    from tinytl.engine.bottleneck import SlicedBottleneck
 
 
 class Maps(NamedTuple):
@@ -47,11 +44,9 @@ class AffineGradients:
 
 
 class SlicedPass:
-    """One pass through a block; `grad_x` is the gradient with respect to the input x."""
+    """One pass through a SlicedBottleneck; `grad_x` is the gradient with respect to the input x."""
 
-    def __init__(
-        self, block: "SlicedBottleneck", x: Tensor, statistics: dict[str, Statistics], affine: Any
-    ) -> None:
+    def __init__(self, block: Any, x: Tensor, statistics: dict[str, Statistics], affine: Any) -> None:
         self.block, self.kernels, self.x = block, block.kernels, x
         norms = block.norms()
         pairs = zip(affine[::2], affine[1::2], strict=True)

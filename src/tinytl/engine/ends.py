@@ -11,8 +11,8 @@ from tinytl.engine.bottleneck import SlicedBottleneck
 from tinytl.engine.bottleneck_parts import BottleneckParts
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.mixin import Mixin, become
-from tinytl.engine.native_bottleneck import NativeBottleneck
-from tinytl.engine.native_head import NativeHead
+from tinytl.engine.native.bottleneck import NativeBottleneck
+from tinytl.engine.native.head import NativeHead
 from tinytl.engine.plan import EnginePlan
 
 

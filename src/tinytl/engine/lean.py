@@ -15,10 +15,10 @@ from tinytl.engine.frozen_layers import FrozenConv2d, FrozenLinear
 from tinytl.engine.hooks import has_hooks
 from tinytl.engine.kept import kept_tensors
 from tinytl.engine.kernels import Kernels, choose_kernels
-from tinytl.engine.native_block import NativeLiteResidualBlock
-from tinytl.engine.native_bottleneck import NativeBottleneck
-from tinytl.engine.native_head import NativeHead
-from tinytl.engine.native_lite_residual import NativeLiteResidual
+from tinytl.engine.native.block import NativeLiteResidualBlock
+from tinytl.engine.native.bottleneck import NativeBottleneck
+from tinytl.engine.native.head import NativeHead
+from tinytl.engine.native.lite_residual import NativeLiteResidual
 from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward

@@ -22,7 +22,7 @@
 namespace tinytl {
 namespace {
 
-// Elements of each buffer of a thread, and in all; computed in Python, see native_bottleneck.py.
+// Elements of each buffer of a thread, and in all; computed in Python, see bottleneck.py.
 struct BufferSizes {
   long expanded;         // maps of a step before the filter
   long filtered;         // and after it

@@ -7,7 +7,7 @@
 namespace tinytl {
 namespace {
 
-// The fields are set in Python, see native_head.py.
+// The fields are set in Python, see head.py.
 template <typename T>
 struct Head {
   Weight<T> weight;

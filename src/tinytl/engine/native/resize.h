@@ -123,7 +123,7 @@ struct Upsampling {
   T* share;               // (out_rows)
   int32_t *first, *last;  // (rows): the output rows that a row takes part in
 
-  // Carves its tables from a buffer; native_lite_residual.py tells how much they take.
+  // Carves its tables from a buffer; lite_residual.py tells how much they take.
   Upsampling(long rows, long columns, long out_rows, long out_columns, bool bilinear, T*& buffer)
       : rows(rows), columns(columns), out_rows(out_rows), out_columns(out_columns),
         widen(columns, out_columns, buffer), narrow(out_columns, columns, buffer) {

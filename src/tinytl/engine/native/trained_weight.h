@@ -178,7 +178,7 @@ void pack_for_forward(const Convolution<T>& conv, long first, long count, long l
   }
 }
 
-constexpr long MAX_GROUPED_KERNEL = 7;  // the largest of KERNELS in native_lite_residual.py
+constexpr long MAX_GROUPED_KERNEL = 7;  // the largest of KERNELS in lite_residual.py
 
 // A convolution backwards is, for the input pixels of each parity (row and column modulo the stride), a
 // convolution of the gradient with the taps of that parity, from last to first. Packed weights hold one such

@@ -85,7 +85,7 @@ Part part_at(const Convolution<T>& conv, long number) {
   return found;
 }
 
-// Buffers for one part; native_lite_residual.py tells how much they take.
+// Buffers for one part; lite_residual.py tells how much they take.
 template <typename T>
 struct WeightBuffers {
   T* grad;     // (out_rows * out_columns, lanes)

@@ -12,9 +12,9 @@ from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.bottleneck_parts import BottleneckParts
 from tinytl.engine.hooks import refuse_hooks
 from tinytl.engine.kernels import Kernels, run_native, threads_for
-from tinytl.engine.native_convolution import Convolution, Window, is_plain
-from tinytl.engine.native_device import check_device, is_native
-from tinytl.engine.native_norms import (
+from tinytl.engine.native.convolution import Convolution, Window, is_plain
+from tinytl.engine.native.device import check_device, is_native
+from tinytl.engine.native.norms import (
     LINEAR,
     NO_NORM,
     NORM_FORMAT,
@@ -29,10 +29,17 @@ from tinytl.engine.native_norms import (
     split_gradients,
     statistics_size,
 )
-from tinytl.engine.native_squeeze_excitation import NO_SQUEEZE, SQUEEZE_FORMAT, NativeSqueezeExcitation
-from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
-from tinytl.engine.plan import EnginePlan
-from tinytl.engine.trained_weight import (
+from tinytl.engine.native.packing import (
+    MAX_UNIT,
+    NO_WEIGHT,
+    PACK,
+    WEIGHT_FORMAT,
+    PackedWeight,
+    Packing,
+    round_up,
+)
+from tinytl.engine.native.squeeze_excitation import NO_SQUEEZE, SQUEEZE_FORMAT, NativeSqueezeExcitation
+from tinytl.engine.native.trained_weight import (
     CONVOLUTION_FORMAT,
     NO_CONVOLUTION,
     PackedCopy,
@@ -40,6 +47,7 @@ from tinytl.engine.trained_weight import (
     WeightGradients,
     native_weight,
 )
+from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 
 MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h

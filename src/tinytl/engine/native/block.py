@@ -9,9 +9,9 @@ from torch.autograd.function import once_differentiable
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.hooks import refuse_hooks
 from tinytl.engine.kernels import Kernels
-from tinytl.engine.native_bottleneck import NativeBottleneck
-from tinytl.engine.native_device import check_device
-from tinytl.engine.native_lite_residual import Kept, NativeLiteResidual
+from tinytl.engine.native.bottleneck import NativeBottleneck
+from tinytl.engine.native.device import check_device
+from tinytl.engine.native.lite_residual import Kept, NativeLiteResidual
 from tinytl.engine.plan import EnginePlan
 from tinytl.networks.lite_residual import LiteResidualBlock
 

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tinytl.engine.hooks import has_hooks, refuse_hooks
 from tinytl.engine.kernels import Kernels, run_native, threads_for
-from tinytl.engine.native_device import is_native
-from tinytl.engine.native_norms import (
+from tinytl.engine.native.device import is_native
+from tinytl.engine.native.norms import (
     ACTIVATIONS,
     LINEAR,
     NORM_FORMAT,
@@ -23,10 +23,10 @@ from tinytl.engine.native_norms import (
     split_gradients,
     statistics_size,
 )
+from tinytl.engine.native.packing import round_up
+from tinytl.engine.native.trained_weight import CONVOLUTION_FORMAT, WeightGradients
 from tinytl.engine.norms import lean_norm
-from tinytl.engine.packing import round_up
 from tinytl.engine.plan import EnginePlan
-from tinytl.engine.trained_weight import CONVOLUTION_FORMAT, WeightGradients
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tinytl.engine.kernels import run_native
-from tinytl.engine.packing import PACK, PackedWeight, Packing, round_up
+from tinytl.engine.native.packing import PACK, PackedWeight, Packing, round_up
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
 # Convolution of native/trained_weight.h: weight, its gradient, statistics of its rows; numbers; epsilon.

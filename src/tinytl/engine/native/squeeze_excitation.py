@@ -6,9 +6,9 @@ from typing import Any
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
-from tinytl.engine.native_norms import Activation
-from tinytl.engine.packing import PackedWeight, Packing, round_up
-from tinytl.engine.trained_weight import TrainedWeight, native_weight
+from tinytl.engine.native.norms import Activation
+from tinytl.engine.native.packing import PackedWeight, Packing, round_up
+from tinytl.engine.native.trained_weight import TrainedWeight, native_weight
 
 # SqueezeExcitation of native/squeeze_excitation.h after its weights: five addresses, two activations and
 # a number.

@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.hooks import refuse_hooks
 from tinytl.engine.kernels import Kernels, run_native, threads_for
-from tinytl.engine.native_convolution import is_plain
-from tinytl.engine.native_device import check_device, is_native
-from tinytl.engine.native_norms import (
+from tinytl.engine.native.convolution import is_plain
+from tinytl.engine.native.device import check_device, is_native
+from tinytl.engine.native.norms import (
     NORM_FORMAT,
     Activation,
     NativeNorm,
@@ -28,16 +28,24 @@ from tinytl.engine.native_norms import (
     split_gradients,
     statistics_size,
 )
-from tinytl.engine.norms import lean_norm
-from tinytl.engine.packing import MAX_UNIT, NO_WEIGHT, PACK, WEIGHT_FORMAT, PackedWeight, Packing, round_up
-from tinytl.engine.plan import EnginePlan
-from tinytl.engine.trained_weight import (
+from tinytl.engine.native.packing import (
+    MAX_UNIT,
+    NO_WEIGHT,
+    PACK,
+    WEIGHT_FORMAT,
+    PackedWeight,
+    Packing,
+    round_up,
+)
+from tinytl.engine.native.trained_weight import (
     CONVOLUTION_FORMAT,
     NO_CONVOLUTION,
     PackedCopy,
     TrainedWeight,
     WeightGradients,
 )
+from tinytl.engine.norms import lean_norm
+from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 
 SLICE_LANES = 128  # their weights towards 32 input channels take half of a first-level cache of 32 kB
