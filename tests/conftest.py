@@ -4,9 +4,6 @@ import json
 import os
 import zlib
 
-if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # spinning threads would keep cores from others
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # it is read when torch is imported
-
 import numpy
 import processes
 import pytest

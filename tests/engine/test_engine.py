@@ -1,6 +1,8 @@
 """The lean engine has the same gradients as stock PyTorch, in the memory that it promises."""
 
 import copy
+import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +24,6 @@ from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.norms import WS_EPS, standardize
 from tinytl.networks.quantize import QuantizeName, quantize_frozen
 from tinytl.networks.spec import NetworkSpec
-from tinytl.system.openmp import is_busy
 from tinytl.weights.build import build_network
 
 NORMS = ["gn", "bn_frozen", "bn"]
@@ -326,14 +327,14 @@ def test_under_a_limit_of_the_operating_system():
 
 
 @pytest.mark.parametrize(
-    ("text", "busy"),
-    [
-        ("some avg10=34.59 avg60=1.0 avg300=1.0 total=1\n", True),
-        ("some avg10=0.00 avg60=90.0\n", False),
-        ("", False),
-    ],
+    ("chosen", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
 )
-def test_a_machine_is_busy_where_processes_wait_for_a_core(tmp_path, text, busy):
-    (tmp_path / "cpu").write_text(text)
-    assert is_busy(tmp_path / "cpu") == busy
-    assert not is_busy(tmp_path / "nowhere")
+def test_threads_wait_busily_for_a_short_time_only(monkeypatch, chosen, spins):
+    """Unless the user has chosen how they wait; docs/reliability.md has what it is good for."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    runpy.run_path(str(ROOT / "src" / "tinytl" / "system" / "openmp.py"))
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
