@@ -9,11 +9,13 @@ import torch
 from timm.layers import GroupNormAct
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from tinytl.engine.native.block import NativeLiteResidualBlock
 from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.lite_residual import NativeLiteResidual
 from tinytl.engine.native.norms import ACTIVATIONS
+from tinytl.errors import UserError
 from tinytl.networks.lite_residual import LiteResidual, LiteResidualBlock, LiteResidualConfig
 from tinytl.networks.norms import GroupNorm, standardize_weights
 
@@ -247,7 +249,30 @@ def test_channels_last():
 def test_inputs_that_do_not_fit_are_refused(shape):
     lite = native_of(make(8, 8))
     with pytest.raises(ValueError, match="8 to 8 channels"):
-        lite(torch.randn(shape), (8, 8), torch.zeros(2, 8, 8, 8, dtype=torch.double))
+        lite(torch.randn(shape, dtype=torch.double), (8, 8), torch.zeros(2, 8, 8, 8, dtype=torch.double))
+
+
+def test_an_input_of_another_type_is_refused():
+    with pytest.raises(UserError, match="the input is float32, but the weights are float64"):
+        native_of(make(8, 8))(torch.randn(2, 8, 8, 8), (8, 8))
+
+
+def test_under_autocast_the_input_is_kept_as_it_came():
+    """In bfloat16, and the gradient with respect to it comes back so."""
+    lite: Any = make(8, 8).float()
+    saved: list[Any] = []
+    native = native_of(copy.deepcopy(lite))
+    x: Any = torch.randn(2, 8, 8, 8).bfloat16().requires_grad_()
+    keep = saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16), keep:
+        out = native(x, (8, 8))
+    assert out.dtype == torch.bfloat16
+    assert [tensor.dtype for tensor in saved if tensor.shape == x.shape] == [torch.bfloat16]
+    out.sum().backward()
+    exact: Any = x.detach().double().requires_grad_()
+    copy.deepcopy(lite).double()(exact, (8, 8)).sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert (x.grad - exact.grad).norm() < 0.02 * exact.grad.norm()
 
 
 def test_a_functional_call_uses_its_parameters():

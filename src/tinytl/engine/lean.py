@@ -57,8 +57,11 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
 
     Trainable parameters keep their names and values, so that checkpoints fit either engine. Frozen
     weights cannot be trained afterwards: they become 8-bit codes where their values allow it. What was
-    done is logged in one line, and `lean_report` returns it. Raises UserError for a network that is lean
-    already, and where a module has hooks, because fused layers would not call them.
+    done is logged in one line, and `lean_report` returns it. Where the end of the network is native, the maps
+    that `forward_features` returns are averaged to one pixel already.
+
+    Raises UserError for a network that is lean already, and where a module has hooks, because fused layers
+    would not call them.
     """
     if is_lean(network):
         raise UserError("engine=lean: the network is lean already; build it anew for another plan")

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.hooks import has_hooks, refuse_hooks
 from tinytl.engine.kernels import Kernels, run_native, threads_for
-from tinytl.engine.native.device import is_native
+from tinytl.engine.native.device import check_device, is_native
 from tinytl.engine.native.norms import (
     ACTIVATIONS,
     LINEAR,
@@ -174,14 +175,21 @@ class NativeLiteResidual(nn.Module):
         )
 
     def forward(self, x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
-        """(B, in, H, W) -> (B, out, *size), added to `out` in place where it is given."""
+        """(B, in, H, W) -> (B, out, *size), added to `out` in place where it is given.
+
+        It computes in the type of the weights; under autocast the output and the kept input are of its type.
+        """
+        tensors, dtype = self.tensors(), autocast_dtype(x)
+        own = tensors[0].dtype
+        check_device(x, own)
+        check_dtype(x, own)
         refuse_hooks(self.layers)
-        tensors = self.tensors()
-        x = x.contiguous().to(tensors[0].dtype)
-        if out is None:
-            out = x.new_zeros(len(x), self.conv2.out_channels, *size)
-        out = out.contiguous().to(x.dtype)
-        return _LiteResidual.apply(out, x, self, self.stored_statistics(), *tensors)
+        with without_autocast(x):
+            if out is None:
+                out = x.new_zeros(len(x), self.conv2.out_channels, *size, dtype=own)
+            stored = self.stored_statistics()
+            out = _LiteResidual.apply(out.contiguous(), x.contiguous(), self, stored, *tensors)
+            return out.to(dtype)
 
     def tensors(self) -> list[Tensor]:
         """The weights of both convolutions, then scale and shift of both norms."""
@@ -356,7 +364,7 @@ class _LiteResidual(torch.autograd.Function):
         stored: Sequence[StoredStatistics | None],
         *tensors: Tensor,
     ) -> Tensor:
-        kept = lite.add(x, out, tensors, stored)
+        kept = lite.add(x.to(out.dtype), out, tensors, stored)
         ctx.mark_dirty(out)
         ctx.lite, ctx.stored = lite, stored
         ctx.save_for_backward(x, *kept, *tensors)
@@ -368,6 +376,7 @@ class _LiteResidual(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         kept, tensors = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
         needs_out, needs_x, _, _, *needs = ctx.needs_input_grad
-        grad_x = torch.zeros_like(x) if needs_x else None
-        grads = ctx.lite.gradients(x, grad.contiguous(), kept, tensors, ctx.stored, needs, grad_x)
-        return grad if needs_out else None, grad_x, None, None, *grads
+        maps = x.to(grad.dtype)
+        grad_x = torch.zeros_like(maps) if needs_x else None
+        grads = ctx.lite.gradients(maps, grad.contiguous(), kept, tensors, ctx.stored, needs, grad_x)
+        return grad if needs_out else None, None if grad_x is None else grad_x.to(x.dtype), None, None, *grads
