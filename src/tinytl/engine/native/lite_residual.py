@@ -188,8 +188,8 @@ class NativeLiteResidual(nn.Module):
             if out is None:
                 out = x.new_zeros(len(x), self.conv2.out_channels, *size, dtype=own)
             stored = self.stored_statistics()
-            out = _LiteResidual.apply(out.contiguous(), x.contiguous(), self, stored, *tensors)
-            return out.to(dtype)
+            total: Any = _LiteResidual.apply(out.contiguous(), x.contiguous(), self, stored, *tensors)
+            return total.to(dtype)
 
     def tensors(self) -> list[Tensor]:
         """The weights of both convolutions, then scale and shift of both norms."""
