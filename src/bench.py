@@ -49,6 +49,7 @@ class Options:
     resolution: list[int] = field(default_factory=lambda: [224])  # pixels a side
     plans: list[str] = field(default_factory=lambda: list(PLANS))  # names in PLANS, or curve
     slice_kb: float | None = None  # kB, replaces that of the lean plans; on a GPU 4000 is much faster
+    lean_layers: bool | None = None  # as engine.lean_layers; null: not on a GPU
     num_classes: int = 102  # outputs of the classifier
     rounds: int = 7  # steps to time for each plan; 0: do not time
     json: str | None = None  # file to write the measurements to
@@ -63,7 +64,7 @@ def main() -> None:
         options = parse(sys.argv[1:])
         console, rows = Console(), []
         for cell in cells(options):
-            steps = steps_under(cell, options.plans, options.slice_kb)
+            steps = steps_under(cell, options.plans, options.slice_kb, options.lean_layers)
             measured = list(rows_of(cell, steps, options.rounds, console))
             show(cell, measured, console)
             rows += measured

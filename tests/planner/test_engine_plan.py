@@ -137,6 +137,13 @@ def test_more_memory_buys_less_recomputation_where_blocks_are_not_native():
     assert plans[-1].micro_batch == 8 and plans[-1].recompute_above_px is None
 
 
+def test_a_gpu_gets_lean_layers_only_where_memory_is_short():
+    planner = Planner(TrainingStep.of("tinytl_tiny", "gn", "tinytl", 8, 96, 10), on_gpu=True)
+    roomy, short = (planner.choose(mb * 1e6).plan for mb in (1000, 1e-6 * planner.smallest_bytes()))
+    assert not roomy.lean_layers and roomy.recompute_above_px is None and roomy.micro_batch == 8
+    assert short.lean_layers and short.recompute_above_px == 0 and short.micro_batch == 1
+
+
 @pytest.mark.slow
 def test_the_largest_resolution_that_fits():
     planner = Planner(W03)

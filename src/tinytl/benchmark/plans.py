@@ -26,11 +26,11 @@ LARGEST_STOCK_BATCH = 32  # larger ones are neither measured under stock PyTorch
 
 
 def steps_under(
-    cell: TrainingStep, names: list[str], slice_kb: float | None = None
+    cell: TrainingStep, names: list[str], slice_kb: float | None = None, lean_layers: bool | None = None
 ) -> dict[str, TrainingStep]:
     """Return the training step under each of the named plans that it allows, by name.
 
-    `curve` names all plans of CURVE, and stock PyTorch.
+    `curve` names all plans of CURVE, and stock PyTorch. `slice_kb` and `lean_layers` replace the plans' own.
     """
     named = {}
     for name in names:
@@ -42,6 +42,11 @@ def steps_under(
         if not whole_only and not too_large:
             # A step of one micro-batch allows the optimizer to step in the backward pass.
             in_backward = cell.batch_size == 1 and plan.optimizer_bits == 8
-            plan = replace(plan, step_in_backward=in_backward, slice_kb=slice_kb or plan.slice_kb)
-            allowed[name] = replace(cell, engine=engine, plan=plan)
+            allowed[name] = replace(
+                cell, engine=engine,
+                plan=replace(
+                    plan, step_in_backward=in_backward, slice_kb=slice_kb or plan.slice_kb,
+                    lean_layers=lean_layers,
+                ),
+            )  # fmt: skip
     return allowed

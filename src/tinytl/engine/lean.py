@@ -68,7 +68,8 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     _refuse_hooks(network)
     blocks = block_names(network, (nn.Conv2d, nn.Linear))
     conversion = _Conversion(plan, choose_kernels(plan.compile))
-    conversion.replace_inside(network, "")
+    if plan.lean_layers or (plan.lean_layers is None and not _is_on_gpu(network)):
+        conversion.replace_inside(network, "")
     keep_modes(network)
     report = _recompute(network, blocks, plan, conversion)
     setattr(network, REPORT, report)
@@ -167,6 +168,10 @@ def _for_your_loop(plan: EnginePlan) -> tuple[str, ...]:
     default = EnginePlan()
     values = {name: getattr(plan, name) for name in NOT_OF_THE_NETWORK}
     return tuple(f"{name}={value}" for name, value in values.items() if value != getattr(default, name))
+
+
+def _is_on_gpu(network: nn.Module) -> bool:
+    return any(tensor.device.type not in ("cpu", "meta") for tensor in _tensors(network))
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:

@@ -24,6 +24,8 @@ class EnginePlan:
     `optimizer_bits`: bits of each of Adam's moments.
     `step_in_backward`: the optimizer steps on each gradient as soon as it is complete, so that all
     gradients are never in memory together; it needs micro_batch to be the whole batch.
+    `lean_layers`: replace layers by lean ones (True), or leave them PyTorch's and recompute blocks alone
+    (False). None: True, but False for a network on a GPU, where lean layers take longer than PyTorch's.
     `compile`: use compiled operators where possible (auto), always (on) or never (off).
     """
 
@@ -33,6 +35,7 @@ class EnginePlan:
     keep_projection: bool = True
     optimizer_bits: Literal[8, 32] = 32
     step_in_backward: bool = False
+    lean_layers: bool | None = None
     compile: Literal["auto", "on", "off"] = "auto"
 
     @property

@@ -36,7 +36,7 @@ KNOBS = {
     "stock": ("micro_batch",),
     "lean": (
         *("micro_batch", "recompute_above_px", "slice_kb", "keep_projection"),
-        *("optimizer_bits", "step_in_backward"),
+        *("optimizer_bits", "step_in_backward", "lean_layers"),
     ),
 }
 
@@ -124,7 +124,7 @@ def _within_budget(
     """
     shapes = step.shapes
     if budget_mb is not None:
-        shapes = _planned(cfg, shapes, budget_mb)
+        shapes = _planned(cfg, shapes, budget_mb, _on_gpu(cfg, facts))
     elif step.engine == "lean" and step.plan.slices(step.batch_size, step.resolution) > MANY_SLICES:
         log.info("predicting the memory of a step in many slices; this can take minutes")
     predicted_mb = _predicted_bytes(shapes) / 1e6
@@ -145,15 +145,21 @@ def _on_its_device(cfg: Any, step: TrainingStep, facts: Facts) -> TrainingStep:
     Compiled operators, native blocks among them, compute on the CPU in 32 and 64 bits; plain ones take more
     memory.
     """
-    on_gpu = facts.has_gpu and cfg.trainer.accelerator != "cpu"
-    if on_gpu or str(cfg.trainer.precision) in HALVED:
+    if _on_gpu(cfg, facts):
+        lean_layers = bool(step.plan.lean_layers)  # not by default: they take longer there
+        return replace(step, plan=replace(step.plan, compile="off", lean_layers=lean_layers))
+    if str(cfg.trainer.precision) in HALVED:
         return replace(step, plan=replace(step.plan, compile="off"))
     return step
 
 
-def _planned(cfg: Any, step: TrainingStep, budget_mb: float) -> TrainingStep:
+def _on_gpu(cfg: Any, facts: Facts) -> bool:
+    return facts.has_gpu and cfg.trainer.accelerator != "cpu"
+
+
+def _planned(cfg: Any, step: TrainingStep, budget_mb: float, on_gpu: bool) -> TrainingStep:
     unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision not in HALF
-    planner = Planner(step, may_step_in_backward=unclipped)
+    planner = Planner(step, may_step_in_backward=unclipped, on_gpu=on_gpu)
     budget = budget_mb * 1e6
     if step.method == AUTO:
         resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)

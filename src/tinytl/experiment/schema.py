@@ -85,6 +85,7 @@ class EngineConfig:
     keep_projection: bool = PLAN.keep_projection
     optimizer_bits: int = PLAN.optimizer_bits
     step_in_backward: bool = PLAN.step_in_backward
+    lean_layers: bool | None = PLAN.lean_layers
     compile: str = PLAN.compile
     channels_last: bool = False
 

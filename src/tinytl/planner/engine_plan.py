@@ -23,13 +23,18 @@ class Setting:
     recompute_above_px: int | None
     keep_projection: bool
     time: float
+    slice_kb: float | None = 2000.0
+    slices_grow: bool = False  # to `slice_kb` for each image of a micro-batch, up to eight
+    lean_layers: bool | None = None
 
     def plan(self, base: EnginePlan, micro_batch: int) -> EnginePlan:
-        """Return this setting's engine plan; if all blocks are recomputed, slices grow with micro-batches."""
-        slice_kb = 400.0 * min(micro_batch, 8) if self.recompute_above_px == 0 else 2000.0
+        """Return this setting's engine plan."""
+        slice_kb = self.slice_kb
+        if slice_kb and self.slices_grow:
+            slice_kb *= min(micro_batch, 8)
         return replace(
             base, micro_batch=micro_batch, slice_kb=slice_kb, keep_projection=self.keep_projection,
-            recompute_above_px=self.recompute_above_px,
+            recompute_above_px=self.recompute_above_px, lean_layers=self.lean_layers,
         )  # fmt: skip
 
 
@@ -37,7 +42,7 @@ class Setting:
 class Times:
     """The settings of a kind of network, from the most memory to the least, and what micro-batches cost.
 
-    The times were measured on CPU cores (docs/memory.md, "Plans for a budget").
+    The times were measured (docs/memory.md, "Plans for a budget" and "On a GPU").
     """
 
     settings: tuple[Setting, ...]
@@ -49,7 +54,14 @@ class Times:
         return 1 + self.overhead / images * (224 / resolution) ** self.power
 
 
-NATIVE = Times((Setting(0, True, 1.0), Setting(0, False, 1.2)), 0.43, 1.5)
+NATIVE = Times(
+    (
+        Setting(0, True, 1.0, slice_kb=400.0, slices_grow=True),
+        Setting(0, False, 1.2, slice_kb=400.0, slices_grow=True),
+    ),
+    0.43,
+    1.5,
+)
 OTHER = Times(
     (
         Setting(None, True, 1.0),
@@ -57,13 +69,27 @@ OTHER = Times(
         Setting(28, True, 1.06),
         Setting(14, True, 1.1),
         Setting(7, True, 1.16),
-        Setting(0, True, 1.25),
-        Setting(0, False, 1.5),
+        Setting(0, True, 1.25, slice_kb=400.0, slices_grow=True),
+        Setting(0, False, 1.5, slice_kb=400.0, slices_grow=True),
     ),
     1.5,
     2.0,
 )
 STOCK = Times((Setting(None, True, 1.0),), 1.5, 2.0)  # it has no such knobs
+# On a GPU, time goes into launching kernels: a smaller micro-batch launches as many, and so does every slice.
+# The last setting was not measured.
+GPU = Times(
+    (
+        Setting(None, True, 1.0, lean_layers=False),
+        Setting(0, True, 2.0, lean_layers=False),
+        Setting(0, True, 3.0, slice_kb=None, lean_layers=True),
+        Setting(0, True, 3.6, slice_kb=4000.0, lean_layers=True),
+        Setting(0, True, 7.4, slice_kb=1000.0, lean_layers=True),
+        Setting(0, False, 10.0, slice_kb=400.0, lean_layers=True),
+    ),
+    16.0,
+    2.0,
+)
 
 
 @dataclass(frozen=True)
@@ -77,12 +103,15 @@ class Planner:
 
     step: TrainingStep
     may_step_in_backward: bool = True
+    on_gpu: bool = False
 
     @cached_property
     def times(self) -> Times:
         """The times of this network under this engine."""
         if self.step.engine == "stock":
             return STOCK
+        if self.on_gpu:
+            return GPU
         return NATIVE if conversion(self.step).is_native else OTHER
 
     def choose(self, budget_bytes: float) -> TrainingStep:
