@@ -34,7 +34,8 @@ class TrainingStep:
     engine: Engine = "lean"
     plan: EnginePlan = field(default_factory=EnginePlan)  # stock PyTorch uses only its micro_batch
     channels_last: bool = False  # memory layout under stock PyTorch
-    autocast: bool = False  # activations in 16 bits (bfloat16) by autocast; parameters stay in 32
+    autocast: bool = False  # activations in 16 bits (bfloat16) by autocast; parameters stay as they are
+    dtype: torch.dtype = torch.float32  # of parameters and images
 
     @staticmethod
     def of(

@@ -6,13 +6,14 @@ from importlib.util import find_spec
 
 import pytest
 import tiny_network  # noqa: F401  (timm knows it from here on)
+import torch
 from processes import ROOT
 
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
 from tinytl.memory.predict import predict, predicted_bytes
-from tinytl.memory.step import build, metered, run
+from tinytl.memory.step import build, lower_bound, metered, run
 from tinytl.planner.engine_plan import Planner
 
 MOBILE = TrainingStep.of("proxylessnas_mobile", "gn", "tinytl", 8, 224, 102)
@@ -56,6 +57,15 @@ def test_prediction_of_other_models(model):
 @pytest.mark.parametrize("quantize", ["off", "kmeans"])
 def test_prediction_of_other_frozen_weights(quantize):
     assert_predicted(replace(W03, quantize=quantize))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("engine", ["lean", "stock"])
+def test_prediction_of_other_precisions(engine, dtype):
+    compile = "off" if dtype == torch.bfloat16 else "auto"
+    step = replace(W03, dtype=dtype, plan=EnginePlan(compile=compile))
+    assert_predicted(step, engine, compile=compile)
+    assert lower_bound(step) < predicted_bytes(step)
 
 
 AUTOCAST = [

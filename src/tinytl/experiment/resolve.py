@@ -30,7 +30,10 @@ log = logging.getLogger("tinytl")
 SHARE_OF_FREE = 0.8  # the rest is for what comes on top of live tensors: code, threads, fragmentation
 MANY_SLICES = 300  # a step in more slices takes seconds, and so does its prediction
 HALF = ("16-mixed", "16")  # float16 precisions: gradients are scaled, and must be unscaled before use
-HALVED = ("bf16-true", "16-true")  # precisions in which the weights themselves have 16 bits
+# Precisions in which the weights themselves have other than 32 bits.
+DTYPES = {
+    "bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64,
+}  # fmt: skip
 # The knobs that a memory budget sets, for each engine.
 KNOBS = {
     "stock": ("micro_batch",),
@@ -148,7 +151,7 @@ def _on_its_device(cfg: Any, step: TrainingStep, facts: Facts) -> TrainingStep:
     if _on_gpu(cfg, facts):
         lean_layers = bool(step.plan.lean_layers)  # not by default: they take longer there
         return replace(step, plan=replace(step.plan, compile="off", lean_layers=lean_layers))
-    if str(cfg.trainer.precision) in HALVED:
+    if step.dtype.itemsize == 2:
         return replace(step, plan=replace(step.plan, compile="off"))
     return step
 
@@ -233,6 +236,7 @@ def training_step(cfg: Any, classes: int) -> TrainingStep:
         multilabel=cfg.data.task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
         plan=engine_plan(cfg), channels_last=cfg.engine.channels_last,
         autocast=str(cfg.trainer.precision) in (*HALF, "bf16-mixed", "bf16"),
+        dtype=DTYPES.get(str(cfg.trainer.precision), torch.float32),
     )  # fmt: skip
 
 

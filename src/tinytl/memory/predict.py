@@ -61,6 +61,7 @@ def predict(step: TrainingStep) -> MemoryReport:
     network = build_on_meta(step.spec)
     prepare(network, step)
     engage(network, step)
+    network.to(step.dtype)
     if step.micro_batches > 1:  # from the second on they find gradients and are alike: predict that one
         for parameter in trainable(network):
             parameter.grad = torch.empty_like(parameter)

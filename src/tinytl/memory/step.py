@@ -20,6 +20,7 @@ def build(step: TrainingStep) -> tuple[Any, torch.optim.Optimizer]:
     network = build_network(step.spec).to("cuda" if torch.cuda.is_available() else "cpu")
     prepare(network, step)
     engage(network, step)
+    network.to(step.dtype)
     return network, adam(trainable(network), step, lr=1e-4)
 
 
@@ -59,11 +60,12 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 def micro_batches(step: TrainingStep, network: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield micro-batches: images (m, 3, R, R) and labels (m), or (m, classes) if multilabel."""
     device = next(network.parameters()).device
+    options: Any = {"device": device, "dtype": step.dtype}
     size = step.batch_size // step.micro_batches
     for _ in range(step.micro_batches):
-        images = torch.randn(size, 3, step.resolution, step.resolution, device=device)
+        images = torch.randn(size, 3, step.resolution, step.resolution, **options)
         if step.multilabel:
-            yield images, torch.zeros(size, step.spec.num_classes, device=device)
+            yield images, torch.zeros(size, step.spec.num_classes, **options)
         else:
             yield images, torch.zeros(size, dtype=torch.long, device=device)
 
@@ -78,6 +80,7 @@ def lower_bound(step: TrainingStep) -> int:
     freeze(network, step.method, step.blocks)
     trained = sum(p.numel() for p in trainable(network))
     frozen = sum(p.numel() for p in network.parameters()) - trained
-    gradients = 0 if step.plan.step_in_backward else 4 * trained
-    moments = 2 * trained * step.plan.optimizer_bits // 8
-    return frozen + 4 * trained + gradients + moments + 4 * 3 * step.resolution**2
+    size_bytes = step.dtype.itemsize
+    gradients = 0 if step.plan.step_in_backward else size_bytes * trained
+    moments = 2 * trained * (1 if step.plan.optimizer_bits == 8 else size_bytes)
+    return frozen + size_bytes * (trained + 3 * step.resolution**2) + gradients + moments
