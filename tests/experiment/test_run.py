@@ -122,6 +122,7 @@ def test_every_data_set_with_its_recipe(ran, data):
     kind = "multilabel" if data == "celeba" else "multiclass"
     fake = [f"data.loader=fake_data.load_{kind}", "data.workers=0", "resolution=32", *TINY]
     root = ["data.root=anywhere"] if data in ("folder", "unlabelled") else []
+    root += ["data.csv=anywhere"] if data == "table" else []
     results = ran(f"data={data}", *fake, *root)
     accuracy = "test/mean_accuracy" if data == "celeba" else "test/top1"
     assert 0 <= results["metrics"][accuracy] <= 1
