@@ -171,7 +171,7 @@ def show_classes(logger: MirrorLogger | None, record: dict[str, Any], folder: Pa
 
     classes = record["classes"]
     columns = list(next(iter(classes.values())))
-    rows = [[name, *(figures[column] for column in columns)] for name, figures in classes.items()]
+    rows: list[Any] = [[name, *(figures[key] for key in columns)] for name, figures in classes.items()]
     shown: dict[str, Any] = {"test/classes": wandb.Table(columns=["class", *columns], data=rows)}
     if (folder / PICTURE).is_file():
         shown["test/confusion"] = wandb.Image(str(folder / PICTURE))
