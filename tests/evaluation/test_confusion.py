@@ -13,16 +13,16 @@ import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CP
 # isort: split
 import torch
 
-from tinytl.evaluation.confusion import Confusion
+from tinytl.evaluation.confusion import Confusion, recall_by_class
 from tinytl.evaluation.picture import draw_confusion
 
+TRUE = torch.tensor([0, 0, 0, 1, 1, 3])
 NAMES = ("ant", "bee", 'a "wasp", perhaps', "$fly^{")
 
 
 def by_hand():
     """2 of 3 ants right and one taken for a bee; both bees taken for wasps; no wasp; the fly right."""
-    true, predicted = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([0, 0, 1, 2, 2, 3])
-    return Confusion.of(predicted, true, NAMES)
+    return Confusion.of(torch.tensor([0, 0, 1, 2, 2, 3]), TRUE, NAMES)
 
 
 def test_figures_are_those_counted_by_hand():
@@ -30,6 +30,7 @@ def test_figures_are_those_counted_by_hand():
     assert confusion.recall == [2 / 3, 0, None, 1] and confusion.accuracy == 3 / 6
     assert confusion.balanced_accuracy == pytest.approx((2 / 3 + 0 + 1) / 3)
     assert confusion.by_class()["bee"] == {"images": 2, "recall": 0}
+    assert recall_by_class(torch.tensor([0, 0, 1, 2, 2, 3]), TRUE, NAMES) == confusion.by_class()
     assert confusion.most_confused(5) == [("bee", NAMES[2], 2, 1.0), ("ant", "bee", 1, pytest.approx(1 / 3))]
     assert [name for name, *_ in confusion.lowest_recall(2)] == ["bee", "ant"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,9 +47,8 @@ class Confusion:
 
     @cached_property
     def names(self) -> list[str]:
-        """The class names; those that several classes share are told apart by their class numbers."""
-        shared = {name for name, classes in Counter(self.class_names).items() if classes > 1}
-        return [f"{name} (class {i})" if name in shared else name for i, name in enumerate(self.class_names)]
+        """The class names, each of which is one of a kind."""
+        return told_apart(self.class_names)
 
     @property
     def images(self) -> list[int]:
@@ -65,8 +64,7 @@ class Confusion:
     @property
     def recall(self) -> list[float | None]:
         """For each class, the share of its images whose class was predicted; None without images."""
-        right = self.counts.diagonal().tolist()
-        return [r / n if n else None for r, n in zip(right, self.images, strict=True)]
+        return _shares(self.counts.diagonal(), self.counts.sum(dim=1))
 
     @property
     def balanced_accuracy(self) -> float:
@@ -74,12 +72,9 @@ class Confusion:
         recalls = [recall for recall in self.recall if recall is not None]
         return sum(recalls) / len(recalls) if recalls else math.nan
 
-    def by_class(self) -> dict[str, dict[str, float | None]]:
+    def by_class(self) -> dict[str, Any]:
         """For each class by name: `images`, their number, and `recall`."""
-        return {
-            name: {"images": images, "recall": recall}
-            for name, images, recall in zip(self.names, self.images, self.recall, strict=True)
-        }
+        return _described(self.names, self.images, self.recall)
 
     def most_confused(self, count: int) -> list[Mistake]:
         """The pairs of classes that were confused most often, at most `count` of them."""
@@ -112,6 +107,33 @@ class Confusion:
             rows = csv.writer(file)
             rows.writerow(["true \\ predicted", *self.names])
             rows.writerows([name, *row] for name, row in zip(self.names, self.counts.tolist(), strict=True))
+
+
+def recall_by_class(predicted: Tensor, true: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the same as `Confusion.by_class`, without a matrix, so for any number of classes.
+
+    `predicted` and `true` are class numbers, each of shape (images,).
+    """
+    images = torch.bincount(true, minlength=len(class_names))
+    right = torch.bincount(true[predicted == true], minlength=len(class_names))
+    return _described(told_apart(class_names), images.tolist(), _shares(right, images))
+
+
+def told_apart(class_names: Sequence[str]) -> list[str]:
+    """Return the names; those that several classes share are followed by their class numbers."""
+    shared = {name for name, classes in Counter(class_names).items() if classes > 1}
+    return [f"{name} (class {i})" if name in shared else name for i, name in enumerate(class_names)]
+
+
+def _shares(right: Tensor, images: Tensor) -> list[float | None]:
+    return [r / n if n else None for r, n in zip(right.tolist(), images.tolist(), strict=True)]
+
+
+def _described(names: list[str], images: list[int], recall: list[float | None]) -> dict[str, Any]:
+    return {
+        name: {"images": number, "recall": share}
+        for name, number, share in zip(names, images, recall, strict=True)
+    }
 
 
 def shares(confusion: Confusion) -> Tensor:

@@ -1,10 +1,13 @@
 """Average precision of a task in which an image has several labels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
+
+from tinytl.evaluation.confusion import told_apart
 
 
 def average_precisions(scores: Tensor, targets: Tensor) -> list[float | None]:
@@ -20,10 +23,12 @@ def average_precisions(scores: Tensor, targets: Tensor) -> list[float | None]:
     ]
 
 
-def by_label(scores: Tensor, targets: Tensor, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def by_label(scores: Tensor, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """For each label by name: `images`, the number of those that have it, and `average_precision`."""
     images = targets.sum(dim=0).to(torch.long).tolist()
     return {
         name: {"images": having, "average_precision": precision}
-        for name, having, precision in zip(names, images, average_precisions(scores, targets), strict=True)
+        for name, having, precision in zip(
+            told_apart(names), images, average_precisions(scores, targets), strict=True
+        )
     }

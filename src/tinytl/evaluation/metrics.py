@@ -7,7 +7,6 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
-    MulticlassStatScores,
     MultilabelAccuracy,
     MultilabelAveragePrecision,
 )
@@ -16,20 +15,31 @@ from torchmetrics.utilities import dim_zero_cat
 from tinytl.evaluation.labels import average_precisions
 
 
-class BalancedAccuracy(MulticlassStatScores):
+class BalancedAccuracy(Metric):
     """The mean of the recall over the classes that occur, as in scikit-learn.
 
-    torchmetrics' macro average takes a class without images, but with predictions, as one of recall 0.
+    torchmetrics' macro average takes a class without images, but with predictions, as one of recall 0, and
+    counts each batch in a matrix of (classes, classes), which is larger than a network in 8 bits.
     """
 
+    images: Tensor
+    right: Tensor
+
     def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes=num_classes, average=None)
+        super().__init__()
+        self.num_classes = num_classes
+        for state in ("images", "right"):
+            self.add_state(state, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count images (B,) by their class, and those whose class has the largest logit, (B, classes)."""
+        right = targets[logits.argmax(dim=1) == targets]
+        self.images += torch.bincount(targets, minlength=self.num_classes)
+        self.right += torch.bincount(right, minlength=self.num_classes)
 
     def compute(self) -> Tensor:
         """Return the balanced accuracy, (); NaN without images."""
-        right, _, _, missed = self._final_state()
-        images = right + missed
-        return (right / images)[images > 0].mean()
+        return (self.right / self.images)[self.images > 0].mean()
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):

@@ -22,7 +22,9 @@ def draw_confusion(confusion: Confusion, path: Path) -> None:
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
         figure = _figure(confusion)
-        write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+        write_whole(
+            path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight")
+        )
 
 
 def _figure(confusion: Confusion) -> Any:

@@ -17,7 +17,6 @@ from tinytl.data.inspection import Inspected
 from tinytl.data.splits import Splits
 from tinytl.engine.kernels import operators_in_use
 from tinytl.errors import UserError
-from tinytl.evaluation.confusion import Confusion
 from tinytl.experiment.describe import describe, show_parameters
 from tinytl.experiment.experiment import Experiment, Recipe
 from tinytl.experiment.record.folder import Beginning
@@ -206,7 +205,7 @@ def _classes(experiment: Experiment, job: Job) -> dict[str, Any]:
     predicted, targets = job.module.tested()
     names = named_outputs(job.class_names, experiment.step.spec.num_classes)
     if experiment.data.task == "multiclass" and job.trainer.is_global_zero:
-        write_confusion(experiment.folder, Confusion.of(predicted, targets, names))
+        write_confusion(experiment.folder, predicted, targets, names)
     return describe_classes(predicted, targets, names)
 
 
