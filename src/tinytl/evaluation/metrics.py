@@ -56,7 +56,7 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         states: Any = self.preds, self.target
         precisions = average_precisions(*map(dim_zero_cat, states))
         occurring = [precision for precision in precisions if precision is not None]
-        return torch.tensor(occurring).mean()
+        return torch.tensor(occurring, device=self.device).mean()
 
 
 def class_metrics(num_classes: int) -> MetricCollection:

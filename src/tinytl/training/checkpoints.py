@@ -189,7 +189,7 @@ class Checkpoints(Callback):
         return self._rank(metrics) > self._rank(self.best_metrics)
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, float]:
-        monitored = metrics[self.monitor or ""]  # NaN if no validation image has a label
+        monitored = metrics.get(self.monitor or "", math.nan)  # NaN, too, if no validation image has a label
         return -math.inf if math.isnan(monitored) else monitored, -metrics["val/loss"]
 
     def _save_last(self, trainer: Trainer) -> None:
