@@ -19,7 +19,7 @@ LIBRARY = ROOT / "src" / "tinytl"
 FLOORS = [
     ["errors"],
     ["system"],
-    ["records", "networks", "data"],
+    ["records", "networks", "data", "evaluation"],
     ["methods", "engine"],
     ["weights", "assembly"],
     ["paper"],

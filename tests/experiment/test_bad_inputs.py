@@ -93,6 +93,8 @@ BAD = [
     ("epochs=-3", "epochs=-3: must be at least 1"),
     ("epochs=1000000000", "epochs=1000000000: must be at most 100000"),
     ("epochs=1.5", "epochs=1.5: Value '1.5'"),
+    ("patience=0", "patience=0: must be at least 1"),
+    ("patience=2.5", "patience=2.5: Value '2.5'"),
     ("blocks=-1", "blocks=-1: must be at least 0"),
     ("blocks=10000000", "blocks=10000000: must be at most 1000"),
     ("data.num_classes=0", "data.num_classes=0: must be at least 1"),
@@ -197,7 +199,8 @@ BAD = [
     ("quantize=int4", "quantize=int4: must be one of int8, kmeans, off; did you mean int8"),
     ("classifier=zeros", "classifier=zeros: must be one of random, class_means"),
     ("test_weights=first", "test_weights=first: must be one of auto, best, last"),
-    ("data.task=single", "data.task=single: must be one of multiclass, multilabel"),
+    ("data.task=single", "data.task=single: must be one of multiclass, multilabel, auto"),
+    ("class_weights=equal", "class_weights=equal: must be one of null, balanced"),
     ("engine.compile=maybe", "engine.compile=maybe: must be one of auto, on, off"),
     ("wandb.mode=on", "wandb.mode=on: must be one of offline, online, disabled"),
     ("wandb.project=a/b", "wandb.project=a/b: W&B allows no /"),
@@ -253,6 +256,7 @@ BAD = [
     (f"checkpoint={'w' * 300}", "is too long"),
     ("data.root=\udcff", "data.root=?: is not UTF-8"),
     ("wandb.tags=['']", "wandb.tags=: must not be empty"),
+    ("data.csv=", "data.csv=: must not be empty"),
     ("resume=maybe", "resume=maybe: Value 'maybe' is not a valid bool"),
     # combinations
     ("method=auto", "method=auto needs a memory_budget_mb to choose by"),
@@ -268,6 +272,15 @@ BAD = [
     ("data.drift=true", "data.drift=true is the order of a stream"),
     (["test_weights=best", "data.val_fraction=0"], "test_weights=best needs a validation set"),
     (["test_weights=best", "trainer.limit_val_batches=0"], "test_weights=best needs validation"),
+    (["patience=3", "data.val_fraction=0"], "patience=3 needs a validation set: data.val_fraction above 0"),
+    (["patience=3", "trainer.limit_val_batches=0"], "patience=3 needs validation"),
+    (["class_weights=balanced", "data.stream=true"], "class_weights=balanced: how frequent classes are"),
+    ("data=table", "data.csv=... must be given"),
+    ("data.csv=images.csv", "data.csv=images.csv: data=digits reads no table; data=table does"),
+    (
+        ["data=table", "dry_run=true", "data.num_classes=3"],
+        "data=table: without the data, data.task=multiclass or data.task=multilabel must say",
+    ),
 ]  # fmt: skip
 
 
@@ -331,6 +344,12 @@ def test_data_that_the_settings_do_not_fit():
             fake_data.load_multilabel(None),
             "has 40 classes",
         ),
+        (
+            ["data.task=auto", "classifier=class_means"],
+            fake_data.load_multilabel(None),
+            "classifier=class_means: images must have one class each",
+        ),
+        (["patience=2", "data.val_fraction=0"], fake, "patience=2 needs a validation set"),
         ([], replace(fake, class_names=("a",)), "the images have one class only, a"),
         ([], replace(fake, train=Images([], [])), "the training set has no images"),
         ([], replace(fake, test=Images([], [])), "the test set has no images"),
@@ -354,6 +373,7 @@ def test_data_that_the_settings_do_not_fit():
         ["trainer.limit_train_batches=1"], ["trainer.limit_train_batches=1.0"],
         ["trainer.precision=bf16-mixed"],
         ["trainer.devices=2"], ["trainer.gradient_clip_val=0"], ["data.color_jitter=[0.4,0.4,0.4,0.5]"],
+        ["patience=3", "class_weights=balanced"], ["data=table", "data.csv=a=b (1).csv"],
         ["batch_size=256", "resolution=320"], ["name=äöü (1)"], ["++batch_size=4"], ["wandb.tags=[a,b]"],
         ["checkpoint=https://example.org/weights.pth?name=a&size=b"],
         ["trainer.devices=99", "trainer.accelerator=gpu", "trainer.precision=16-mixed", "dry_run=true"],

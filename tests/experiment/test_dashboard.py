@@ -9,6 +9,7 @@ import pytest
 import wandb
 import wandb.errors
 from configuration import composed, experiment
+from image_folders import write_image
 from omegaconf import OmegaConf
 from processes import ROOT
 from tiny_network import TINY
@@ -22,7 +23,10 @@ from tinytl.experiment.validation.validate import validate
 from tinytl.memory.meter import KINDS
 
 SWEEPS = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
-BY_LIGHTNING = {"train/loss_step", "train/loss", "val/top1", "trainer/global_step"}
+BY_LIGHTNING = {
+    *("train/loss_step", "train/loss", "val/top1", "val/balanced_accuracy", "test/balanced_accuracy"),
+    "trainer/global_step",
+}
 
 
 class FakeRun:
@@ -208,6 +212,18 @@ def test_summary_is_flat_and_leaves_out_what_was_not_measured():
     assert "memory/cuda_mb" not in run.logged
     assert run.summary == {"test/top1": 0.5, "test/weights": "best", "status": "finished"}
     tracking.summarize(None, {})
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_classes_are_a_table_beside_the_confusion(tmp_path, drawn):
+    if drawn:
+        write_image(tmp_path / "confusion.png")
+    classes = {"ant": {"images": 3, "recall": 2 / 3}, "bee": {"images": 0, "recall": None}}
+    tracking.show_classes(logger_of(run := FakeRun()), {"classes": classes}, tmp_path)
+    table = run.logged["test/classes"]
+    assert table.columns == ["class", "images", "recall"]
+    assert table.data == [["ant", 3, 2 / 3], ["bee", 0, None]]
+    assert ("test/confusion" in run.logged) == drawn
 
 
 def test_the_artifact_is_what_was_tested(tmp_path):

@@ -55,7 +55,7 @@ def outcome(folder):
     """What must not differ between a run that was stopped and one that was not."""
     record = json.loads((folder / "results.json").read_text())
     weights = load_file(folder / "checkpoints" / "weights.safetensors")
-    kept = {key: record[key] for key in ("status", "metrics", "curves", "params", "fingerprint")}
+    kept = {key: record[key] for key in ("status", "metrics", "classes", "curves", "params", "fingerprint")}
     return kept | {"weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()}}
 
 
@@ -68,7 +68,10 @@ STREAM = ["data.stream=true", "epochs=1", "batch_size=1", "data.val_fraction=0"]
         (3, ["data.workers=0"]),
         (9, ["engine.step_in_backward=true", "data.workers=2"]),
         (6, ["engine=stock", "norm=bn", "warmup=0.3", "data.workers=2"]),  # the last step of an epoch
-        (17, ["engine.micro_batch=1", "classifier=class_means"]),  # within a step of two micro-batches
+        (
+            17,
+            ["engine.micro_batch=1", "classifier=class_means", "class_weights=balanced"],
+        ),  # within a step of two micro-batches
         (5, [*STREAM, "data.workers=2"]),
         (7, [*STREAM, "data.drift=true"]),
         (11, ["engine.optimizer_bits=8", "norm=bn_frozen", "method=full"]),
@@ -172,6 +175,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
         (["engine=stock"], "engine.name=stock, before lean"),
         (["data.val_fraction=0.4"], "data.val_fraction=0.4, before 0.2"),
         (["epochs=2"], "epochs=2, before 3"),
+        (["class_weights=balanced"], "class_weights=balanced, before null"),
+        (["patience=2"], "patience=2, before null"),
         (["data.num_classes=4"], "data.num_classes=4, before 3"),
         (["model.name=mobilenetv2_100"], "model.name=mobilenetv2_100"),
     ],

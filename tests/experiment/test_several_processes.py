@@ -23,6 +23,8 @@ def test_two_processes_on_the_cpu(program, tmp_path, monkeypatch):
     done = program(*settings, "batch_size=4", "wandb=disabled", "name=one")
     assert done.returncode == 0, done.stderr
     one = json.loads((tmp_path / "outputs" / "one" / "results.json").read_text())
+    # Every process tests all six images, and each image counts once.
+    assert [of["images"] for of in two["classes"].values()] == [2, 2, 2]
     for curve in ("train/loss", "val/loss"):
         for mine, theirs in zip(one["curves"][curve], two["curves"][curve], strict=True):
             assert abs(mine - theirs) < 1e-3 * abs(mine), curve

@@ -149,6 +149,11 @@ class ImageDataModule(LightningDataModule):
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
         self._place = {"epoch": 0, "batches": 0}  # where training begins: epoch, batches of it already seen
 
+    @property
+    def train_targets(self) -> list[Any]:
+        """The targets of the images that are trained on, without those held out."""
+        return [self.train_set.dataset.targets[position] for position in self.train_set.positions]
+
     def example_images(self, count: int) -> Tensor:
         """Return up to `count` transformed training images, chosen by `seed`: (N, 3, R, R)."""
         order = torch.randperm(len(self.train_set), generator=torch.Generator().manual_seed(self.seed))

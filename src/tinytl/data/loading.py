@@ -18,6 +18,7 @@ from tinytl.system.processes import is_first_process
 
 log = logging.getLogger("tinytl")
 FOLDER_LOADER = "tinytl.data.folder.load"
+TABLE_LOADER = "tinytl.data.table.load"
 KEPT_DATA_SETS = 4  # in memory; a sweep over more data sets loads some again
 SHORT_SCAN = 2000  # files; fewer are checked without a progress bar
 

@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from tinytl.assembly import adam_of, engage, prepare
 from tinytl.data.datamodule import ImageDataModule
@@ -17,9 +18,10 @@ from tinytl.data.splits import Splits
 from tinytl.engine.kernels import operators_in_use
 from tinytl.errors import UserError
 from tinytl.experiment.describe import describe, show_parameters
-from tinytl.experiment.experiment import Experiment
+from tinytl.experiment.experiment import Experiment, Recipe
 from tinytl.experiment.record.folder import Beginning
 from tinytl.experiment.record.outcome import keep
+from tinytl.experiment.record.predictions import describe_classes, named_outputs, write_confusion
 from tinytl.experiment.resolve import num_classes
 from tinytl.memory import process
 from tinytl.memory.activation_bits import activation_bits
@@ -28,9 +30,11 @@ from tinytl.methods import ParameterGroup, parameter_table
 from tinytl.networks.lite_residual import fit_statistics, is_pretrained
 from tinytl.training.checkpoints import Checkpoints, WholeCheckpointIO
 from tinytl.training.class_means import ClassMeans
+from tinytl.training.class_weights import balanced_weights
 from tinytl.training.classifier import ImageClassifier
 from tinytl.training.curves import Curves
 from tinytl.training.exact_resume import ExactResume
+from tinytl.training.patience import Patience
 from tinytl.training.stopping import StopRequests
 from tinytl.weights.build import build_network
 from tinytl.weights.own_checkpoints import own_record, save_trained, trainable_state
@@ -77,6 +81,8 @@ class Job:
     meter: MeasureMemory
     curves: Curves
     checkpoints: Checkpoints
+    patience: Patience | None
+    class_names: tuple[str, ...]
     resumes: Path | None  # the checkpoint to go on from
 
 
@@ -87,7 +93,9 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
     _warn(experiment)
     meter, curves, checkpoints = MeasureMemory(), Curves(), checkpointing(experiment, place, splits)
     begin = [ClassMeans()] if recipe.classifier == "class_means" and place.start.resumes is None else []
-    trainer = make_trainer(experiment, [meter, curves, ExactResume(), checkpoints, *begin])
+    patience = Patience(checkpoints, recipe.patience) if recipe.patience is not None else None
+    end = [patience] if patience else []
+    trainer = make_trainer(experiment, [meter, curves, ExactResume(), checkpoints, *end, *begin])
 
     network = build_network(step.spec, splits.class_names)
     prepare(network, step)
@@ -106,12 +114,18 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
         network, step.spec.norm, num_classes=step.spec.num_classes, task=experiment.data.task, lr=recipe.lr,
         classifier_lr=recipe.classifier_lr, batch_size=data.batch_size,
         label_smoothing=recipe.label_smoothing, weight_decay=recipe.weight_decay, seed=experiment.seed,
-        warmup=recipe.warmup, stream=experiment.data.stream, optimizer=adam_of(step), record=record,
+        warmup=recipe.warmup, class_weights=_class_weights(recipe, data, splits),
+        stream=experiment.data.stream, optimizer=adam_of(step), record=record,
     )  # fmt: skip
     return Job(
         module, data, describe(experiment), parameters, pretrained, trainer, meter, curves, checkpoints,
-        place.start.resumes,
+        patience, splits.class_names, place.start.resumes,
     )  # fmt: skip
+
+
+def _class_weights(recipe: Recipe, data: ImageDataModule, splits: Splits) -> Tensor | None:
+    """Return the weights of the loss by class; None if all images count alike."""
+    return balanced_weights(data.train_targets, splits.class_names) if recipe.class_weights else None
 
 
 def data_module(experiment: Experiment, splits: Splits, mean: Any, std: Any) -> ImageDataModule:
@@ -162,7 +176,11 @@ def fit_and_test(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any
             "images_per_second": trainer.global_step * trainer.world_size * job.data.batch_size / seconds,
         },
     }
-    return {"metrics": _tested(experiment, job), **figures}
+    stopped_after = job.patience and job.patience.stopped_after
+    return {
+        "metrics": _tested(experiment, job), "classes": _classes(experiment, job), **figures,
+        "stopped_early_after_epoch": stopped_after,
+    }  # fmt: skip
 
 
 def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
@@ -180,6 +198,15 @@ def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
     rounded = {key: round(value, 6) for key, value in {**validated, **tested}.items()}
     part = job.trainer.num_test_batches[0] / len(job.data.test_dataloader())
     return {**rounded, "test/weights": weights, **({"test/part": part} if part < 1 else {})}
+
+
+def _classes(experiment: Experiment, job: Job) -> dict[str, Any]:
+    """Return the test's figures by class, and write the confusion matrix of a multiclass task."""
+    predicted, targets = job.module.tested()
+    names = named_outputs(job.class_names, experiment.step.spec.num_classes)
+    if experiment.data.task == "multiclass" and job.trainer.is_global_zero:
+        write_confusion(experiment.folder, predicted, targets, names)
+    return describe_classes(predicted, targets, names)
 
 
 def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
@@ -206,7 +233,8 @@ def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
 def checkpointing(experiment: Experiment, place: Place, splits: Splits | None = None) -> Checkpoints:
     """Return the callback that saves the last state and, if there is a validation set, the best weights."""
     validated = splits is not None and (splits.val is not None or experiment.data.val_fraction > 0)
-    metric = "val/mean_accuracy" if experiment.data.task == "multilabel" else "val/top1"
+    # Where labels are rare, an accuracy is as high for a network that finds none.
+    metric = "val/mean_average_precision" if experiment.data.task == "multilabel" else "val/top1"
     now = experiment.settings
     place.start.check_decisions(now)
     return Checkpoints(

@@ -41,6 +41,8 @@ class Recipe:
     classifier: str
     label_smoothing: float
     weight_decay: float
+    class_weights: str | None
+    patience: int | None  # epochs
     test_weights: str
 
 

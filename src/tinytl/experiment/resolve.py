@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tinytl.assembly import TrainingStep
 from tinytl.data.loading import FOLDER_LOADER, load_data
+from tinytl.data.splits import Task
 from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
 from tinytl.experiment.experiment import DataSource, Experiment, Recipe, WandbSettings
@@ -51,12 +52,13 @@ class Facts:
     num_classes: int
     free_bytes: int
     has_gpu: bool  # CUDA or MPS
+    task: Task | None  # of the data; None: they are not at hand
 
 
-def facts(classes: int) -> Facts:
-    """Return the facts of this machine, for data with so many classes."""
+def facts(classes: int, task: Task | None = None) -> Facts:
+    """Return the facts of this machine, for data with so many classes, and of this task if it is known."""
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return Facts(classes, process.free_bytes(), has_gpu)
+    return Facts(classes, process.free_bytes(), has_gpu, task)
 
 
 def resolve(cfg: Any, facts: Facts) -> Experiment:
@@ -66,16 +68,16 @@ def resolve(cfg: Any, facts: Facts) -> Experiment:
     the network cannot take images of this resolution.
     """
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    budget_mb = _budget_mb(cfg, facts)
-    step = _on_its_device(cfg, training_step(cfg, facts.num_classes), facts)
+    budget_mb, task = _budget_mb(cfg, facts), _task(cfg, facts)
+    step = _on_its_device(cfg, training_step(cfg, facts.num_classes, task), facts)
     teacher, predicted_mb = plain.get("teacher"), None
     if teacher is None:
         step, predicted_mb = _within_budget(cfg, step, budget_mb, facts)
     lr = learning_rate(cfg, step.method)
-    config = _decided(plain, step, lr, budget_mb)
+    config = _decided(plain, step, lr, budget_mb, task)
     return Experiment(
         name=cfg.name, output_dir=Path(cfg.output_dir), sweep=cfg.sweep, seed=cfg.seed,
-        data=_named_as(DataSource, plain["data"]), step=step,
+        data=_named_as(DataSource, config["data"]), step=step,
         recipe=_named_as(Recipe, {**plain, "lr": lr}), trainer=plain["trainer"],
         wandb=_named_as(WandbSettings, plain["wandb"]),
         checkpoint_every_minutes=cfg.checkpoint_every_minutes, budget_mb=budget_mb,
@@ -102,14 +104,28 @@ def _named_as(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in named.items()})
 
 
-def _decided(plain: dict[str, Any], step: TrainingStep, lr: float, budget_mb: float | None) -> dict[str, Any]:
+def _decided(
+    plain: dict[str, Any], step: TrainingStep, lr: float, budget_mb: float | None, task: Task
+) -> dict[str, Any]:
     """Return the configuration with the decisions in place of what was asked for."""
     knobs = {key: getattr(step.plan, key) for key in KNOBS[step.engine]} if budget_mb is not None else {}
     return {
         **plain, "lr": lr, "memory_budget_mb": budget_mb, "resolution": step.resolution,
         "blocks": step.blocks, "method": {**plain["method"], "name": step.method},
-        "engine": {**plain["engine"], **knobs},
+        "engine": {**plain["engine"], **knobs}, "data": {**plain["data"], "task": task},
     }  # fmt: skip
+
+
+def _task(cfg: Any, facts: Facts) -> Task:
+    """Return the task asked for; `auto` is that of the data."""
+    if cfg.data.task != "auto":
+        return cfg.data.task
+    if facts.task is None:
+        raise UserError(
+            f"data={cfg.data.name}: without the data, data.task=multiclass or data.task=multilabel must say "
+            f"whether an image has one class or several labels"
+        )
+    return facts.task
 
 
 def _budget_mb(cfg: Any, facts: Facts) -> float | None:
@@ -229,11 +245,11 @@ def engine_plan(cfg: Any) -> EnginePlan:
     return EnginePlan(**knobs)
 
 
-def training_step(cfg: Any, classes: int) -> TrainingStep:
+def training_step(cfg: Any, classes: int, task: Task) -> TrainingStep:
     """Return the training step as it was asked for: its resolution and its method can still be `auto`."""
     return TrainingStep(
         network_spec(cfg, classes), cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize,
-        multilabel=cfg.data.task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
+        multilabel=task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
         plan=engine_plan(cfg), channels_last=cfg.engine.channels_last,
         autocast=str(cfg.trainer.precision) in (*HALF, "bf16-mixed", "bf16"),
         dtype=DTYPES.get(str(cfg.trainer.precision), torch.float32),

@@ -85,7 +85,7 @@ def attempt(cfg: Any, begin: Begin) -> None:
             record |= {"fingerprint": mark, "provenance": provenance(), "data": _described(data, digest)}
             if work.needs_labels:
                 validate_data(cfg, data.splits)
-            experiment = resolve(cfg, facts(work.num_classes(cfg, data)))
+            experiment = resolve(cfg, facts(work.num_classes(cfg, data), data.splits.task))
             record |= {"config": experiment.config, "asked": experiment.settings.replaced}
             job = work.build(experiment, data, Place(start, stop, mark, digest))
             record["provenance"]["operators"] = execute.operators(experiment, job.trainer)

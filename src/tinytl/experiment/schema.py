@@ -19,7 +19,7 @@ NOT_IN_NAME = {
     *("data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),
     *("seed", "sweeps"),
     *OF_NO_CONSEQUENCE,
-} - {"data.root"}  # it tells folders of images apart
+} - {"data.root", "data.csv"}  # they tell folders of images and tables apart
 LONGEST_SUFFIX = 120  # bytes; file systems allow names of 255
 PLAN, SHAPE = EnginePlan(), LiteResidualConfig()
 
@@ -31,6 +31,7 @@ class DataConfig:
     name: str = MISSING
     loader: str = MISSING  # dotted name of a function (root) -> tinytl.data.splits.Splits
     root: str = MISSING
+    csv: str | None = None  # the table that data=table reads
     num_classes: int | None = None  # None: read from the data
     task: str = "multiclass"
     resolution: int = MISSING  # pixels
@@ -153,6 +154,8 @@ class Config:
     classifier: str = "random"  # initial weights; or class_means
     label_smoothing: float = MISSING
     weight_decay: float = 0.0
+    class_weights: str | None = None  # or balanced
+    patience: int | None = None  # epochs without a better one; None: train for all epochs
     dropout: float = 0.2
     quantize: str = "int8"
     checkpoint: str | None = None
@@ -180,6 +183,9 @@ def _register() -> None:
     OmegaConf.register_new_resolver("and_what_else_is_set", name_suffix, replace=True)
     OmegaConf.register_new_resolver(
         "one_if", lambda condition, value: 1 if condition else value, replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "or_else", lambda value, other: other if value is None else value, replace=True
     )
     ConfigStore.instance().store(name="schema", node=Config)
 

@@ -14,6 +14,8 @@ VALUES = {
     "dropout": 0.2,
     "weight_decay": 0.0,
     "classifier_lr": None,
+    "class_weights": None,
+    "patience": None,
     "warmup": 0.0,
     "classifier": "random",
     "blocks": None,

@@ -21,7 +21,7 @@ log = logging.getLogger("tinytl")
 OF_NO_CONSEQUENCE = (
     *("name", "output_dir", "sweep", "resume", "overwrite", "retry_failed", "dry_run"),
     "checkpoint_every_minutes",
-    *("data.root", "data.workers", "trainer.enable_progress_bar"),
+    *("data.root", "data.csv", "data.workers", "trainer.enable_progress_bar"),
 )
 PACKAGES = (
     *("tinytl", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb"),

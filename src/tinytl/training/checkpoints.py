@@ -11,6 +11,7 @@ and moves files from the temporary folder, which is not atomic where that is on 
 """
 
 import logging
+import math
 import pickle
 import time
 import zipfile
@@ -87,7 +88,7 @@ class Checkpoints(Callback):
         self.best_epoch: int | None = None  # from 1
         self.best_metrics: dict[str, float] = {}
         self._unwritten_best: dict[str, Tensor] | None = None
-        self._loaded_epoch: int | None = None  # from 1
+        self.loaded_epoch: int | None = None  # from 1; whose last state training goes on from
         self._saved_at = time.monotonic()
 
     @property
@@ -104,11 +105,11 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Note the epoch of the loaded weights, if they are those at its end."""
-        self._loaded_epoch = None if WITHIN_EPOCH in checkpoint else checkpoint["epoch"] + 1
+        self.loaded_epoch = None if WITHIN_EPOCH in checkpoint else checkpoint["epoch"] + 1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best weights now if an earlier process ended between writing the last state and them."""
-        if self.best_epoch is not None and self.best_epoch == self._loaded_epoch != self._epoch_of_best():
+        if self.best_epoch is not None and self.best_epoch == self.loaded_epoch != self._epoch_of_best():
             self._save_best(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,7 +189,8 @@ class Checkpoints(Callback):
         return self._rank(metrics) > self._rank(self.best_metrics)
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, float]:
-        return metrics[self.monitor or ""], -metrics["val/loss"]
+        monitored = metrics.get(self.monitor or "", math.nan)  # NaN, too, if no validation image has a label
+        return -math.inf if math.isnan(monitored) else monitored, -metrics["val/loss"]
 
     def _save_last(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.last)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
 from tinytl.data.splits import Task
 from tinytl.errors import UserError
+from tinytl.evaluation.metrics import class_metrics, label_metrics
 from tinytl.methods import set_train_mode
 from tinytl.networks.blocks import classifiers
 from tinytl.networks.norms import NormName
@@ -27,9 +27,13 @@ class ImageClassifier(LightningModule):
     `lr`). A step's loss is the mean over `batch_size` images, whatever the number of micro-batches (the
     Trainer's `accumulate_grad_batches`).
 
-    Metrics are fractions: `top1`, `top5` (with fewer than five classes, of all of them), or the mean
-    accuracy over the labels of a multilabel task, `mean_accuracy`. With `stream`, every image is predicted
-    before it is trained on (prequential evaluation, Gama et al., 2013): `stream/top1`.
+    `class_weights` weigh the images in the loss of training (`tinytl.training.class_weights`; None: all
+    alike). The losses of validation and test are not weighted, so that runs compare.
+
+    Metrics are fractions: `top1`, `top5` and `balanced_accuracy`, or for a multilabel task the means over the
+    labels, `mean_accuracy` and `mean_average_precision`. With `stream`, every image is predicted before it
+    is trained on (prequential evaluation, Gama et al., 2013): `stream/top1`. After a test, `tested()` returns
+    all predictions.
 
     `optimizer` is called with parameters, lr and weight_decay. `record` goes into every checkpoint
     (`tinytl.weights.own_checkpoints.own_record`).
@@ -42,6 +46,7 @@ class ImageClassifier(LightningModule):
         self, network: Any, norm: NormName, *, num_classes: int, task: Task, lr: float,
         batch_size: int, label_smoothing: float, weight_decay: float = 0.0, seed: int = 0,
         warmup: float = 0.0, classifier_lr: float | None = None, stream: bool = False,
+        class_weights: Tensor | None = None,
         optimizer: Callable[..., Any] = torch.optim.Adam, record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -51,11 +56,14 @@ class ImageClassifier(LightningModule):
         self.batch_size, self.optimizer = batch_size, optimizer
         self.record, self.seed = record or {}, seed
         self.warmup, self.classifier_lr = warmup, classifier_lr
-        metrics = _metrics(task, num_classes)
+        metrics = label_metrics(num_classes) if task == "multilabel" else class_metrics(num_classes)
         self.train_loss = MeanMetric()
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.stream_metrics = metrics.clone(prefix="stream/") if stream else None
+        self.stream_metrics = _of_a_stream(metrics) if stream else None
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self._tested: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, R, R) -> (B, num_classes)
         """Return logits, before softmax or sigmoid."""
@@ -86,11 +94,25 @@ class ImageClassifier(LightningModule):
         self.train()  # Lightning leaves the mode as it finds it
         torch.manual_seed(self.seed + self.current_epoch)
 
-    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, or binary cross-entropy over all labels: (B, classes), (B[, classes]) -> ()."""
         if self.task == "multilabel":
             return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, targets)
+
+    def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The same with label smoothing and the weights of the classes, as a mean over the images."""
+        weights = self.class_weights
+        if self.task == "multilabel":
+            if weights is None:
+                return self.loss(logits, targets)
+            weight = torch.where(targets > 0, weights[1], weights[0])  # (B, labels)
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), weight)
+        if weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        # PyTorch's own `weight` divides by the weights of the batch, so micro-batches would not add up.
+        losses = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
+        return (losses * weights[targets]).mean()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return a micro-batch's loss, weighted by its share of the batch.
@@ -100,7 +122,7 @@ class ImageClassifier(LightningModule):
         images, targets = batch
         if self.stream_metrics:
             self._test_then_train(images, targets, self.stream_metrics)
-        loss = self.loss(self(images), targets, self.label_smoothing)
+        loss = self.training_loss(self(images), targets)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch}); "
@@ -115,7 +137,7 @@ class ImageClassifier(LightningModule):
     @torch.no_grad()
     def _test_then_train(self, images: Tensor, targets: Tensor, metrics: MetricCollection) -> None:
         self.eval()
-        metrics.update(self(images), targets.long())
+        metrics.update(self._scores(self(images)), targets.long())
         self.train()
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images))  # type: ignore[arg-type]
 
@@ -123,16 +145,39 @@ class ImageClassifier(LightningModule):
         """Log loss and metrics of images (B, 3, R, R) and targets under `val/`."""
         self._evaluate(batch, "val", self.val_metrics)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the same under `test/`."""
-        self._evaluate(batch, "test", self.test_metrics)
+    def on_test_start(self) -> None:
+        """Forget the predictions of an earlier test."""
+        self._tested = []
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the same under `test/`, and keep the predictions."""
+        scores = self._evaluate(batch, "test", self.test_metrics)
+        predicted = scores if self.task == "multilabel" else scores.argmax(dim=1)
+        self._tested.append((predicted.cpu(), batch[1].cpu()))
+
+    def tested(self) -> tuple[Tensor, Tensor]:
+        """The predictions of the last test and the targets: class numbers, each of shape (images,).
+
+        For a multilabel task they are probabilities, and zeros and ones, each of shape (images, labels).
+        """
+        predicted, targets = zip(*self._tested, strict=True)
+        return torch.cat(predicted), torch.cat(targets)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection) -> Tensor:
         images, targets = batch
         logits = self(images)
-        metrics.update(logits, targets.long())
+        scores = self._scores(logits)
+        metrics.update(scores, targets.long())
         self.log(f"{split}/loss", self.loss(logits, targets), batch_size=len(images), sync_dist=True)
         self.log_dict(metrics, prog_bar=True, batch_size=len(images))  # type: ignore[arg-type]
+        return scores
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """What metrics take: logits, or the probabilities of labels.
+
+        torchmetrics would take the logits of labels for probabilities wherever a batch's all lie in 0 ... 1.
+        """
+        return logits.sigmoid() if self.task == "multilabel" else logits
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, with the classifier's own rate if it has one, and the schedule."""
@@ -178,15 +223,7 @@ def cosine_after_warm_up(step: int, steps: int, rising: int) -> float:
     return (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
 
 
-def _metrics(task: Task, num_classes: int) -> MetricCollection:
-    if task == "multilabel":
-        return MetricCollection(
-            {"mean_accuracy": MultilabelAccuracy(num_labels=num_classes, average="macro")}
-        )
-    return MetricCollection(
-        {
-            f"top{k}": MulticlassAccuracy(num_classes=num_classes, top_k=min(k, num_classes), average="micro")
-            for k in (1, 5)
-        },
-        compute_groups=False,  # groups would merge top1 and top5 for good if the first batch is all right
-    )
+def _of_a_stream(metrics: MetricCollection) -> MetricCollection:
+    """The metrics whose states are single tensors, which a checkpoint within an epoch can hold."""
+    kept = {name: metric for name, metric in metrics.items() if name in ("top1", "top5", "mean_accuracy")}
+    return MetricCollection(kept, compute_groups=False).clone(prefix="stream/")  # type: ignore[arg-type]

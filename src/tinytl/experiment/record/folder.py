@@ -101,7 +101,8 @@ def clear(folder: Path, start: Beginning) -> None:
     if results.is_file() and not read_record(results):  # written by something else, or damaged
         results.replace(folder / "results.json.unreadable")
     if start.resumes is None:
-        results.unlink(missing_ok=True)
+        for path in (results, *folder.glob("confusion.*")):
+            path.unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

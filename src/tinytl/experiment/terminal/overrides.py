@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from tinytl.errors import UserError
 
 FREE_TEXT = {
-    *("data.root", "output_dir", "checkpoint", "model.checkpoint", "teacher", "probe"),
+    *("data.root", "data.csv", "output_dir", "checkpoint", "model.checkpoint", "teacher", "probe"),
     *("name", "data.name", "sweep", "wandb.project", "wandb.entity"),
 }
 KEY = re.compile(r"[+~]{0,2}[\w./@:-]+", re.ASCII)

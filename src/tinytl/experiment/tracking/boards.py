@@ -101,7 +101,7 @@ def bars() -> list[PanelTypes]:
             title=f"{metric} by {name}", metrics=[metric], groupby=wr.Config(key),
             groupby_aggfunc="mean", groupby_rangefunc="minmax",
         )
-        for metric in ("test/top1", "memory/measured_mb")
+        for metric in ("test/top1", "test/balanced_accuracy", "memory/measured_mb")
         for name, key in GROUPED_BY.items()
     ]  # fmt: skip
 
@@ -121,7 +121,7 @@ def curves() -> list[PanelTypes]:
     """Plot loss and accuracy over the optimizer's steps."""
     return [
         wr.LinePlot(title=name, x="trainer/global_step", y=[name])
-        for name in ("train/loss_step", "train/loss", "val/top1")
+        for name in ("train/loss_step", "train/loss", "val/top1", "val/balanced_accuracy")
     ]
 
 

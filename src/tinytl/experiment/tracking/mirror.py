@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import WandbLogger
 from tinytl.errors import UserError
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.record.folder import TEMPORARY
+from tinytl.experiment.record.predictions import PICTURE
 from tinytl.paper import tables as paper
 from tinytl.system.processes import is_first_process
 
@@ -65,6 +66,7 @@ class Mirror:
         if self.logger is None:
             return
         self.logger.attempt("take the results", lambda: summarize(self.logger, record))
+        self.logger.attempt("take the classes", lambda: show_classes(self.logger, record, folder))
         if self.keep_weights:
             self.logger.attempt("take the weights", lambda: upload(self.logger, folder))
 
@@ -159,6 +161,21 @@ def summarize(logger: MirrorLogger | None, record: dict[str, Any]) -> None:
         figures["paper"] = paper_table(data)
     logger.experiment.log(figures)  # bars and lines are drawn from what was logged, not from the summary
     logger.experiment.summary.update({**metrics, "status": record["status"]})
+
+
+def show_classes(logger: MirrorLogger | None, record: dict[str, Any], folder: Path) -> None:
+    """Log the figures of each class as a table, and the picture of the confusion matrix if there is one."""
+    if logger is None or not record.get("classes"):
+        return
+    import wandb
+
+    classes = record["classes"]
+    columns = list(next(iter(classes.values())))
+    rows: list[Any] = [[name, *(figures[key] for key in columns)] for name, figures in classes.items()]
+    shown: dict[str, Any] = {"test/classes": wandb.Table(columns=["class", *columns], data=rows)}
+    if (folder / PICTURE).is_file():
+        shown["test/confusion"] = wandb.Image(str(folder / PICTURE))
+    logger.experiment.log(shown)
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

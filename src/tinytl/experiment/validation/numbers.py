@@ -63,6 +63,7 @@ NUMBERS = {
     "data.val_fraction": SHARE,
     "data.crop_scale_min": _above_zero(1, "a share of the image"),
     "weight_decay": Range(0, 100, "beyond that nothing is left of the weights"),
+    "patience": Range(1, 100_000, "epochs; null trains for all"),
     "blocks": Range(0, 1000, "no network here has more"),
     "memory_budget_mb": _above_zero(1e8, "100 TB; 1 MB is 1e6 bytes"),
     "checkpoint_every_minutes": _above_zero(1e6, "two years"),

@@ -10,7 +10,7 @@ import timm
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinytl.data.loading import FOLDER_LOADER, find_loader
+from tinytl.data.loading import FOLDER_LOADER, TABLE_LOADER, find_loader
 from tinytl.data.splits import Splits
 from tinytl.errors import UserError
 from tinytl.experiment.resolve import HALF, engine_plan
@@ -28,12 +28,13 @@ from tinytl.networks.spec import EMBEDDED
 from tinytl.weights import checkpoints
 from tinytl.weights.download import is_url
 
-NO_VALIDATION = "test_weights=best needs a validation set: data.val_fraction above 0"
+NO_VALIDATION = "{} needs a validation set: data.val_fraction above 0"
 ONE_OF = {
     "quantize": (*QUANTIZERS, "off"),
     "test_weights": ("auto", "best", "last"),
     "classifier": ("random", "class_means"),
-    "data.task": ("multiclass", "multilabel"),
+    "class_weights": (None, "balanced"),
+    "data.task": ("multiclass", "multilabel", "auto"),
     "norm.name": NORM_NAMES,
     "engine.name": ("lean", "stock"),
     "engine.optimizer_bits": (8, 32),
@@ -41,6 +42,7 @@ ONE_OF = {
     "wandb.mode": ("offline", "online", "disabled"),
     "lite_residual.upsampling": ("bilinear", "nearest"),
 }
+NO_CLASS_MEANS = "classifier=class_means: images must have one class each, and be no stream"
 LONGEST_PART = 255  # bytes; no file system takes a longer part of a path
 SHOWN = 80  # characters of a value that a message repeats
 
@@ -49,6 +51,8 @@ def validate(cfg: Any) -> None:
     """Raise UserError naming the first setting that cannot work."""
     refuse_unknown_keys(cfg)
     missing = OmegaConf.missing_keys(cfg) - ({"data.root"} if cfg.dry_run else set())
+    if cfg.data.get("csv") is None and cfg.data.get("loader") == TABLE_LOADER and not cfg.dry_run:
+        missing.add("data.csv")
     if missing:
         raise UserError(f"{min(missing)}=... must be given")
     try:
@@ -60,7 +64,7 @@ def validate(cfg: Any) -> None:
     for key, options in {**ONE_OF, "method.name": (*METHODS, AUTO)}.items():
         value = OmegaConf.select(cfg, key)
         if value not in options:
-            names = [str(option) for option in options]
+            names = ["null" if option is None else str(option) for option in options]
             hint = did_you_mean(str(value), names)
             raise UserError(f"{key}={value}: must be one of {', '.join(names)}{hint}")
     _check_names(cfg)
@@ -88,7 +92,7 @@ def validate_data(cfg: Any, splits: Splits) -> None:
     for part, images in (("training", splits.train), ("test", splits.test)):
         if len(images) == 0:
             raise UserError(f"{source}: the {part} set has no images")
-    if cfg.data.task != splits.task:
+    if cfg.data.task not in (splits.task, "auto"):
         labels = "several labels" if splits.task == "multilabel" else "one class"
         raise UserError(
             f"data.task={cfg.data.task}: the images have {labels} each; data.task={splits.task} fits them"
@@ -100,8 +104,11 @@ def validate_data(cfg: Any, splits: Splits) -> None:
         raise UserError(
             f"{source}: the images have one class only, {splits.class_names[0]}; a classifier needs two"
         )
-    if cfg.test_weights == "best" and splits.val is None and cfg.data.val_fraction == 0:
-        raise UserError(NO_VALIDATION)
+    if splits.val is None and cfg.data.val_fraction == 0:
+        for setting in _needing_validation(cfg):
+            raise UserError(NO_VALIDATION.format(setting))
+    if cfg.classifier == "class_means" and splits.task == "multilabel":
+        raise UserError(NO_CLASS_MEANS)
     if cfg.data.drift and splits.train_labels is None:
         raise UserError("data.drift=true: the images have no single class to come and go")
     if splits.train_labels and not 0 <= min(splits.train_labels) <= max(splits.train_labels) < classes:
@@ -187,14 +194,26 @@ def _combinations(cfg: Any) -> None:
     if cfg.data.stream and (cfg.epochs > 1 or cfg.batch_size > 1):
         raise UserError("data.stream=true sees each image once, one at a time: epochs=1 batch_size=1")
     if cfg.classifier == "class_means" and (cfg.data.stream or cfg.data.task == "multilabel"):
-        raise UserError("classifier=class_means: images must have one class each, and be no stream")
+        raise UserError(NO_CLASS_MEANS)
+    if cfg.class_weights is not None and cfg.data.stream:
+        raise UserError("class_weights=balanced: how frequent classes are in a stream is known at its end")
     if cfg.data.drift and not cfg.data.stream:
         raise UserError("data.drift=true is the order of a stream: data.stream=true")
-    may_have_own = cfg.data.loader == FOLDER_LOADER or not cfg.data.loader.startswith("tinytl.")
-    if cfg.test_weights == "best" and cfg.data.val_fraction == 0 and not may_have_own:
-        raise UserError(NO_VALIDATION)
-    if cfg.test_weights == "best" and cfg.trainer.limit_val_batches == 0:
-        raise UserError("test_weights=best needs validation: trainer.limit_val_batches above 0")
+    foreign = not cfg.data.loader.startswith("tinytl.")
+    if cfg.data.csv is not None and cfg.data.loader != TABLE_LOADER and not foreign:
+        raise UserError(f"data.csv={cfg.data.csv}: data={cfg.data.name} reads no table; data=table does")
+    may_have_own = cfg.data.loader in (FOLDER_LOADER, TABLE_LOADER) or foreign
+    for setting in _needing_validation(cfg):
+        if cfg.data.val_fraction == 0 and not may_have_own:
+            raise UserError(NO_VALIDATION.format(setting))
+        if cfg.trainer.limit_val_batches == 0:
+            raise UserError(f"{setting} needs validation: trainer.limit_val_batches above 0")
+
+
+def _needing_validation(cfg: Any) -> list[str]:
+    """Return the settings that need a validation set, as on the command line."""
+    patience = [] if cfg.patience is None else [f"patience={cfg.patience}"]
+    return (["test_weights=best"] if cfg.test_weights == "best" else []) + patience
 
 
 def _pretraining(cfg: Any) -> None:
@@ -203,6 +222,9 @@ def _pretraining(cfg: Any) -> None:
         raise UserError("probe=...: compares with a teacher; teacher=... must be given")
     if probe is not None and not Path(probe).is_dir():
         raise UserError(f"probe={probe}: no such folder")
+    for key in ("class_weights", "patience"):
+        if teacher is not None and cfg[key] is not None:
+            raise UserError(f"{key}={cfg[key]}: a network that learns from a teacher sees no classes")
     if teacher is not None and cfg.norm.name != "gn":
         raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
 
