@@ -16,6 +16,7 @@ from tinytl.engine.frozen_layers import FrozenConv2d, FrozenLinear
 from tinytl.engine.hooks import has_hooks
 from tinytl.engine.kept import kept_tensors
 from tinytl.engine.kernels import Kernels, choose_kernels
+from tinytl.engine.mixin import become
 from tinytl.engine.native.block import NativeLiteResidualBlock
 from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.head import NativeHead
@@ -27,6 +28,7 @@ from tinytl.engine.report import LeanReport, is_lean, set_report
 from tinytl.engine.standardized import StandardizedConv2d
 from tinytl.engine.stock import replace_by_lean
 from tinytl.engine.stored_mode import keep_modes
+from tinytl.engine.uncompiled import Uncompiled
 from tinytl.errors import UserError
 from tinytl.networks.blocks import block_names
 from tinytl.networks.lite_residual import LiteResidualBlock
@@ -74,6 +76,7 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     keep_modes(network)
     report = _recompute(network, blocks, plan, conversion)
     set_report(network, report)
+    become(network, Uncompiled)
     if not any(tensor.is_meta for tensor in _tensors(network)):
         log.info("%s", report)
     return network
