@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from tinytl.errors import UserError
 
-
 # Operators by which torch averages parameters on GPUs (torch.optim.swa_utils); they refuse integers.
 AVERAGING = (torch._foreach_addcdiv_, torch._foreach_add_)
 
@@ -81,7 +80,9 @@ class Codes(nn.Parameter):
         return Codes, (self.data, self.count)
 
 
-def _average(func: Any, averages: list[Tensor], differences: list[Tensor], *args: Any, **options: Any) -> None:
+def _average(
+    func: Any, averages: list[Tensor], differences: list[Tensor], *args: Any, **options: Any
+) -> None:
     """Add multiples of differences to averages of codes; equal codes stay as they are."""
     values = [average.float() for average in averages]
     func(values, [difference.float() for difference in differences], *args, **options)

@@ -1,4 +1,4 @@
-"""torch.compile leaves a lean network as it is: code that it generates would keep more for the backward pass."""
+"""A network that `make_lean` has converted, as torch.compile, torch.export and torch.fx meet it."""
 
 from typing import Any
 
@@ -7,8 +7,10 @@ import torch
 from tinytl.engine.mixin import Mixin
 
 
-class Uncompiled(Mixin):
-    """A network whose forward pass torch.compile leaves alone; torch.export looks into it."""
+class Lean(Mixin):
+    """A lean network. torch.compile leaves it as it is, because generated code would keep more for the
+    backward pass; torch.export and torch.jit.trace look into it.
+    """
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Compute the network, outside of what torch.compile compiles."""
