@@ -64,9 +64,13 @@ def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that training may change: trainable parameters, and BatchNorm statistics."""
-    trainable = {name for name, p in network.named_parameters() if p.requires_grad}
-    return {k: v for k, v in network.state_dict().items() if k in trainable or k.endswith(STATISTICS)}
+    """The tensors that training may change: trainable parameters, and BatchNorm statistics.
+
+    `state_dict` is not asked, because a lean network would expand its frozen weights for it.
+    """
+    trained = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+    buffers = network.named_buffers(remove_duplicate=False)
+    return {**trained, **{name: buffer for name, buffer in buffers if name.endswith(STATISTICS)}}
 
 
 def frozen_sha256(network: nn.Module) -> str:
