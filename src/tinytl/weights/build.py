@@ -18,7 +18,7 @@ from tinytl.weights import checkpoints
 from tinytl.weights.checkpoints import Checkpoint
 from tinytl.weights.load_into_network import fit
 from tinytl.weights.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
-from tinytl.weights.tensor_names import canonical
+from tinytl.weights.tensor_names import STATISTICS, canonical
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool
 def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
     """Complete one of our own checkpoints, which holds what was trained, by the frozen part of its base."""
     base = _base(checkpoint, record, chain)
-    trained = {canonical(key) for key in trainable_state(base)}
-    wrong = sorted(trained.symmetric_difference(checkpoint.tensors))
+    trained = {canonical(key) for key in trainable_state(base, record.spec.norm)}
+    wrong = sorted(trained.symmetric_difference(checkpoint.tensors) - _fixed_statistics(base, trained))
     if wrong:
         verb = "lacks" if wrong[0] in trained else "holds the untrained"
         raise UserError(
@@ -89,6 +89,12 @@ def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Check
     statistics = {"mean": record.mean, "std": record.std}
     cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in statistics.items() if value}}
     return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
+
+
+def _fixed_statistics(base: Any, trained: set[str]) -> set[str]:
+    """Canonical names of the base's own BatchNorm statistics, which older versions wrote with the rest."""
+    names = {canonical(key) for key in base.state_dict()} - trained
+    return {name for name in names if name.endswith(STATISTICS)}
 
 
 def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
@@ -107,7 +113,8 @@ def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
         if record.frozen_sha256 is None:
             log.warning("%s is of an older version: that %s is its base cannot be checked", source, name)
             return base
-        hashes[name] = frozen_sha256(base)
+        held = [key for key in base.state_dict() if canonical(key) in checkpoint.tensors]
+        hashes[name] = frozen_sha256(base, held)
         if hashes[name] == record.frozen_sha256:
             return base
     name, sha256 = next(iter(hashes.items()))
