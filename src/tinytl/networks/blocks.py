@@ -41,7 +41,7 @@ def convolutions(block: Any) -> list[Any]:
     return [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
 
 
-NAMES = "layer_names"  # attribute of a network that holds its LayerNames
+NAMES = "tinytl_layer_names"  # attribute of a network that holds its LayerNames
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def name_layers(network: nn.Module, classifier: str | None, blocks: Sequence[str
     setattr(network, NAMES, LayerNames(classifier, in_order))
 
 
-def _names(network: nn.Module) -> LayerNames:
+def given_names(network: nn.Module) -> LayerNames:
+    """The names that `name_layers` has noted."""
     return getattr(network, NAMES, LayerNames())
 
 
@@ -84,7 +85,7 @@ def block_names(network: Any, layers: tuple[type[nn.Module], ...] = (nn.Conv2d,)
     timm's `group_matcher` tells which parameters belong to one block; a model without it has no blocks here.
     Blocks that `name_layers` has named are the blocks, whatever they consist of.
     """
-    if (named := _names(network).blocks) is not None:
+    if (named := given_names(network).blocks) is not None:
         return list(named)
     if not hasattr(network, "group_matcher"):
         return []
@@ -122,7 +123,7 @@ def classifiers(network: Any) -> list[nn.Module]:
 
     `name_layers` or timm's `get_classifier` tells them. Raises UserError where neither does.
     """
-    named = _names(network).classifier
+    named = given_names(network).classifier
     if named is None and not hasattr(network, "get_classifier"):
         raise UserError(
             f"{type(network).__name__} has no get_classifier(), which returns the layer that gives the "
@@ -141,17 +142,38 @@ def _last_layer(network: nn.Module) -> str:
     return f", for example classifier={linear[-1]!r}" if linear else ""
 
 
-def class_count(network: Any) -> int:
-    """The number of classes: the outputs of the classifier's last linear layer or convolution.
+def class_layers(network: Any) -> list[nn.Linear | nn.Conv2d]:
+    """The layer that gives the classes, in each of the classifiers.
 
-    Raises UserError where it has neither.
+    Raises UserError where there is no classifier, or where one has no linear layer or convolution.
     """
-    layers = [m for head in classifiers(network)[:1] for m in head.modules()]
-    outputs = [m.out_features if isinstance(m, nn.Linear) else m.out_channels
-               for m in layers if isinstance(m, nn.Linear | nn.Conv2d)]
-    if not outputs:
-        raise UserError(f"the classifier of {type(network).__name__} has no linear layer or convolution")
-    return outputs[-1]
+    layers = []
+    for head in classifiers(network):
+        inside = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        if not inside:
+            raise UserError(f"the classifier of {type(network).__name__} has no linear layer or convolution")
+        layers.append(inside[-1])
+    if not layers:
+        raise UserError(f"{type(network).__name__} has no classifier; give it one for your classes first")
+    return layers
+
+
+def class_count(network: Any) -> int:
+    """The number of classes. Raises UserError where no layer gives them."""
+    return len(class_layers(network)[0].weight)
+
+
+def set_class_count(network: Any, count: int) -> None:
+    """Give the classifiers this many outputs, in place: parameters of zeros where their number changes."""
+    for layer in class_layers(network):
+        if len(layer.weight) == count:
+            continue
+        for parameter in layer.parameters(recurse=False):
+            parameter.data = parameter.new_zeros(count, *parameter.shape[1:])
+            parameter.grad = None
+        setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", count)
+    if hasattr(network, "num_classes"):
+        network.num_classes = count
 
 
 def silence_residual_branches(network: nn.Module) -> None:

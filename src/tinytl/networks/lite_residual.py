@@ -28,6 +28,17 @@ class LiteResidualConfig:
     upsampling: Literal["bilinear", "nearest"] = "bilinear"
     pretrained: bool = True  # False: random weights, whatever the checkpoint holds (the paper's Table 4)
 
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "groups", "pooling"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1 or (name == "kernel_size" and value % 2 == 0):
+                odd = "an odd" if name == "kernel_size" else "a"
+                raise UserError(f"lite_residual.{name}={value}: {odd} positive whole number is needed")
+        if not 0 < self.expansion < math.inf:
+            raise UserError(f"lite_residual.expansion={self.expansion}: a positive number is needed")
+        if self.upsampling not in ("bilinear", "nearest"):
+            raise UserError(f"lite_residual.upsampling={self.upsampling}: one of bilinear, nearest")
+
 
 class LiteResidual(nn.Module):
     """Average pool, grouped convolution, norm, ReLU, 1x1 convolution, norm, upsample.

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from tinytl.errors import UserError
 from tinytl.system.files import write_whole
-from tinytl.weights.adapter_places import CONFIG, MODEL
-from tinytl.weights.own_checkpoints import save_trained
+from tinytl.weights.adapter_places import CONFIG, MODEL, file_in
+from tinytl.weights.check_own_record import check_record
+from tinytl.weights.own_checkpoints import OwnRecord, save_trained
+from tinytl.weights.tensor_names import canonical
+from tinytl.weights.weight_files import read_weights
 
 
 def save_adapter(folder: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -37,3 +40,20 @@ def check_config(path: Path, record: Any, source: str) -> None:
         raise UserError(
             f"checkpoint={source}: {CONFIG} says {keys[0]}={ours}, {MODEL} says {keys[0]}={theirs}"
         )
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], OwnRecord]:
+    """Return the tensors (by canonical name) and the record in the folder of an adapter or a run.
+
+    Raises UserError where there is none, where it is damaged, and where its two files differ.
+    """
+    path = file_in(folder)
+    if not path.is_file():
+        raise UserError(f"{folder}: no adapter is there ({MODEL})")
+    try:
+        content = read_weights(path, str(path))
+        record = check_record(content.record, str(path))
+        check_config(path, content.record, str(path))
+    except UserError as error:
+        raise UserError(str(error).removeprefix("checkpoint=")) from error
+    return {canonical(key): tensor for key, tensor in content.tensors.items()}, record

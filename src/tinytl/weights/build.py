@@ -78,23 +78,26 @@ def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool
 def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
     """Complete one of our own checkpoints, which holds what was trained, by the frozen part of its base."""
     base = _base(checkpoint, record, chain)
-    trained = {canonical(key) for key in trainable_state(base, record.spec.norm)}
-    wrong = sorted(trained.symmetric_difference(checkpoint.tensors) - _fixed_statistics(base, trained))
-    if wrong:
-        verb = "lacks" if wrong[0] in trained else "holds the untrained"
-        raise UserError(
-            f"checkpoint={checkpoint.source}: damaged: it {verb} {wrong[0]} ({len(wrong)} in all)"
-        )
     frozen = {canonical(key): value for key, value in base.state_dict().items()}
     statistics = {"mean": record.mean, "std": record.std}
     cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in statistics.items() if value}}
     return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
 
 
-def _fixed_statistics(base: Any, trained: set[str]) -> set[str]:
-    """Canonical names of the base's own BatchNorm statistics, which older versions wrote with the rest."""
-    names = {canonical(key) for key in base.state_dict()} - trained
-    return {name for name in names if name.endswith(STATISTICS)}
+def _check_names(checkpoint: Checkpoint, record: OwnRecord, base: Any) -> Any:
+    """Return the base. Raises UserError where the checkpoint lacks what was trained, or holds more.
+
+    Older versions also wrote the base's own BatchNorm statistics.
+    """
+    trained = {canonical(key) for key in trainable_state(base, record.spec.norm)}
+    fixed = {canonical(key) for key in base.state_dict() if key.endswith(STATISTICS)} - trained
+    wrong = sorted(trained.symmetric_difference(checkpoint.tensors) - fixed)
+    if wrong:
+        verb = "lacks" if wrong[0] in trained else "holds the untrained"
+        raise UserError(
+            f"checkpoint={checkpoint.source}: damaged: it {verb} {wrong[0]} ({len(wrong)} in all)"
+        )
+    return base
 
 
 def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
@@ -103,13 +106,14 @@ def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
     if here in chain:
         raise UserError(f"checkpoint={source}: it is its own base, directly or through others")
     if record.frozen_sha256 and set(checkpoint.tensors) >= _names(record.spec):
-        return _begun(record, None, chain)  # everything was trained
+        return _check_names(checkpoint, record, _begun(record, None, chain))  # everything was trained
     hashes: dict[str | None, str] = {}
     for name in base_sources(record, here.parent, (*chain, here), source):
         try:
             base = _begun(record, name, (*chain, here))
         except UserError as error:
             raise UserError(f"checkpoint={source}: its base cannot be used: {error}") from error
+        _check_names(checkpoint, record, base)
         if record.frozen_sha256 is None:
             log.warning("%s is of an older version: that %s is its base cannot be checked", source, name)
             return base
