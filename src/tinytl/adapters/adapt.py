@@ -36,8 +36,8 @@ log = logging.getLogger("tinytl")
 def adapt(network: Network, config: Config | None = None, images: Tensor | None = None) -> Network:
     """Prepare a network for training by the method of `config`, in place, and return it.
 
-    It adds lite residual modules, freezes what the method does not train, rounds that to 8 bits, and hands the
-    network over to the lean engine. Afterwards `train()` and `eval()` leave frozen statistics alone. Lite
+    It adds lite residual modules, freezes what the method does not train, rounds that to 8 bits, and hands
+    the network over to the lean engine. Afterwards `train()` and `eval()` leave frozen statistics alone. Lite
     residual modules beside BatchNorm with stored statistics take theirs from `images` (N, C, H, W),
     normalised as for training.
 
@@ -55,18 +55,15 @@ def adapt(network: Network, config: Config | None = None, images: Tensor | None 
 
 def refuse_unfit(network: nn.Module) -> None:
     """Raise UserError for a network that cannot be adapted as it is now."""
+    whole = type(network).__name__
     if is_adapted(network):
-        raise UserError(f"{type(network).__name__} is adapted already; tinytl.unload makes it plain again")
-    inner = next(
-        (name for name, m in network.named_modules() if name and (is_adapted(m) or is_lean(m))), None
-    )
-    if is_lean(network) or inner:
-        raise UserError(
-            f"{inner or type(network).__name__} is adapted or lean already; begin with a plain one"
-        )
+        raise UserError(f"{whole} is adapted already; tinytl.unload makes it plain again")
+    converted = next((name for name, m in network.named_modules() if is_adapted(m) or is_lean(m)), None)
+    if converted is not None:
+        raise UserError(f"{converted or whole} is adapted or lean already; begin with a plain network")
     hooked = next((name for name, module in network.named_modules() if has_hooks(module)), None)
     if hooked is not None:
-        raise UserError(f"{hooked or type(network).__name__} has hooks; register them after tinytl.adapt")
+        raise UserError(f"{hooked or whole} has hooks; register them after tinytl.adapt")
     refuse_optimizers(network)
 
 
@@ -127,8 +124,8 @@ def _add_lite_residuals(network: nn.Module, config: Config, size: Sequence[int] 
     shape, eps = config.lite_residual or LiteResidualConfig(), batch_norm_eps(network) or 1e-5
     if not insert_lite_residuals(network, shape, config.norm_name, eps, shapes):
         raise UserError(
-            f"method={config.method}: {type(network).__name__} has no blocks of timm that lite residual modules "
-            f"can be added to; name its blocks: Config(blocks=[...]), or choose full, norm_last, bias or last"
+            f"method={config.method}: {type(network).__name__} has no blocks of timm to which lite residual "
+            f"modules can be added; name its blocks, Config(blocks=[...]), or take full, norm_last, bias or last"
         )
     for module in network.modules():
         if standardizes and isinstance(module, LiteResidual):

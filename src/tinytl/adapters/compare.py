@@ -22,8 +22,8 @@ def check_same_backbone(ours: OwnRecord, theirs: OwnRecord, folder: str) -> None
     """Raise UserError where the adapter `theirs` was trained on other frozen weights than the network has."""
     if ours.frozen_sha256 != theirs.frozen_sha256:
         raise UserError(
-            f"{folder}: trained on {theirs.spec.model} with frozen weights of SHA-256 {theirs.frozen_sha256}; "
-            f"this network is {ours.spec.model} with {ours.frozen_sha256}"
+            f"{folder}: trained on {theirs.spec.model} whose frozen weights have the SHA-256 "
+            f"{theirs.frozen_sha256}; this network is {ours.spec.model} with {ours.frozen_sha256}"
         )
 
 

@@ -25,7 +25,7 @@ def describe(network: Any, config: Config, rounding: bool = False) -> OwnRecord:
         frozen_sha256=frozen_sha256(network, held, config.quantize if rounding else "off"),
         mean=None if mean is None else list(mean), std=None if std is None else list(std),
         resolution=None if size is None else int(size[-1]),
-        classifier=names.classifier, block_names=names.blocks and list(names.blocks),
+        classifier=names.classifier, block_names=None if names.blocks is None else list(names.blocks),
         version=tinytl.__version__,
     )  # fmt: skip
 

@@ -1,7 +1,6 @@
 """Optimizers of an adapted network."""
 
 import gc
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from tinytl.errors import UserError
 def adam(network: nn.Module, lr: float, weight_decay: float = 0.0, parameters: Any = None) -> Any:
     """Make Adam over what trains, or over `parameters`, as the network's plan says.
 
-    It alone follows the plan's `optimizer_bits` and `step_in_backward`. Raises UserError for a network that is
-    not adapted.
+    It alone follows the plan's `optimizer_bits` and `step_in_backward`. Raises UserError for a network that
+    is not adapted.
     """
     plan = state_of(network).config.plan
     chosen = trainable(network) if parameters is None else parameters
@@ -32,17 +31,15 @@ def refuse_optimizers(network: nn.Module) -> None:
     if _optimizers_over(network):
         gc.collect()  # one that nobody uses any more may be left in a cycle of references
     if found := _optimizers_over(network):
-        raise UserError(
-            f"{type(found[0]).__name__} holds parameters of the network; make it after tinytl.adapt"
-        )
+        kind = type(found[0]).__name__
+        raise UserError(f"{kind} holds parameters of the network; make the optimizer after tinytl.adapt")
 
 
 def _optimizers_over(network: nn.Module) -> list[torch.optim.Optimizer]:
     parameters = {id(parameter) for parameter in network.parameters()}
-    return [
-        o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer) and parameters & _ids(o)
-    ]
+    optimizers = [each for each in gc.get_objects() if issubclass(type(each), torch.optim.Optimizer)]
+    return [optimizer for optimizer in optimizers if parameters & _ids(optimizer)]
 
 
-def _ids(optimizer: torch.optim.Optimizer) -> Iterable[Any]:
+def _ids(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}

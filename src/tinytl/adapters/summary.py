@@ -20,7 +20,7 @@ PARTS = {"backbone": "backbone", "lite_residual": "lite residual modules", "head
 
 @dataclass(frozen=True)
 class Summary:
-    """Facts of an adapted network; `str` gives them as text. Memory is that of one training step with Adam."""
+    """Facts of an adapted network; `str` gives them as text. Memory is that of a training step with Adam."""
 
     model: str
     config: Config
@@ -43,13 +43,11 @@ class Summary:
             str(self.engine or "stock PyTorch computes it"),
         ]
         if self.engine and self.engine.for_your_loop:
-            lines.append(
-                "tinytl.adam follows optimizer_bits and step_in_backward; another optimizer does not"
-            )
+            lines.append("only tinytl.adam follows optimizer_bits and step_in_backward")
         if self.input_size is not None:
             lines.append(
-                f"memory of a training step with Adam on {self.input_size}: {self.peak_mb:,.1f} MB predicted, "
-                f"{self.stock_mb:,.1f} MB in stock PyTorch"
+                f"memory of a training step with Adam on {self.input_size}: {self.peak_mb:,.1f} MB "
+                f"predicted, {self.stock_mb:,.1f} MB in stock PyTorch"
             )
         names = (f"{name} (active)" if name == self.active else name for name in self.adapters)
         return "\n".join([*lines, f"adapters: {', '.join(names)}"])

@@ -62,7 +62,8 @@ def own_record(
     base = local_path(spec.checkpoint) if spec.checkpoint else None
     record = OwnRecord(
         spec, method, quantize, blocks,
-        base_path=str(base.absolute()) if base else None, frozen_sha256=frozen_sha256(network, trainable_state(network, spec.norm)),
+        base_path=str(base.absolute()) if base else None,
+        frozen_sha256=frozen_sha256(network, trainable_state(network, spec.norm)),
         mean=[float(value) for value in mean], std=[float(value) for value in std],
         resolution=int(resolution), class_names=[str(name) for name in class_names],
         task=task, version=tinytl.__version__,
@@ -100,7 +101,8 @@ def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeN
         if key in rounded:
             tensor = QUANTIZERS[quantize](tensor).dequantize()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(values)
     return digest.hexdigest()
 
 
