@@ -84,9 +84,10 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
 
     `network` is a timm model, or has its layers named (`networks.blocks.name_layers`). With `blocks`, only
     that many blocks at the end and the layers after them train, and back-propagation stops there (the sparse
-    update of Lin et al., "On-Device Training Under 256KB Memory", arXiv 2206.15472, by whole blocks). Raises UserError for an unknown method,
-    for one that needs lite residuals where the network has none, for more blocks than there are, and for a
-    network that is lean already.
+    update of Lin et al., "On-Device Training Under 256KB Memory", arXiv 2206.15472, by whole blocks).
+
+    Raises UserError for an unknown method, for one that needs lite residuals where the network has none, for
+    more blocks than there are, and for a network that is lean already.
     """
     method = METHODS.get(name)
     if method is None:

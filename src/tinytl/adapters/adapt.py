@@ -125,7 +125,7 @@ def _add_lite_residuals(network: nn.Module, config: Config, size: Sequence[int] 
     if not insert_lite_residuals(network, shape, config.norm_name, eps, shapes):
         raise UserError(
             f"method={config.method}: {type(network).__name__} has no blocks of timm to which lite residual "
-            f"modules can be added; name its blocks, Config(blocks=[...]), or take full, norm_last, bias or last"
+            f"modules can be added; name its blocks in Config(blocks=...), or take another method"
         )
     for module in network.modules():
         if standardizes and isinstance(module, LiteResidual):
