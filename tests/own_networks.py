@@ -1,4 +1,4 @@
-"""Networks as users write them themselves: without timm, so that nothing tells their classifier and blocks."""
+"""Networks as users write them: without timm, so that nothing tells their classifier and blocks."""
 
 from typing import Any
 

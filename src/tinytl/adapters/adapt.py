@@ -12,10 +12,11 @@ from tinytl.adapters.block_shapes import block_shapes
 from tinytl.adapters.config import Config
 from tinytl.adapters.describe import describe
 from tinytl.adapters.optimizers import refuse_optimizers
-from tinytl.adapters.state import STATE, Adapted, Network, copied, is_adapted
+from tinytl.adapters.state import STATE, Adapted, Network, is_adapted
 from tinytl.engine import make_lean
 from tinytl.engine.hooks import has_hooks
 from tinytl.engine.report import is_lean
+from tinytl.engine.stock import without_tensors
 from tinytl.engine.stored_mode import keep_modes
 from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, has_lite_residuals, set_train_mode
@@ -81,7 +82,7 @@ def convert(network: Network, config: Config) -> Network:
     """Hand a network that is ready over to the engine, and note what was done."""
     record = describe(network, config)
     set_train_mode(network, config.norm_name)
-    stock = copied(network, lambda tensor: tensor.to("meta"))
+    stock = without_tensors(network)
     for plain in (stock, *([] if config.lean else [network])):
         keep_modes(plain)
     if config.lean:

@@ -12,8 +12,9 @@ from tinytl.adapters.adapt import convert, make_ready, refuse_unfit
 from tinytl.adapters.compare import check_classes, check_same_backbone, check_same_config
 from tinytl.adapters.config import NORMS, Config
 from tinytl.adapters.describe import describe
-from tinytl.adapters.state import Network, copied, is_adapted, state_of
+from tinytl.adapters.state import Network, is_adapted, sharing_copy, state_of
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.stock import without_tensors
 from tinytl.errors import UserError
 from tinytl.networks.blocks import set_class_count
 from tinytl.networks.quantize import quantize_frozen
@@ -75,7 +76,7 @@ def load(
         raise UserError(f"an adapter named {name} is loaded already; give another name")
     check_same_backbone(state.record, record, str(folder))
     check_same_config(state.record, record, str(folder))
-    _check_tensors(copied(state.stock, lambda tensor: tensor), tensors, record, str(folder))
+    _check_tensors(without_tensors(state.stock), tensors, record, str(folder))
     state.records[name] = record
     activate(network, name, tensors)
     return network
@@ -86,7 +87,7 @@ def _load_first(
 ) -> Network:
     """Adapt a network as the adapter was. A copy of its modules that shares the weights is tried first."""
     refuse_unfit(network)
-    trial = copied(network, lambda tensor: tensor)
+    trial = sharing_copy(network)
     make_ready(trial, config)
     check_same_backbone(describe(trial, config, rounding=True), record, folder)
     _check_tensors(trial, tensors, record, folder)

@@ -28,8 +28,9 @@ def refuse_optimizers(network: nn.Module) -> None:
 
     It would not train what `adapt` adds, and would hold the frozen weights in floating point.
     """
-    if _optimizers_over(network):
-        gc.collect()  # one that nobody uses any more may be left in a cycle of references
+    if not _optimizers_over(network):
+        return
+    gc.collect()  # one that nobody uses any more may be left in a cycle of references
     if found := _optimizers_over(network):
         kind = type(found[0]).__name__
         raise UserError(f"{kind} holds parameters of the network; make the optimizer after tinytl.adapt")

@@ -1,6 +1,5 @@
 """What an adapted network knows of itself."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -45,9 +44,9 @@ def state_of(network: nn.Module) -> Adapted:
     raise UserError(f"{type(network).__name__} is not adapted{hint}")
 
 
-def copied(network: Network, other: Callable[[Tensor], Tensor]) -> Network:
-    """Copy a network's modules, with `other(tensor)` for each parameter and buffer."""
-    memo: dict[int, Any] = {id(buffer): other(buffer) for buffer in network.buffers()}
+def sharing_copy(network: Network) -> Network:
+    """Copy a network's modules and the objects of its parameters, but not their values, which both share."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in network.buffers()}
     for parameter in network.parameters():
-        memo[id(parameter)] = nn.Parameter(other(parameter.detach()), parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     return deepcopy(network, memo)

@@ -74,9 +74,7 @@ def _peaks(network: nn.Module, size: tuple[int, ...]) -> tuple[float, float]:
     """Predicted peaks of a step in MB: of the network, and of the same one in stock PyTorch."""
     state = state_of(network)
     if len(size) != 4 or min(size) < 1:
-        raise UserError(
-            f"input_size={size}: four positive numbers (batch, channels, height, width) are needed"
-        )
+        raise UserError(f"input_size={size}: batch, channels, height and width are needed, all positive")
     plan = state.config.plan if state.config.lean else None
     try:
         with _training(network):

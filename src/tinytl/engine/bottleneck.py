@@ -42,7 +42,10 @@ class SlicedBottleneck(nn.Module):
         self.outside = {part: parts.norms[part] for part, name in parts.norm_names.items() if name is None}
         self.parts = [(weight, parts.norms[part]) for part, weight in self.weights.items()]
         for part, weight in self.weights.items():
-            for name, layer in ((parts.conv_names[part], weight), (parts.norm_names[part], parts.norms[part])):
+            for name, layer in (
+                (parts.conv_names[part], weight),
+                (parts.norm_names[part], parts.norms[part]),
+            ):
                 if name is not None:
                     self.add_module(name, layer)
 
