@@ -7,7 +7,7 @@ path, URL or timm name, and holds a hash of these tensors, by which a wrong base
 import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,16 +59,21 @@ def own_record(
 
     `network` is the one to train, after `freeze` and `quantize_frozen` and before `make_lean`.
     """
-    base = local_path(spec.checkpoint) if spec.checkpoint else None
     record = OwnRecord(
         spec, method, quantize, blocks,
-        base_path=str(base.absolute()) if base else None,
         frozen_sha256=frozen_sha256(network, trainable_state(network, spec.norm)),
         mean=[float(value) for value in mean], std=[float(value) for value in std],
         resolution=int(resolution), class_names=[str(name) for name in class_names],
         task=task, version=tinytl.__version__,
     )  # fmt: skip
-    return asdict(record)
+    return asdict(with_base(record, spec.checkpoint))
+
+
+def with_base(record: OwnRecord, base: str | None) -> OwnRecord:
+    """The record with this base: a path, a URL, the name of timm weights, or None for random weights."""
+    path = local_path(base) if base else None
+    spec = replace(record.spec, checkpoint=base)
+    return replace(record, spec=spec, base_path=str(path.absolute()) if path else None)
 
 
 def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
