@@ -23,7 +23,7 @@ from tinytl.engine.native.lite_residual import NativeLiteResidual
 from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
-from tinytl.engine.report import REPORT, LeanReport, is_lean
+from tinytl.engine.report import LeanReport, is_lean, set_report
 from tinytl.engine.standardized import StandardizedConv2d
 from tinytl.engine.stock import replace_by_lean
 from tinytl.engine.stored_mode import keep_modes
@@ -73,7 +73,7 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     conversion.replace_inside(network, "")
     keep_modes(network)
     report = _recompute(network, blocks, plan, conversion)
-    setattr(network, REPORT, report)
+    set_report(network, report)
     if not any(tensor.is_meta for tensor in _tensors(network)):
         log.info("%s", report)
     return network

@@ -1,6 +1,7 @@
 """Give a module of any class another behaviour, in a class derived from its own."""
 
 from functools import cache
+from inspect import get_annotations
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,15 @@ def become(module: nn.Module, mixin: type[Mixin]) -> None:
     Its parameters, names and `isinstance` stay as they are, and `print` shows the new class.
     """
     module.__class__ = _derived(mixin, type(module))
+
+
+def restore_class(module: nn.Module) -> None:
+    """Undo `become`, as often as it was done, and remove the attributes that the behaviours declare."""
+    while isinstance(module, Mixin):
+        mixin, base = type(module).__bases__
+        for name in get_annotations(mixin):
+            vars(module).pop(name, None)
+        module.__class__ = base
 
 
 @cache

@@ -8,7 +8,7 @@ from torch import nn
 
 from tinytl.errors import UserError
 
-REPORT = "lean_report"  # the attribute of a lean network that holds its report
+REPORT = "lean_report"  # the attribute of a lean network that holds its report; named here alone
 NAMED = 3  # kinds of layers that the line names
 
 
@@ -61,6 +61,16 @@ def lean_report(network: Any) -> LeanReport:
     if report is None:
         raise UserError("engine=lean: make_lean has not converted this network")
     return report
+
+
+def set_report(network: nn.Module, report: LeanReport) -> None:
+    """Note what `make_lean` did to the network; from then on it is lean."""
+    setattr(network, REPORT, report)
+
+
+def forget_report(network: nn.Module) -> None:
+    """From now on the network is not lean."""
+    delattr(network, REPORT)
 
 
 def is_lean(network: nn.Module) -> bool:
