@@ -5,11 +5,11 @@ from typing import Any
 
 import timm
 
-import tinytl
 from tinytl.adapters.config import Config
 from tinytl.networks.blocks import class_count, given_names
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.spec import NetworkSpec
+from tinytl.system.version import VERSION
 from tinytl.weights.own_checkpoints import OwnRecord, frozen_sha256, trainable_state
 
 
@@ -26,7 +26,7 @@ def describe(network: Any, config: Config, rounding: bool = False) -> OwnRecord:
         mean=None if mean is None else list(mean), std=None if std is None else list(std),
         resolution=None if size is None else int(size[-1]),
         classifier=names.classifier, block_names=None if names.blocks is None else list(names.blocks),
-        version=tinytl.__version__,
+        version=VERSION,
     )  # fmt: skip
 
 

@@ -15,12 +15,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import tinytl
 from tinytl.errors import UserError
 from tinytl.methods import changing_statistics
 from tinytl.networks.norms import NormName
 from tinytl.networks.quantize import QUANTIZERS, QuantizeName
 from tinytl.networks.spec import EMBEDDED, NetworkSpec
+from tinytl.system.version import VERSION
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.download import is_url, local_path
 from tinytl.weights.tensor_names import canonical
@@ -64,7 +64,7 @@ def own_record(
         frozen_sha256=frozen_sha256(network, trainable_state(network, spec.norm)),
         mean=[float(value) for value in mean], std=[float(value) for value in std],
         resolution=int(resolution), class_names=[str(name) for name in class_names],
-        task=task, version=tinytl.__version__,
+        task=task, version=VERSION,
     )  # fmt: skip
     return asdict(with_base(record, spec.checkpoint))
 
