@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from tinytl.errors import UserError
 from tinytl.networks.blocks import before_last_blocks, classifiers
+from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import NORM_NAMES, NormName
 
@@ -92,7 +93,7 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     method = METHODS.get(name)
     if method is None:
         raise UserError(f"method={name}: unknown; one of {', '.join(METHODS)}")
-    if hasattr(network, "lean_report"):
+    if is_lean(network):
         raise UserError(f"method={name}: the network is lean already; freeze it before make_lean")
     if method.needs_lite_residual and not has_lite_residuals(network):
         raise UserError(f"method={name}: the network has no lite residual modules to train")

@@ -1,7 +1,7 @@
 """An adapted network in people's own loops and trainers: the same steps as in stock PyTorch."""
 
 import copy
-import os
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -94,9 +94,17 @@ def lightning_flags(network):
     return lightning_fit(network, max_epochs=2, gradient_clip_val=0.5, accumulate_grad_batches=2)
 
 
+class AverageOfFrozenStatistics(StochasticWeightAveraging):
+    """Leaves BatchNorm alone, as it does in the lean network; in the stock one it would forget statistics."""
+
+    @staticmethod
+    def pl_module_contains_batch_norm(_: Any) -> bool:
+        return False
+
+
 def lightning_averages(network):
-    average = StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)
-    return lightning_fit(network, max_epochs=3, callbacks=[average])
+    kind = StochasticWeightAveraging if network.tinytl.config.lean else AverageOfFrozenStatistics
+    return lightning_fit(network, max_epochs=3, callbacks=[kind(swa_lrs=0.05, swa_epoch_start=1)])
 
 
 def transformers_trainer(network):
@@ -111,12 +119,13 @@ def transformers_trainer(network):
             logits = self.network(images)
             return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
-    arguments = transformers.TrainingArguments(
-        output_dir=os.devnull, per_device_train_batch_size=4, num_train_epochs=2, learning_rate=0.01,
-        max_grad_norm=0.5, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
-        logging_strategy="no",
-    )  # fmt: skip
-    transformers.Trainer(Wrapped(), arguments, train_dataset=Pictures()).train()
+    with TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=4, num_train_epochs=2, learning_rate=0.01,
+            max_grad_norm=0.5, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
+            logging_strategy="no",
+        )  # fmt: skip
+        transformers.Trainer(Wrapped(), arguments, train_dataset=Pictures()).train()
     return network
 
 

@@ -6,9 +6,10 @@ from torch import nn
 
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.mixin import Mixin, restore_class
-from tinytl.engine.report import forget_report, is_lean
+from tinytl.engine.report import forget_report
 from tinytl.engine.stock import stock_of
 from tinytl.errors import UserError
+from tinytl.networks.lean_mark import is_lean
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",

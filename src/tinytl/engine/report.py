@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from tinytl.errors import UserError
+from tinytl.networks.lean_mark import REPORT
 
-REPORT = "lean_report"  # the attribute of a lean network that holds its report; named here alone
 NAMED = 3  # kinds of layers that the line names
 
 
@@ -71,8 +71,3 @@ def set_report(network: nn.Module, report: LeanReport) -> None:
 def forget_report(network: nn.Module) -> None:
     """From now on the network is not lean."""
     delattr(network, REPORT)
-
-
-def is_lean(network: nn.Module) -> bool:
-    """Whether `make_lean` has converted the network."""
-    return hasattr(network, REPORT)

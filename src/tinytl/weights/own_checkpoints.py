@@ -82,11 +82,14 @@ def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
 
 
 def trainable_state(network: nn.Module, norm: NormName) -> dict[str, Tensor]:
-    """The tensors that are not the base's: trainable parameters, and BatchNorm statistics that may change."""
+    """The tensors that are not the base's: trainable parameters, and BatchNorm statistics that may change.
+
+    `state_dict` is not asked, because a lean network would expand its frozen weights for it.
+    """
     parameters = network.named_parameters(remove_duplicate=False)
-    statistics = changing_statistics(network, norm)
+    buffers, statistics = network.named_buffers(remove_duplicate=False), changing_statistics(network, norm)
     trained = {name: parameter.detach() for name, parameter in parameters if parameter.requires_grad}
-    return trained | {name: buffer for name, buffer in network.named_buffers() if name in statistics}
+    return trained | {name: buffer for name, buffer in buffers if name in statistics}
 
 
 def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeName = "off") -> str:
