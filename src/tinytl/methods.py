@@ -159,9 +159,7 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
         raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
     network.train()
     for module in network.modules():
-        parameters = list(module.parameters())
-        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
-        if frozen or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
+        if _is_frozen(module) or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
             module.eval()
 
 
@@ -175,11 +173,14 @@ def changing_statistics(network: nn.Module, norm: NormName) -> set[str]:
     for prefix, module in network.named_modules():
         if getattr(module, "running_var", None) is None:
             continue
-        parameters = list(module.parameters())
-        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
-        if ".lite_residual." in f".{prefix}" or not (norm == "bn_frozen" or frozen):
-            names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)}
+        changes = ".lite_residual." in f".{prefix}" or (norm != "bn_frozen" and not _is_frozen(module))
+        names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False) if changes}
     return names
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 @dataclass(frozen=True)

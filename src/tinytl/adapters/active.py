@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from tinytl.adapters.state import STATE, Network, state_of
 from tinytl.engine.mixin import restore_class
 from tinytl.engine.plain import make_plain
-from tinytl.engine.report import is_lean
 from tinytl.engine.stored_mode import InEvaluation
 from tinytl.errors import UserError
 from tinytl.networks.blocks import NAMES, set_class_count
+from tinytl.networks.lean_mark import is_lean
 from tinytl.weights.own_checkpoints import trainable_state
 from tinytl.weights.tensor_names import canonical
 

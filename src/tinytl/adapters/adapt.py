@@ -15,12 +15,12 @@ from tinytl.adapters.optimizers import refuse_optimizers
 from tinytl.adapters.state import STATE, Adapted, Network, is_adapted
 from tinytl.engine import make_lean
 from tinytl.engine.hooks import has_hooks
-from tinytl.engine.report import is_lean
 from tinytl.engine.stock import without_tensors
 from tinytl.engine.stored_mode import keep_modes
 from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, has_lite_residuals, set_train_mode
 from tinytl.networks.blocks import class_layers, name_layers
+from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import (
     LiteResidual,
     fit_statistics,
