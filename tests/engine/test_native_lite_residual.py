@@ -148,7 +148,7 @@ def test_every_ratio_of_sizes(upsampling):
 
 def test_any_number_of_threads_gives_the_same_bits():
     lite = native_of(make(40, 24, kernel=5).float())
-    x, before, grad = (tensor.float() for tensor in inputs_of(lite, 14, 14, (14, 14), images=5))
+    x, _, grad = (tensor.float() for tensor in inputs_of(lite, 14, 14, (14, 14), images=5))
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -189,7 +189,7 @@ def test_on_the_meta_device_takes_the_same_memory():
 
 def test_adds_gradients_in_place():
     lite = native_of(make(8, 8))
-    x, before, grad = inputs_of(lite, 8, 8, (8, 8))
+    x, _, grad = inputs_of(lite, 8, 8, (8, 8))
     first = run(lite, lambda x: lite(x, (8, 8)), x, grad)
     once, target = first["conv1.weight"].clone(), lite.conv1.weight.grad
     lite(x, (8, 8)).backward(grad)
@@ -200,7 +200,7 @@ def test_adds_gradients_in_place():
 def test_gradients_that_are_asked_for_are_returned():
     """torch.autograd.grad returns them and leaves `.grad` alone."""
     lite = native_of(make(8, 8))
-    x, before, grad = inputs_of(lite, 8, 8, (8, 8))
+    x, _, grad = inputs_of(lite, 8, 8, (8, 8))
     lite(x, (8, 8)).backward(grad)
     once = lite.conv1.weight.grad.clone()
     (asked,) = torch.autograd.grad(lite(x, (8, 8)), lite.conv1.weight, grad)
@@ -209,7 +209,7 @@ def test_gradients_that_are_asked_for_are_returned():
 
 def test_gradients_do_not_bypass_hooks():
     lite = native_of(make(8, 8))
-    x, before, grad = inputs_of(lite, 8, 8, (8, 8))
+    x, _, grad = inputs_of(lite, 8, 8, (8, 8))
     lite(x, (8, 8)).backward(grad)
     once = lite.conv1.weight.grad.clone()
     lite.conv1.weight.register_hook(lambda gradient: 10 * gradient)
@@ -219,7 +219,7 @@ def test_gradients_do_not_bypass_hooks():
 
 def test_gradients_that_are_not_needed():
     lite = native_of(make(8, 8))
-    x, before, grad = inputs_of(lite, 8, 8, (8, 8))
+    x, _, grad = inputs_of(lite, 8, 8, (8, 8))
     whole = run(lite, lambda x: lite(x, (8, 8)), x, grad)
     lite.conv1.requires_grad_(False)
     lite.zero_grad()
@@ -230,7 +230,7 @@ def test_gradients_that_are_not_needed():
 
 def test_an_empty_batch():
     lite = native_of(make(8, 8))
-    x, before, grad = inputs_of(lite, 8, 8, (8, 8), images=0)
+    x, _, grad = inputs_of(lite, 8, 8, (8, 8), images=0)
     found = run(lite, lambda x: lite(x, (8, 8)), x, grad)
     assert all(not gradient.any() for gradient in found.values())
 

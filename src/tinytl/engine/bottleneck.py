@@ -42,10 +42,8 @@ class SlicedBottleneck(nn.Module):
         self.outside = {part: parts.norms[part] for part, name in parts.norm_names.items() if name is None}
         self.parts = [(weight, parts.norms[part]) for part, weight in self.weights.items()]
         for part, weight in self.weights.items():
-            for name, layer in (
-                (parts.conv_names[part], weight),
-                (parts.norm_names[part], parts.norms[part]),
-            ):
+            names = parts.conv_names[part], parts.norm_names[part]
+            for name, layer in zip(names, (weight, parts.norms[part]), strict=True):
                 if name is not None:
                     self.add_module(name, layer)
 

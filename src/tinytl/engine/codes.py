@@ -1,4 +1,4 @@
-"""The codes of a frozen weight as a parameter of the network, so that whoever counts parameters counts them."""
+"""The codes of a frozen weight as a parameter of the network, so that who counts parameters counts them."""
 
 from typing import Any
 

@@ -26,8 +26,9 @@ class Recomputed(Mixin):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Compute the block, and note how to compute it again."""
         first = inputs[0] if inputs else None
-        plain = options or not isinstance(first, Tensor) or is_traced(first)
-        if plain or max(first.shape[-2:]) <= self.above_px:
+        if options or not isinstance(first, Tensor) or max(first.shape[-2:]) <= self.above_px:
+            return super().forward(*inputs, **options)  # type: ignore[misc]
+        if is_traced(first):
             return super().forward(*inputs, **options)  # type: ignore[misc]
         block: Any = self
         parameters = {name: p for name, p in block.named_parameters() if p.requires_grad}

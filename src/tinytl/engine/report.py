@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from tinytl.errors import UserError
-from tinytl.networks.lean_mark import REPORT
+from tinytl.networks.lean_mark import REPORT, is_lean
 
 NAMED = 3  # kinds of layers that the line names
 
@@ -57,10 +57,9 @@ class LeanReport:
 
 def lean_report(network: Any) -> LeanReport:
     """Return the report of a network that `make_lean` has converted. Raises UserError for another."""
-    report = getattr(network, REPORT, None)
-    if report is None:
+    if not is_lean(network):
         raise UserError("engine=lean: make_lean has not converted this network")
-    return report
+    return getattr(network, REPORT)
 
 
 def set_report(network: nn.Module, report: LeanReport) -> None:

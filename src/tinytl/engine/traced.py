@@ -18,7 +18,7 @@ from tinytl.errors import UserError
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether `x` goes through a tracer. Raises UserError for torch.fx, which cannot look into lean layers."""
+    """Whether `x` goes through a tracer. Raises UserError for torch.fx, which cannot trace lean layers."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, FakeTensor):
         return True
     if isinstance(x, torch.fx.Proxy):

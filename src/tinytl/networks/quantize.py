@@ -87,10 +87,7 @@ def codes_of(weight: Tensor) -> QuantizedTensor | None:
     int8 = quantize_int8(weight)
     if torch.allclose(int8.dequantize(), weight, rtol=8 * torch.finfo(weight.dtype).eps, atol=0):
         return int8
-    values, codes = weight.unique(return_inverse=True)
-    if len(values) <= CENTROIDS:
-        return QuantizedTensor(codes.to(torch.uint8), values)
-    return None
+    return _by_table(weight)
 
 
 def mark_quantized(weight: Tensor, values: Tensor) -> None:
@@ -105,8 +102,15 @@ def quantized_again(weight: Tensor, before: QuantizedTensor) -> QuantizedTensor:
     """Quantise another weight as the one before was; values that are rounded already stay as they are."""
     if before.codes.dtype == torch.int8:
         return _by_scale(weight, before.values) or quantize_int8(weight)
-    found = None if weight.is_meta else codes_of(weight)
-    return found if found and found.codes.dtype == torch.uint8 else quantize_kmeans(weight)
+    return _by_table(weight) or quantize_kmeans(weight)
+
+
+def _by_table(weight: Tensor) -> QuantizedTensor | None:
+    """The codes of a weight by a table of its values; None where they are too many."""
+    if weight.is_meta:
+        return None
+    values, codes = weight.unique(return_inverse=True)
+    return QuantizedTensor(codes.to(torch.uint8), values) if len(values) <= CENTROIDS else None
 
 
 def _by_scale(weight: Tensor, scale: Tensor) -> QuantizedTensor | None:

@@ -64,7 +64,7 @@ class _Block(torch.autograd.Function):
         of_main, of_lite = tensors[:count], tensors[count:]
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + count])
         maps = x.to(of_main[0].dtype)
-        out, normed, statistics = block.main_branch.compute(
+        out, normed, statistics = block.main_branch.calls.compute(
             maps, of_main, stored[0], needs, block.main_branch.has_skip
         )
         kept = block.lite_residual.add(maps, out, of_lite, stored[1])
@@ -83,7 +83,7 @@ class _Block(torch.autograd.Function):
         maps, grad = x.to(dtype), grad.to(dtype).contiguous()
         grad_x, grad_main = None, [None] * count
         if needs_x or any(needs[:count]):
-            grad_x, grad_main = main.gradients(
+            grad_x, grad_main = main.calls.gradients(
                 maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
                 main_stored, (needs_x, *needs[:count]), main.has_skip,
             )  # fmt: skip

@@ -67,9 +67,9 @@ class PackedWeight(FrozenWeight):
     def __init__(
         self, layer: nn.Conv2d, *, rows: Packing | None = None, columns: Packing | None = None
     ) -> None:
-        assert rows or columns
-        # nn.Module cannot hold attributes before it is initialised, and packs while it is
-        vars(self).update(rows=rows, columns=columns)
+        packing = rows or columns
+        assert packing is not None
+        self.packing, self.packs_rows = packing, rows is not None  # before `super`, which packs
         super().__init__(layer)
 
     def extra_repr(self) -> str:
@@ -88,19 +88,23 @@ class PackedWeight(FrozenWeight):
 
     def _stored_codes(self, codes: Tensor) -> Tensor:
         flat = codes.flatten(1)  # (out, elements of a channel)
-        if self.rows:
-            return self.rows.pack(flat).unflatten(0, (-1, PACK)).transpose(1, 2).contiguous()
-        return F.pad(self.columns.pack(flat.t()), (0, round_up(len(flat)) - len(flat))).contiguous()
+        if self.packs_rows:
+            return self.packing.pack(flat).unflatten(0, (-1, PACK)).transpose(1, 2).contiguous()
+        return F.pad(self.packing.pack(flat.t()), (0, round_up(len(flat)) - len(flat))).contiguous()
 
     def _stored_values(self, values: Tensor) -> Tensor:
         out = self.shape[0]
         values = values.flatten().expand(out)
-        return self.rows.pack(values) if self.rows else F.pad(values, (0, round_up(out) - out)).contiguous()
+        return (
+            self.packing.pack(values)
+            if self.packs_rows
+            else F.pad(values, (0, round_up(out) - out)).contiguous()
+        )
 
     def _natural_codes(self, codes: Tensor) -> Tensor:
-        if self.rows:
-            return self.rows.unpack(codes.transpose(1, 2).flatten(0, 1))
-        return self.columns.unpack(codes).t()[: self.shape[0]]
+        if self.packs_rows:
+            return self.packing.unpack(codes.transpose(1, 2).flatten(0, 1))
+        return self.packing.unpack(codes).t()[: self.shape[0]]
 
     def _natural_values(self, values: Tensor) -> Tensor:
-        return self.rows.unpack(values) if self.rows else values[: self.shape[0]]
+        return self.packing.unpack(values) if self.packs_rows else values[: self.shape[0]]
