@@ -270,3 +270,11 @@ def test_an_optimizer_of_ones_own_sees_what_trains():
         optimizer.step()
         after.append({name: p.clone() for name, p in network.named_parameters() if p.requires_grad})
     assert all(torch.equal(tensor, after[1][name]) for name, tensor in after[0].items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_network_on_the_gpu():
+    stock, lean = adapted_twice(moved(tiny()).cuda())
+    images = torch.randn(*SIZE, dtype=torch.float64).cuda()
+    torch.testing.assert_close(lean(images), stock(images), rtol=1e-9, atol=1e-9)
+    assert lean(images).is_cuda and tinytl.summary(lean, SIZE).peak_mb

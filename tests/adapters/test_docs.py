@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
 
     def without_download(name, pretrained, num_classes=1000):
         torch.manual_seed(0)
-        network = create(name, num_classes=7)
+        network: Any = create(name, num_classes=7)
         network.reset_classifier(num_classes)
         return network
 

@@ -16,11 +16,15 @@ from safetensors import safe_open
 from tiny_network import TINY
 from torch.utils.data import DataLoader
 
+import tinytl
 from tinytl.errors import UserError
 from tinytl.experiment.program import run
 from tinytl.experiment.validation import numbers as bounds
 from tinytl.methods import METHODS
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
 from tinytl.training.classifier import ImageClassifier
+from tinytl.weights.build import build_network
 
 
 def options(group):
@@ -350,6 +354,9 @@ def test_mean_and_deviation_are_knobs_and_come_back_with_the_weights(ran, tmp_pa
     with safe_open(weights / "adapter_model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["tinytl"]) == record
     assert (record["task"], record["metrics"]) == ("multiclass", first["metrics"])
+    lite = LiteResidualConfig(**record["spec"]["lite_residual"])
+    network = tinytl.load(build_network(NetworkSpec(**{**record["spec"], "lite_residual": lite})), weights)
+    assert tinytl.summary(network).model == record["spec"]["model"] and network.training
     assert (record["mean"], record["std"]) == ([0.1, 0.2, 0.3], [1, 1, 0.5])
     assert record["resolution"] == 32 and record["class_names"] == ["a", "b", "c"]
     again = ran(*FAKE, f"checkpoint={weights}", "lr=1e-12")

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -101,6 +102,22 @@ def test_the_trained_network_comes_back(tmp_path, name, method, quantize):
     assert own is not None
     assert (own.class_names, own.resolution, own.base_path) == (["ant", "bee", "cat"], 32, str(base))
     assert checkpoints.holds_lite_residuals(str(tmp_path / name), MODEL)
+
+
+def test_an_older_file_with_the_statistics_of_the_backbone(tmp_path):
+    """The hash is of what a file does not hold; older versions wrote all statistics."""
+    described = replace(spec("embedded"), norm="bn_frozen")
+    network = build_network(described)
+    freeze(network, "bias")
+    statistics = {k: v for k, v in network.state_dict().items() if "running" in k or "tracked" in k}
+    held = {**trainable_state(network, "bn_frozen"), **statistics}
+    assert len(held) > len(trainable_state(network, "bn_frozen"))
+    record = own_record(
+        described, "bias", "off", network=network, mean=MEAN, std=STD, resolution=32, class_names="abc"
+    )
+    record["frozen_sha256"] = frozen_sha256(network, held)
+    write(tmp_path / "old.safetensors", held, record)
+    assert_same(network, build_network(replace(described, checkpoint=str(tmp_path / "old.safetensors"))))
 
 
 def test_as_many_classes_of_other_names_get_a_new_classifier(tmp_path, caplog):

@@ -23,7 +23,7 @@ from tinytl.networks.spec import EMBEDDED, NetworkSpec
 from tinytl.system.version import VERSION
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.download import is_url, local_path
-from tinytl.weights.tensor_names import canonical
+from tinytl.weights.tensor_names import COUNTER, canonical
 from tinytl.weights.weight_files import OWN, save_weights
 
 
@@ -95,6 +95,7 @@ def trainable_state(network: nn.Module, norm: NormName) -> dict[str, Tensor]:
 def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeName = "off") -> str:
     """Hash the names, types, shapes and values of all tensors but those that a file holds.
 
+    BatchNorm's number of batches is left out: nothing depends on it, and some files lack it.
     `held` are names in the network. With `quantize`, frozen weights are hashed as `quantize_frozen` would
     round them.
     """
@@ -104,7 +105,11 @@ def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeN
         if quantize != "off" and parameter.ndim > 1 and not parameter.requires_grad
     }
     digest = hashlib.sha256()
-    state = {canonical(k): (k, v) for k, v in network.state_dict().items() if k not in held}
+    state = {
+        canonical(k): (k, v)
+        for k, v in network.state_dict().items()
+        if k not in held and not k.endswith(COUNTER)
+    }
     for name, (key, tensor) in sorted(state.items()):
         if key in rounded:
             tensor = QUANTIZERS[quantize](tensor).dequantize()
