@@ -42,7 +42,7 @@ class Summary:
             + ", ".join(f"{PARTS[part]} {number:,}" for part, number in self.trained.items() if number),
             str(self.engine or "stock PyTorch computes it"),
         ]
-        if self.engine and self.engine.for_your_loop:
+        if config.lean and (config.plan.optimizer_bits != 32 or config.plan.step_in_backward):
             lines.append("only tinytl.adam follows optimizer_bits and step_in_backward")
         if self.input_size is not None:
             lines.append(
