@@ -24,7 +24,7 @@ FLOORS = [
     ["weights", "assembly"],
     ["paper"],
     ["memory", "training", "adaptation"],
-    ["planner", "report", "benchmark"],
+    ["adapters", "planner", "report", "benchmark"],
     ["experiment"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -83,11 +83,12 @@ METHODS = {
 def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     """Set `requires_grad` of every parameter by the method's rule; assert that none was missed.
 
-    `network` is a timm model (it knows its classifier). With `blocks`, only that many blocks at the end and
-    the layers after them train, and back-propagation stops there (the sparse update of Lin et al., "On-Device
-    Training Under 256KB Memory", arXiv 2206.15472, by whole blocks). Raises UserError for an unknown method,
-    for one that needs lite residuals where the network has none, for more blocks than there are, and for a
-    network that is lean already.
+    `network` is a timm model, or has its layers named (`networks.blocks.name_layers`). With `blocks`, only
+    that many blocks at the end and the layers after them train, and back-propagation stops there (the sparse
+    update of Lin et al., "On-Device Training Under 256KB Memory", arXiv 2206.15472, by whole blocks).
+
+    Raises UserError for an unknown method, for one that needs lite residuals where the network has none, for
+    more blocks than there are, and for a network that is lean already.
     """
     method = METHODS.get(name)
     if method is None:
@@ -158,10 +159,28 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
         raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
     network.train()
     for module in network.modules():
-        parameters = list(module.parameters())
-        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
-        if frozen or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
+        if _is_frozen(module) or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
             module.eval()
+
+
+def changing_statistics(network: nn.Module, norm: NormName) -> set[str]:
+    """Names of the BatchNorm statistics that do not come with the backbone.
+
+    They are those that training changes, which it does not with norm=bn_frozen or in a frozen layer, and
+    those of lite residual modules.
+    """
+    names: set[str] = set()
+    for prefix, module in network.named_modules():
+        if getattr(module, "running_var", None) is None:
+            continue
+        changes = ".lite_residual." in f".{prefix}" or (norm != "bn_frozen" and not _is_frozen(module))
+        names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False) if changes}
+    return names
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 @dataclass(frozen=True)

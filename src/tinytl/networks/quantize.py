@@ -12,6 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tinytl.errors import UserError
+from tinytl.networks.lean_mark import is_lean
+
 QuantizeName = Literal["int8", "kmeans", "off"]
 CENTROIDS = 256
 KMEANS_STEPS = 50  # the published code's limit; we stop earlier if no centroid moves
@@ -126,9 +129,12 @@ def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
     """Round the frozen weights of convolutions and linear layers to 8 bits, in place; return their number.
 
     Norm scales and shifts stay as they are: they have one element per channel, and so would the scales.
+    Raises UserError for a network that is lean already.
     """
     if name == "off":
         return 0
+    if is_lean(network):
+        raise UserError(f"quantize={name}: the network is lean already; round it before make_lean")
     frozen = [p for p in network.parameters() if p.ndim > 1 and not p.requires_grad]
     for parameter in frozen:
         if parameter.is_meta:

@@ -208,7 +208,7 @@ class ImageClassifier(LightningModule):
 
     def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """What training may change, for checkpoints: frozen weights are not expanded for them."""
-        state = trainable_state(self.network)
+        state = trainable_state(self.network, self.norm)
         return {f"{prefix}network.{name}": tensor for name, tensor in state.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
