@@ -3,6 +3,9 @@
 import copy
 from typing import Any
 
+import tinytl  # noqa: F401  (first: it makes torchvision importable beside a CPU-only torch)
+
+# isort: split
 import timm
 import torch
 from torch import nn
@@ -35,7 +38,7 @@ def frozen(name, method="bias", norm: Any = "bn_frozen", **options) -> Any:
     return network
 
 
-def tinytl(norm: Any = "gn") -> Any:
+def tinytl_network(norm: Any = "gn") -> Any:
     network = moved(build_network(NetworkSpec("proxylessnas_w03", norm, 5, LiteResidualConfig(), 0.0)))
     freeze(network, "tinytl")
     set_train_mode(network, norm)

@@ -5,10 +5,14 @@ import io
 from typing import Any
 
 import pytest
+
+import tinytl  # noqa: F401  (first, also in the processes that a test starts)
+
+# isort: split
 import timm.optim
 import torch
 import torch.nn.functional as F
-from lean_networks import IMAGES, assert_same, frozen, lean_copy, own, tinytl
+from lean_networks import IMAGES, assert_same, frozen, lean_copy, own, tinytl_network
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 from timm.utils import ModelEmaV3
@@ -36,7 +40,7 @@ def layers():
 
 # Weight standardisation and lite residuals; squeeze and excitation; ResNet's blocks; convolutions that train.
 NETWORKS: dict[str, Any] = {
-    "gn": tinytl,
+    "gn": tinytl_network,
     "mobilenetv3": lambda: frozen("mobilenetv3_small_100", drop_rate=0.0),
     "resnet18": lambda: frozen("resnet18"),
     "same padding": lambda: frozen("tf_mobilenetv3_small_minimal_100", drop_path_rate=0.1, drop_rate=0.0),
@@ -159,9 +163,9 @@ def test_codes_in_the_state(quantize, plan):
     whole = lean.state_dict()
     file = io.BytesIO()
     torch.save(state, file)
-    if quantize != "off":
-        assert file.tell() < 0.6 * sum(tensor.nbytes for tensor in whole.values())
-        assert state["blocks.1.0.conv_pw.weight"].shape == network.blocks[1][0].conv_pw.weight.shape
+    weight = network.blocks[1][0].conv_pw.weight
+    codes = state["blocks.1.0.conv_pw.weight"]
+    assert codes.shape == weight.shape and (codes.nbytes == weight.numel() or quantize == "off")
     file.seek(0)
     state = torch.load(file, weights_only=True)
     for other_plan in PLANS.values():
@@ -300,7 +304,7 @@ def test_frozen_weights_cannot_be_made_to_train():
     with pytest.raises(UserError, match=r"the weight is frozen, perhaps in 8 bits.*make_plain"):
         lean.requires_grad_(True)
     with pytest.raises(UserError, match="the weight is frozen"):
-        lean.conv_stem.weight.requires_grad = True
+        dict(lean.named_parameters())["conv_stem.weight"].requires_grad = True
 
 
 @pytest.mark.parametrize("compile", PLANS)
@@ -353,7 +357,8 @@ def test_other_processes_get_it_and_share_its_gradients(tmp_path):
     context: Any = torch.multiprocessing.spawn(
         in_a_process, (networks, expected, tmp_path / "store"), nprocs=2, join=False
     )
-    assert context.join(timeout=300)
+    while not context.join():
+        pass
 
 
 @pytest.mark.parametrize("compile", PLANS)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from lean_networks import IMAGES, PLAN, assert_same, frozen, gradients, lean_copy, own, tinytl
+from lean_networks import IMAGES, PLAN, assert_same, frozen, gradients, lean_copy, own, tinytl_network
 from torch import nn
 
 from tinytl.engine import EnginePlan, lean_report, make_lean
@@ -50,7 +50,7 @@ def test_train_leaves_layers_that_stay_stock_frozen():
 def test_functional_call(name):
     """The gradients are those with respect to the parameters of the call, recomputed or not."""
     if name == "gn tinytl":
-        network = tinytl()
+        network = tinytl_network()
     else:
         network = frozen("resnet18", name.split()[1]) if "18" in name else frozen("mobilenetv3_small_100")
     lean = lean_copy(network)
@@ -153,7 +153,7 @@ def test_empty_batches(model):
 
 
 def test_empty_batches_with_lite_residuals():
-    network = tinytl()
+    network = tinytl_network()
     assert_same(network, lean_copy(network), IMAGES[:0])
 
 
@@ -169,7 +169,7 @@ def test_an_input_of_another_type_is_refused(model):
 
 
 def test_the_order_of_calls():
-    network = tinytl()
+    network = tinytl_network()
     with pytest.raises(UserError, match="norm=bn-frozen: unknown"):
         set_train_mode(network, "bn-frozen")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="has not converted"):
@@ -184,7 +184,7 @@ def test_the_order_of_calls():
 
 
 def test_stepping_in_the_backward_pass_refuses_to_accumulate():
-    network = tinytl().float()
+    network = tinytl_network().float()
     optimizer = adam(
         (p for p in network.parameters() if p.requires_grad), 0.1, 0.0, EnginePlan(step_in_backward=True)
     )
@@ -198,10 +198,10 @@ def test_stepping_in_the_backward_pass_refuses_to_accumulate():
 
 def test_the_plans_settings_that_are_for_the_loop_are_said():
     plan = EnginePlan(micro_batch=2, optimizer_bits=8, step_in_backward=True)
-    report = lean_report(make_lean(tinytl(), plan))
+    report = lean_report(make_lean(tinytl_network(), plan))
     assert report.for_your_loop == ("micro_batch=2", "optimizer_bits=8", "step_in_backward=True")
     assert "left to your optimizer and loop: micro_batch=2" in str(report)
-    assert "left to" not in str(lean_report(make_lean(tinytl(), PLAN)))
+    assert "left to" not in str(lean_report(make_lean(tinytl_network(), PLAN)))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
@@ -209,7 +209,7 @@ def test_the_plans_settings_that_are_for_the_loop_are_said():
 @pytest.mark.parametrize("compile", ["auto", "off"])
 def test_copies(copied, name, compile):
     """They compute the same, by parameters of their own under the same names."""
-    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl(name)
+    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl_network(name)
     lean = lean_copy(network, EnginePlan(slice_kb=30.0, compile=compile))
     other = copied(lean)
     assert str(other) == str(lean)
@@ -225,7 +225,7 @@ def test_copies(copied, name, compile):
 @pytest.mark.parametrize("name", ["gn", "bn_frozen", "mobilenetv3"])
 def test_nothing_is_patched(name):
     """No module hides another's forward pass, and `print` names the layers that run."""
-    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl(name)
+    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl_network(name)
     lean = lean_copy(network)
     assert not any("forward" in vars(module) for module in lean.modules())
     text = str(lean)
@@ -239,9 +239,9 @@ def test_nothing_is_patched(name):
 
 
 def test_trainable_state_fits_either_engine():
-    network = tinytl("bn_frozen")
+    network = tinytl_network("bn_frozen")
     state = {name: tensor for name, tensor in network.state_dict().items() if "conv" not in name}
-    lean = make_lean(tinytl("bn_frozen"), PLAN)
+    lean = make_lean(tinytl_network("bn_frozen"), PLAN)
     missing = set(state) - set(lean.state_dict())
     assert not missing
     assert not lean.load_state_dict(state, strict=False).unexpected_keys
@@ -266,8 +266,8 @@ def test_recomputation_only_where_it_keeps_less():
         assert not report.recomputed and len(report.kept_as_they_were) >= 8
         assert f"{len(report.kept_as_they_were)} blocks keep less as they are" in str(report)
     assert len(lean_report(make_lean(frozen("resnet18", "full"), EnginePlan())).recomputed) == 8
-    assert len(lean_report(make_lean(tinytl(), EnginePlan(compile="off"))).recomputed) == 19
-    assert not lean_report(make_lean(tinytl(), EnginePlan(recompute_above_px=None))).recomputed
+    assert len(lean_report(make_lean(tinytl_network(), EnginePlan(compile="off"))).recomputed) == 19
+    assert not lean_report(make_lean(tinytl_network(), EnginePlan(recompute_above_px=None))).recomputed
 
 
 def test_the_report_names_what_it_cannot_help(caplog):
@@ -284,7 +284,7 @@ def test_the_report_names_what_it_cannot_help(caplog):
 @pytest.mark.parametrize("name", ["gn", "bn_frozen", "mobilenetv3_small_100", "resnet18"])
 def test_gradients_under_autocast(name):
     """They are as close to those in float64 as stock PyTorch's under autocast."""
-    network = tinytl(name) if name in ("gn", "bn_frozen") else frozen(name)
+    network = tinytl_network(name) if name in ("gn", "bn_frozen") else frozen(name)
     images = IMAGES.float()
     exact, _ = gradients(network)
     half = copy.deepcopy(network).float()
