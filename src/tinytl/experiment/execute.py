@@ -99,7 +99,7 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
         fit_statistics(network, data.example_images(STATISTICS_IMAGES))
     record = own_record(
         step.spec, step.method, step.quantize, step.blocks, network=network, resolution=step.resolution,
-        mean=mean, std=std, class_names=splits.class_names,
+        mean=mean, std=std, class_names=splits.class_names, task=splits.task,
     )  # fmt: skip
     engage(network, step)
     module = ImageClassifier(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -37,12 +37,13 @@ class OwnRecord:
     std: list[float] | None = None  # standard deviation of the images, per channel
     resolution: int | None = None  # pixels
     class_names: list[str] | None = None
+    task: Literal["multiclass", "multilabel"] = "multiclass"
 
 
 def own_record(
     spec: NetworkSpec, method: str, quantize: QuantizeName, blocks: int | None = None, *,
     network: nn.Module, mean: Sequence[float], std: Sequence[float], resolution: int,
-    class_names: Sequence[str],
+    class_names: Sequence[str], task: Literal["multiclass", "multilabel"] = "multiclass",
 ) -> dict[str, Any]:  # fmt: skip
     """Return the record of our own checkpoint as plain data.
 
@@ -53,7 +54,7 @@ def own_record(
         spec, method, quantize, blocks,
         base_path=str(base.absolute()) if base else None, frozen_sha256=frozen_sha256(network),
         mean=[float(value) for value in mean], std=[float(value) for value in std],
-        resolution=int(resolution), class_names=[str(name) for name in class_names],
+        resolution=int(resolution), class_names=[str(name) for name in class_names], task=task,
     )  # fmt: skip
     return asdict(record)
 
