@@ -77,7 +77,9 @@ def checked(options: Options) -> tuple[Format, torch.device]:
     if kind not in FORMATS:
         raise UserError(f"format={kind}: unknown; one of {', '.join(FORMATS)}")
     if options.watch and (options.output or options.evaluate):
-        raise UserError("watch=true writes a line an image to stdout; output= and evaluate= do not go with it")
+        raise UserError(
+            "watch=true writes a line an image to stdout; output= and evaluate= do not go with it"
+        )
     device = chosen(options.device) if options.device in ACCELERATORS else None
     if device is None:
         raise UserError(f"device={options.device}: PyTorch finds none here; auto and cpu work")

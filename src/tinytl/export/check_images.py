@@ -37,7 +37,9 @@ def check_images(adapter: Adapter, images: str | None, most: int) -> CheckImages
     if images is not None:
         evaluate = False if adapter.description.task == "multilabel" else None
         found = find_pictures(images, names, evaluate, skip_broken=False)
-        return _transformed(adapter, Images(found.paths, found.labels or [None] * len(found.paths)), most, images)
+        return _transformed(
+            adapter, Images(found.paths, found.labels or [None] * len(found.paths)), most, images
+        )
     test = _test_set(adapter)
     if test is not None and len(test):
         return _transformed(adapter, test, most, "test images of the run")

@@ -83,7 +83,11 @@ class FromScale(nn.Module):
         scale: Any = self.scale
         if torch.onnx.is_in_onnx_export():
             weight = torch.onnx.ops.symbolic(
-                "DequantizeLinear", (codes, scale.flatten()), {"axis": 0}, dtype=scale.dtype, shape=codes.shape
+                "DequantizeLinear",
+                (codes, scale.flatten()),
+                {"axis": 0},
+                dtype=scale.dtype,
+                shape=codes.shape,
             )
         else:
             weight = codes.to(scale.dtype) * scale

@@ -51,7 +51,12 @@ def export(adapter: Adapter, name: FormatName, in_8_bits: bool, path: Path, imag
 
     write_whole(path, write)
     exported = Exported(
-        path, path.stat().st_size, _float32_bytes(adapter.network), _frozen(adapter.network), held, comparisons[0]
+        path,
+        path.stat().st_size,
+        _float32_bytes(adapter.network),
+        _frozen(adapter.network),
+        held,
+        comparisons[0],
     )
     write_json(beside(path), {**adapter.description.plain(), "export": _record(exported, name, form)})
     return exported

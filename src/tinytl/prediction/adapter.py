@@ -11,7 +11,6 @@ from torch import nn
 from tinytl.engine import EnginePlan, make_lean
 from tinytl.errors import UserError
 from tinytl.methods import freeze
-from tinytl.networks.quantize import quantize_frozen
 from tinytl.prediction.adapter_files import adapter_file, is_exported
 from tinytl.prediction.description import Description, sha256_of
 from tinytl.weights.build import build_network
@@ -44,9 +43,8 @@ def load_adapter(source: str) -> Adapter:
     if content.record is None:
         raise UserError(f"adapter={source}: not an adapter: {file.name} has no record of a run")
     record = check_record(content.record, str(file))
-    network = build_network(replace(record.spec, checkpoint=str(file)))
+    network = build_network(replace(record.spec, checkpoint=str(file)))  # its frozen weights are rounded
     freeze(network, record.method, record.blocks)
-    quantize_frozen(network, record.quantize)
     return Adapter(network.eval(), _described(record, network, file), record, file)
 
 

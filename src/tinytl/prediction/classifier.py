@@ -60,5 +60,3 @@ def open_classifier(source: str, device: torch.device) -> Classifier:
         return Classifier(logits, description, torch.device("cpu"))
     adapter = load_adapter(source)
     return Classifier(lean(adapter, device), adapter.description, device)
-
-

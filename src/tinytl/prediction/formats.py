@@ -114,7 +114,10 @@ def as_evaluation(confusion: Confusion, width: int | None = None) -> str:
         recall = figures["recall"]
         table.add_row(printable(name), str(figures["images"]), "-" if recall is None else f"{recall:.1%}")
     table.add_row("all", str(sum(confusion.images)), f"{confusion.accuracy:.1%}", style="bold")
-    return _text(table, width) + f"accuracy {confusion.accuracy:.4f}, balanced {confusion.balanced_accuracy:.4f}\n"
+    return (
+        _text(table, width)
+        + f"accuracy {confusion.accuracy:.4f}, balanced {confusion.balanced_accuracy:.4f}\n"
+    )
 
 
 def _text(table: Table, width: int | None) -> str:

@@ -38,7 +38,9 @@ def find_pictures(
         pictures = _in_folder(root, class_names, evaluate)
     elif root.exists():
         if evaluate:
-            raise UserError(f"evaluate=true: images={printable(images)} is one image, not a folder of classes")
+            raise UserError(
+                f"evaluate=true: images={printable(images)} is one image, not a folder of classes"
+            )
         pictures = Pictures([root])
     else:
         raise UserError(f"images={printable(images)}: no such file or folder")

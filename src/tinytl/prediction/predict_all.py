@@ -58,7 +58,11 @@ def show(
 
 
 def _print(
-    predictions: Sequence[Prediction], rows: Rows, kind: Format, confusion: Confusion | None, width: int | None
+    predictions: Sequence[Prediction],
+    rows: Rows,
+    kind: Format,
+    confusion: Confusion | None,
+    width: int | None,
 ) -> None:
     if kind == "table":
         print(as_evaluation(confusion, width) if confusion else as_table(predictions, rows, width), end="")
@@ -68,9 +72,7 @@ def _print(
         log.warning("accuracy %.4f, balanced %.4f", confusion.accuracy, confusion.balanced_accuracy)
 
 
-def _text(
-    predictions: Sequence[Prediction], rows: Rows, kind: Format, confusion: Confusion | None
-) -> str:
+def _text(predictions: Sequence[Prediction], rows: Rows, kind: Format, confusion: Confusion | None) -> str:
     if kind == "csv":
         return as_csv(predictions, rows)
     if kind == "json":
