@@ -3,7 +3,7 @@
 python src/predict.py adapter=outputs/NAME images=FOLDER
 python src/predict.py adapter=outputs/NAME images=FOLDER output=predictions.csv    # or .json
 python src/predict.py adapter=flowers.onnx images=FILE format=json
-python src/predict.py adapter=outputs/NAME images=FOLDER watch=true                # what arrives, until Ctrl-C
+python src/predict.py adapter=outputs/NAME images=FOLDER watch=true               # what arrives, until Ctrl-C
 
 A folder with class folders is evaluated: accuracy, recall of each class, and with output= the confusion
 matrix as a picture and as CSV. Predictions go to stdout, messages to stderr.
@@ -77,9 +77,7 @@ def checked(options: Options) -> tuple[Format, torch.device]:
     if kind not in FORMATS:
         raise UserError(f"format={kind}: unknown; one of {', '.join(FORMATS)}")
     if options.watch and (options.output or options.evaluate):
-        raise UserError(
-            "watch=true writes a line an image to stdout; output= and evaluate= do not go with it"
-        )
+        raise UserError("watch=true writes a line an image to stdout; no output= or evaluate= goes with it")
     device = chosen(options.device) if options.device in ACCELERATORS else None
     if device is None:
         raise UserError(f"device={options.device}: PyTorch finds none here; auto and cpu work")

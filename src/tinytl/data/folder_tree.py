@@ -62,7 +62,9 @@ class Folder:
 
 
 def read_tree(root: Path, setting: str = "data.root") -> Folder:
-    """Read everything below `root`, which a `setting` names. Raises UserError where it is no folder, or cannot be read.
+    """Read everything below `root`, which a `setting` names.
+
+    Raises UserError where it is no folder, or cannot be read.
 
     Hidden files and folders, the litter of operating systems and files of other kinds are left out. Links are
     followed, but never back into a folder that holds them.

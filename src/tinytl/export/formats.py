@@ -15,7 +15,15 @@ from torch import nn
 
 from tinytl.prediction.description import Description
 from tinytl.prediction.exported_files import (
-    EXTRA_FILE, INPUT, KEY, OUTPUT, Logits, need, run_executorch, run_onnx, run_torch,
+    EXTRA_FILE,
+    INPUT,
+    KEY,
+    OUTPUT,
+    Logits,
+    need,
+    run_executorch,
+    run_onnx,
+    run_torch,
 )  # fmt: skip
 
 FormatName = Literal["onnx", "torch", "executorch"]
