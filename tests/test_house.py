@@ -24,7 +24,7 @@ FLOORS = [
     ["weights", "assembly"],
     ["paper"],
     ["memory", "training", "adaptation", "prediction"],
-    ["planner", "report", "benchmark", "export"],
+    ["adapters", "planner", "report", "benchmark", "export"],
     ["experiment"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -82,11 +82,12 @@ METHODS = {
 def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     """Set `requires_grad` of every parameter by the method's rule; assert that none was missed.
 
-    `network` is a timm model (it knows its classifier). With `blocks`, only that many blocks at the end and
-    the layers after them train, and back-propagation stops there (the sparse update of Lin et al., "On-Device
-    Training Under 256KB Memory", arXiv 2206.15472, by whole blocks). Raises UserError for an unknown method,
-    for one that needs lite residuals where the network has none, for more blocks than there are, and for a
-    network that is lean already.
+    `network` is a timm model, or has its layers named (`networks.blocks.name_layers`). With `blocks`, only
+    that many blocks at the end and the layers after them train, and back-propagation stops there (the sparse
+    update of Lin et al., "On-Device Training Under 256KB Memory", arXiv 2206.15472, by whole blocks).
+
+    Raises UserError for an unknown method, for one that needs lite residuals where the network has none, for
+    more blocks than there are, and for a network that is lean already.
     """
     method = METHODS.get(name)
     if method is None:
@@ -161,6 +162,23 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
         frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
         if frozen or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
             module.eval()
+
+
+def changing_statistics(network: nn.Module, norm: NormName) -> set[str]:
+    """Names of the BatchNorm statistics that do not come with the backbone.
+
+    They are those that training changes, which it does not with norm=bn_frozen or in a frozen layer, and
+    those of lite residual modules.
+    """
+    names: set[str] = set()
+    for prefix, module in network.named_modules():
+        if getattr(module, "running_var", None) is None:
+            continue
+        parameters = list(module.parameters())
+        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+        if ".lite_residual." in f".{prefix}" or not (norm == "bn_frozen" or frozen):
+            names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)}
+    return names
 
 
 @dataclass(frozen=True)

@@ -212,14 +212,14 @@ def test_summary_is_flat_and_leaves_out_what_was_not_measured():
 
 def test_the_artifact_is_what_was_tested(tmp_path):
     folder = tmp_path / "digits müll=1"
-    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "adapter").mkdir(parents=True)
     tracking.upload(logger_of(run := FakeRun()), folder)
     assert run.artifacts == []
-    (folder / "checkpoints" / "weights.safetensors").write_bytes(b"weights")
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     tracking.upload(logger_of(run), folder)
     (artifact,) = run.artifacts
     assert (artifact.type, artifact.name) == ("model", "digits-m-ll-1")
-    assert list(artifact.manifest.entries) == ["weights.safetensors"]
+    assert list(artifact.manifest.entries) == ["adapter_model.safetensors"]
 
 
 class Failing(FakeRun):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tinytl.engine.bottleneck import SlicedBottleneck
 from tinytl.engine.clamp import LeanClamp
 from tinytl.engine.ends import fuse_ends
+from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.frozen_layers import FrozenConv2d, FrozenLinear
 from tinytl.engine.hooks import has_hooks
 from tinytl.engine.kept import kept_tensors
@@ -24,6 +25,7 @@ from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
 from tinytl.engine.report import REPORT, LeanReport, is_lean
 from tinytl.engine.standardized import StandardizedConv2d
+from tinytl.engine.stock import replace_by_lean
 from tinytl.engine.stored_mode import keep_modes
 from tinytl.errors import UserError
 from tinytl.networks.blocks import block_names
@@ -99,13 +101,13 @@ class _Conversion:
         for fused in fuse_ends(parent, self.plan, self.kernels):
             self._note(fused.layer, prefix + fused.name)
         for name, child in list(parent._modules.items()):
-            if child is None or type(child) in (*LAYERS, NativeHead):
+            if child is None or isinstance(child, (*LAYERS, NativeHead, FrozenWeight)):
                 continue
             layer = self._lean(child, prefix + name)
             if layer is None:
                 self.replace_inside(child, f"{prefix}{name}.")
             else:
-                setattr(parent, name, layer)
+                replace_by_lean(parent, name, layer)
 
     def _lean(self, module: nn.Module, name: str) -> nn.Module | None:
         """The lean layer for a module; the same one wherever the module is used again."""

@@ -163,7 +163,7 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reduce the weights to the trainable ones, and add the record of what the network is made from."""
-        state = trainable_state(self.network)
+        state = trainable_state(self.network, self.norm)
         checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in state.items()}
         checkpoint[OWN] = self.record
 

@@ -71,6 +71,10 @@ def _has_type(value: Any, hint: Any) -> bool:
         return any(_has_type(value, argument) for argument in arguments)
     if kind is Literal:
         return value in arguments
+    if kind is dict:
+        return isinstance(value, dict) and all(
+            _has_type(key, arguments[0]) and _has_type(item, arguments[1]) for key, item in value.items()
+        )
     if kind is list:
         return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
     if hint is float:

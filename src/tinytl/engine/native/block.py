@@ -13,6 +13,7 @@ from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.device import check_device
 from tinytl.engine.native.lite_residual import Kept, NativeLiteResidual
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import is_traced
 from tinytl.networks.lite_residual import LiteResidualBlock
 
 
@@ -41,6 +42,9 @@ class NativeLiteResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
         main, lite = self.main_branch, self.lite_residual
+        if is_traced(x):
+            out = main(x)
+            return out + lite(x, out.shape[-2:])
         own, dtype = main.tensors(), autocast_dtype(x)
         check_device(x, own[0].dtype)
         check_dtype(x, own[0].dtype)

@@ -48,6 +48,7 @@ from tinytl.engine.native.trained_weight import (
     native_weight,
 )
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import compute_bottleneck, is_traced
 from tinytl.errors import UserError
 
 MAX_KERNEL = 11  # of the depthwise convolution; MAX_KERNEL in native/depthwise.h
@@ -137,29 +138,30 @@ class NativeBottleneck(nn.Module):
         self.has_skip, self.keep_projection = has_skip, keep_projection
         self.slice_bytes, self.held_bytes = slice_bytes, held_bytes
         self.packing = _packing(depthwise, list(norms.values()))
-        self.expand = native_weight(expand, rows=self.packing) if expand else None
-        self.depthwise = native_weight(depthwise, rows=self.packing)
-        self.project = native_weight(project, columns=self.packing)
-        self.se = None if squeeze is None else NativeSqueezeExcitation(squeeze, self.packing)
+        se = None if squeeze is None else NativeSqueezeExcitation(squeeze, self.packing)
         convs = (expand, depthwise, project)
         self.weights = (
-            self.expand, self.depthwise, self.project, *(self.se.weights if self.se else (None, None)),
+            native_weight(expand, rows=self.packing) if expand else None,
+            native_weight(depthwise, rows=self.packing),
+            native_weight(project, columns=self.packing),
+            *(se.weights if se else (None, None)),
         )  # fmt: skip
         self.trained: tuple[Any, ...] = tuple(
             conv
             for conv in (*convs, *((squeeze.conv_reduce, squeeze.conv_expand) if squeeze else ()))
             if conv is not None and conv.weight.requires_grad
         )
-        for name, conv in zip(conv_names, convs, strict=True):
-            if name is not None and conv in self.trained:
-                self.add_module(name, conv)
+        self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
+        holders = [
+            (name, conv if isinstance(weight, TrainedWeight) else weight)
+            for name, conv, weight in zip(conv_names, convs, self.weights, strict=False)
+            if conv is not None
+        ]
+        self.parts = [(holder, norm) for (_, holder), norm in zip(holders, self.norms, strict=True)]
+        self._register(holders, norms, se)
         self.stem = Convolution.of(expand) if expand else None
         self.filter = Convolution.of(depthwise)
         self.in_channels, self.out_channels = (expand or depthwise).in_channels, project.out_channels
-        for name, norm in norms.items():
-            if name != "outside":
-                self.add_module(name, norm)
-        self.norms = tuple(norms.values())  # after the expansion (if any), depthwise, projection
         self.described_norms = [
             NativeNorm.of(n, act) for n, act in zip(self.norms, (*acts, LINEAR), strict=True)
         ]
@@ -169,6 +171,20 @@ class NativeBottleneck(nn.Module):
             self.statistics_per_image += self.packing.lanes  # the means that the gates are made of
             self.gradient_size += sum(self.se.gradient_sizes)
         self._calls: dict[Any, _Call] = {}
+
+    def _register(
+        self, convs: Sequence[tuple[str | None, Any]], norms: dict[str, Any],
+        squeeze: NativeSqueezeExcitation | None,
+    ) -> None:  # fmt: skip
+        """Register the parts under their names and in the order of the stock block."""
+        self.se = None
+        for (conv_name, conv), (norm_name, norm) in zip(convs, norms.items(), strict=True):
+            if conv is convs[-1][1] and squeeze is not None:
+                self.se = squeeze
+            if conv_name is not None:
+                self.add_module(conv_name, conv)
+            if norm_name != "outside":
+                self.add_module(norm_name, norm)
 
     @staticmethod
     def supports(
@@ -224,19 +240,22 @@ class NativeBottleneck(nn.Module):
 
     def extra_repr(self) -> str:
         """What the block computes besides its norms."""
-        return f"stride={self.filter.stride}, has_skip={self.has_skip}"
+        return f"{self.in_channels}, {self.out_channels}, stride={self.filter.stride}, has_skip={self.has_skip}, native"
 
     def _replicate_for_data_parallel(self) -> Any:
         raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
+        drops = self.drop_path is not None and self.drop_path.training
+        adds_input = self.has_skip and not drops
+        if is_traced(x):
+            out = compute_bottleneck(self, x, adds_input)
+            return self.drop_path(out) + x if self.drop_path is not None and drops else out
         tensors, dtype = self.tensors(), autocast_dtype(x)
         check_device(x, tensors[0].dtype)
         check_dtype(x, tensors[0].dtype)
         refuse_hooks(self.layers())
-        drops = self.drop_path is not None and self.drop_path.training
-        adds_input = self.has_skip and not drops
         with without_autocast(x):
             stored = self.stored_statistics()
             out = _Bottleneck.apply(x.contiguous(), self, dtype, stored, adds_input, *tensors)
@@ -245,7 +264,7 @@ class NativeBottleneck(nn.Module):
     def layers(self) -> list[nn.Module]:
         """The modules that the block computes without calling them."""
         squeeze = () if self.se is None else self.se.layers()
-        return [*self.norms, *squeeze, *self.trained]
+        return [*squeeze, *(layer for part in self.parts for layer in part)]
 
     def tensors(self) -> list[Tensor]:
         """Scale and shift of every norm, biases of squeeze and excitation, then the weights that train."""
@@ -449,7 +468,7 @@ class NativeBottleneck(nn.Module):
 
     def _is_in_place(self, needs_x: bool) -> bool:
         """Whether the gradient with respect to the expanded maps takes their place."""
-        needs_grad = needs_x or isinstance(self.expand, TrainedWeight)
+        needs_grad = needs_x or isinstance(self.weights[0], TrainedWeight)
         return self.stem is None or self.described_norms[0].per_group == 0 or not needs_grad
 
     def _small_sizes(self, geometry: _Geometry) -> dict[str, int]:
@@ -475,7 +494,7 @@ class NativeBottleneck(nn.Module):
                 addresses += weight.addresses()
             else:
                 addresses += NO_WEIGHT if copy is None else copy.addresses
-        if self.expand is None:
+        if self.stem is None:
             norms = [*NO_NORM, *norms]
         convolutions = trained or len(self.weights) * NO_CONVOLUTION
         block = _BLOCK.pack(*addresses, *squeeze, *norms, *call.numbers, *convolutions)

@@ -15,6 +15,7 @@ from tinytl.experiment.record.settings import Settings, recorded
 from tinytl.records.results import read_record
 from tinytl.system.files import remove_unfinished
 from tinytl.training.checkpoints import PREVIOUS, SETTINGS, checkpoint_to_resume
+from tinytl.weights.adapter_places import ADAPTER
 
 log = logging.getLogger("tinytl")
 MOST_NAMED = 6  # differences that an error names
@@ -90,7 +91,7 @@ class InUse(UserError):
 
 def remove_leftovers(folder: Path) -> None:
     """Remove files that killed processes left unfinished."""
-    for place in (folder, folder / "checkpoints"):
+    for place in (folder, folder / "checkpoints", folder / ADAPTER):
         remove_unfinished(place)
     shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
 
@@ -102,7 +103,8 @@ def clear(folder: Path, start: Beginning) -> None:
         results.replace(folder / "results.json.unreadable")
     if start.resumes is None:
         results.unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for place in ("checkpoints", ADAPTER):
+            shutil.rmtree(folder / place, ignore_errors=True)
 
 
 def beginning(folder: Path, asked: Settings, *, resume: bool, overwrite: bool) -> Beginning:

@@ -1,0 +1,40 @@
+"""Whether an adapter belongs to a network."""
+
+from collections import Counter
+
+from tinytl.errors import UserError
+from tinytl.weights.own_checkpoints import OwnRecord
+
+
+def check_classes(record: OwnRecord, folder: str) -> None:
+    """Raise UserError where the names of the classes are not as many as the classes, or not different."""
+    names, count = record.class_names, record.spec.num_classes
+    if names is None:
+        return
+    if len(names) != count:
+        raise UserError(f"{folder}: {len(names)} class names for a classifier of {count} classes")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{folder}: {times} classes are named {name}")
+
+
+def check_same_backbone(ours: OwnRecord, theirs: OwnRecord, folder: str) -> None:
+    """Raise UserError where the adapter `theirs` was trained on other frozen weights than the network has."""
+    if ours.frozen_sha256 != theirs.frozen_sha256:
+        raise UserError(
+            f"{folder}: trained on {theirs.spec.model} whose frozen weights have the SHA-256 "
+            f"{theirs.frozen_sha256}; this network is {ours.spec.model} with {ours.frozen_sha256}"
+        )
+
+
+def check_same_config(ours: OwnRecord, theirs: OwnRecord, folder: str) -> None:
+    """Raise UserError where the adapter `theirs` was trained in another way than the network is adapted."""
+    for setting, here, there in (
+        ("method", ours.method, theirs.method),
+        ("norm", ours.spec.norm, theirs.spec.norm),
+        ("quantize", ours.quantize, theirs.quantize),
+        ("trained_blocks", ours.blocks, theirs.blocks),
+        ("lite_residual", ours.spec.lite_residual, theirs.spec.lite_residual),
+    ):
+        if here != there:
+            raise UserError(f"{folder}: trained with {setting}={there}; this network has {setting}={here}")
