@@ -1,4 +1,4 @@
-"""Exported files give PyTorch's results in their own runtime, hold 8 bits, and are refused where they do not."""
+"""Exported files give PyTorch's results in their own runtime and hold 8 bits; others are refused."""
 
 import json
 import sys

@@ -81,17 +81,15 @@ class FromScale(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:  # (out, ...) -> (out, ...)
         scale: Any = self.scale
+        shift: Any = self.shift
         if torch.onnx.is_in_onnx_export():
-            weight = torch.onnx.ops.symbolic(
-                "DequantizeLinear",
-                (codes, scale.flatten()),
-                {"axis": 0},
-                dtype=scale.dtype,
-                shape=codes.shape,
+            scales, shape = scale.flatten(), codes.shape
+            weight: Tensor = torch.onnx.ops.symbolic(  # type: ignore[assignment]
+                "DequantizeLinear", (codes, scales), {"axis": 0}, dtype=scale.dtype, shape=shape
             )
         else:
             weight = codes.to(scale.dtype) * scale
-        return weight if self.shift is None else weight + self.shift
+        return weight if shift is None else weight + shift
 
 
 class FromTable(nn.Module):

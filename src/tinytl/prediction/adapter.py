@@ -1,10 +1,11 @@
-"""Build the network of an adapter: the plain one, or one that predicts in as little memory as it trained in."""
+"""Build the network of an adapter: the plain one, or one that predicts in little memory."""
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from tinytl.errors import UserError
 from tinytl.methods import freeze
 from tinytl.prediction.adapter_files import adapter_file, is_exported
 from tinytl.prediction.description import Description, sha256_of
+from tinytl.weights.adapter_files import check_config
 from tinytl.weights.build import build_network
 from tinytl.weights.check_own_record import check_record
 from tinytl.weights.own_checkpoints import OwnRecord
@@ -43,6 +45,12 @@ def load_adapter(source: str) -> Adapter:
     if content.record is None:
         raise UserError(f"adapter={source}: not an adapter: {file.name} has no record of a run")
     record = check_record(content.record, str(file))
+    check_config(file, content.record, str(file))
+    if not timm.is_model(record.spec.model):
+        raise UserError(
+            f"adapter={source}: of {record.spec.model}, which timm does not know; tinytl.load puts it into a "
+            f"network of your own"
+        )
     network = build_network(replace(record.spec, checkpoint=str(file)))  # its frozen weights are rounded
     freeze(network, record.method, record.blocks)
     return Adapter(network.eval(), _described(record, network, file), record, file)
@@ -68,7 +76,8 @@ def _described(record: OwnRecord, network: Any, file: Path) -> Description:
         [float(value) for value in getattr(record, key) or network.pretrained_cfg[key]]
         for key in ("mean", "std")
     )
+    task = record.task or "multiclass"  # the only one that older versions and the library did not record
     return Description(
-        names, record.task, record.resolution, mean, std, record.spec.model, record.spec.norm, record.method,
+        names, task, record.resolution, mean, std, record.spec.model, record.spec.norm, record.method,
         record.quantize, str(file), sha256_of(file),
     )  # fmt: skip

@@ -6,12 +6,8 @@ from pathlib import Path
 
 from tinytl.errors import UserError
 from tinytl.records.results import read_record
+from tinytl.weights.adapter_places import file_in
 
-# In a run's folder or an adapter's; the first that is there is taken.
-PLACES = (
-    *("adapter/adapter_model.safetensors", "adapter_model.safetensors"),
-    *("checkpoints/weights.safetensors", "weights.safetensors"),
-)
 EXPORTED = (".onnx", ".pt2", ".pte")  # suffixes of exported files
 
 
@@ -21,15 +17,18 @@ def is_exported(source: str) -> bool:
 
 
 def adapter_file(source: str) -> Path:
-    """Return the file that `source` means. Raises UserError where there is none, or the run has not finished."""
+    """Return the file that `source` means.
+
+    Raises UserError where there is none, or the run has not finished.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if not path.is_dir():
         raise UserError(f"adapter={source}: no such file or folder{_near(path)}")
     _refuse_unfinished(path, source)
-    file = next((path / place for place in PLACES if (path / place).is_file()), None)
-    if file is None:
+    file = file_in(path)
+    if not file.is_file():
         raise UserError(f"adapter={source}: neither a finished run nor an adapter is in this folder")
     return file
 

@@ -39,9 +39,10 @@ class Description:
     def plain(self) -> dict[str, Any]:
         """As plain data for JSON, with words on the input for a program in any language."""
         side = math.ceil(self.resolution / TEST_CROP)
+        shape = f"(batch, 3, {self.resolution}, {self.resolution}) float32"
         words = (
-            f"(batch, 3, {self.resolution}, {self.resolution}) float32: RGB upright, the shorter side resized "
-            f"to {side} pixels, the centre cropped, divided by 255, minus mean, divided by std"
+            f"{shape}: RGB upright, the shorter side resized to {side} pixels, the centre cropped, "
+            f"divided by 255, minus mean, divided by std"
         )
         return {**asdict(self), "resize": side, "input": words}
 

@@ -42,7 +42,7 @@ def run_onnx(path: Path) -> tuple[Logits, Any]:
     runtime = need("onnxruntime", "export", f"{path.name}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Dequantise the weights once, when the file is opened, and not in every call: it takes a quarter of the time.
+    # Dequantise the weights when the file is opened, not in every call: a call takes a quarter of the time.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 

@@ -107,6 +107,11 @@ def as_table(predictions: Sequence[Prediction], rows: Rows, width: int | None = 
     return _text(table, width)
 
 
+def accuracies(confusion: Confusion) -> str:
+    """Accuracy and balanced accuracy in words."""
+    return f"accuracy {confusion.accuracy:.4f}, balanced {confusion.balanced_accuracy:.4f}"
+
+
 def as_evaluation(confusion: Confusion, width: int | None = None) -> str:
     """Accuracy, and a table of the recall of each class."""
     table = Table("class", "images", "recall")
@@ -114,10 +119,7 @@ def as_evaluation(confusion: Confusion, width: int | None = None) -> str:
         recall = figures["recall"]
         table.add_row(printable(name), str(figures["images"]), "-" if recall is None else f"{recall:.1%}")
     table.add_row("all", str(sum(confusion.images)), f"{confusion.accuracy:.1%}", style="bold")
-    return (
-        _text(table, width)
-        + f"accuracy {confusion.accuracy:.4f}, balanced {confusion.balanced_accuracy:.4f}\n"
-    )
+    return f"{_text(table, width)}{accuracies(confusion)}\n"
 
 
 def _text(table: Table, width: int | None) -> str:

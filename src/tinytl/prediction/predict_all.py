@@ -9,7 +9,7 @@ from tinytl.errors import UserError
 from tinytl.evaluation.confusion import Confusion
 from tinytl.prediction.classifier import Classifier, Prediction
 from tinytl.prediction.evaluate import confusion_of, figures, write_confusion
-from tinytl.prediction.formats import Format, Rows, as_csv, as_evaluation, as_json, as_table
+from tinytl.prediction.formats import Format, Rows, accuracies, as_csv, as_evaluation, as_json, as_table
 from tinytl.prediction.pictures import Pictures, find_pictures
 from tinytl.records.results import write_text
 
@@ -69,7 +69,7 @@ def _print(
         return
     print(_text(predictions, rows, kind, confusion), end="")
     if confusion and kind == "csv":
-        log.warning("accuracy %.4f, balanced %.4f", confusion.accuracy, confusion.balanced_accuracy)
+        log.warning(accuracies(confusion))
 
 
 def _text(predictions: Sequence[Prediction], rows: Rows, kind: Format, confusion: Confusion | None) -> str:
