@@ -11,8 +11,8 @@ from tinytl.methods import METHODS, freeze
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.quantize import quantize_frozen
 from tinytl.networks.spec import NetworkSpec
-from tinytl.weights.build import build_network
 from tinytl.weights.adapter_files import save_adapter
+from tinytl.weights.build import build_network
 from tinytl.weights.own_checkpoints import own_record, trainable_state
 
 CLASSES = ("ant", "bee", "cat", "dog")

@@ -16,12 +16,13 @@ BATCHES = (1, 7)  # images in the first batch and in those after it: any size mu
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest differences, and the share of images whose class is right before and after."""
+    """The largest differences, how many images keep their class, and the accuracy before and after."""
 
     images: int
     origin: str
     probabilities: float  # largest absolute difference
     logits: float  # largest absolute difference over the largest logit
+    same_class: int  # images whose likeliest class is the same
     top1_before: float | None  # None: the classes of the images are not known
     top1_after: float | None
 
@@ -42,6 +43,7 @@ def compared(before: Tensor, after: Tensor, images: CheckImages, multilabel: boo
         origin=images.origin,
         probabilities=(either(before.double()) - either(after.double())).abs().max().item(),
         logits=((before - after).abs().max() / before.abs().max().clamp_min(1e-12)).item(),
+        same_class=int((before.argmax(dim=1) == after.argmax(dim=1)).sum()),
         top1_before=_top1(before, images.labels),
         top1_after=_top1(after, images.labels),
     )
@@ -49,10 +51,10 @@ def compared(before: Tensor, after: Tensor, images: CheckImages, multilabel: boo
 
 def refuse_difference(comparison: Comparison, name: str) -> None:
     """Raise UserError where the exported file does not give PyTorch's results."""
-    largest = max(comparison.probabilities, comparison.logits)
-    if not largest <= TOLERANCE:  # also NaN
+    differences = (comparison.probabilities, comparison.logits)
+    if not all(difference <= TOLERANCE for difference in differences):  # also NaN
         raise UserError(
-            f"format={name}: the exported network differs from PyTorch by {largest:.1e} on "
+            f"format={name}: the exported network differs from PyTorch by {max(differences):.1e} on "
             f"{comparison.images} images ({comparison.origin}); at most {TOLERANCE:.0e} is accepted, and no "
             f"file is left"
         )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from tinytl.data.loading import FOLDER_LOADER, load
 from tinytl.errors import UserError
 from tinytl.prediction.adapter import Adapter
 from tinytl.prediction.adapter_files import run_of
-from tinytl.prediction.pictures import find_pictures
+from tinytl.prediction.pictures import Pictures, find_pictures
 from tinytl.records.results import read_record
 
 log = logging.getLogger("tinytl")
-WITHOUT_FILES = ("tinytl.data.digits.load",)  # loaders that read nothing from the disk
+# Loaders that read the disk or nothing; others might download.
+LOADERS = (FOLDER_LOADER, "tinytl.data.table.load", "tinytl.data.digits.load")
 NOISE_IMAGES = 8
 
 
@@ -33,13 +35,10 @@ class CheckImages:
 
 def check_images(adapter: Adapter, images: str | None, most: int) -> CheckImages:
     """Return at most `most` images, spread evenly over those there are. Raises UserError."""
-    names = adapter.description.class_names
     if images is not None:
-        evaluate = False if adapter.description.task == "multilabel" else None
-        found = find_pictures(images, names, evaluate, skip_broken=False)
-        return _transformed(
-            adapter, Images(found.paths, found.labels or [None] * len(found.paths)), most, images
-        )
+        found = _given(adapter, images)
+        given = Images(found.paths, found.labels or [None] * len(found.paths))
+        return _transformed(adapter, given, most, images)
     test = _test_set(adapter)
     if test is not None and len(test):
         return _transformed(adapter, test, most, "test images of the run")
@@ -49,12 +48,21 @@ def check_images(adapter: Adapter, images: str | None, most: int) -> CheckImages
     return CheckImages(noise, None, "noise")
 
 
+def _given(adapter: Adapter, images: str) -> Pictures:
+    """The images in a file or folder, with labels only if all its folders are classes of the adapter."""
+    names = adapter.description.class_names
+    with suppress(UserError):
+        evaluate = False if adapter.description.task == "multilabel" else None
+        return find_pictures(images, names, evaluate, skip_broken=False)
+    return find_pictures(images, names, evaluate=False, skip_broken=False)
+
+
 def _test_set(adapter: Adapter) -> Images | None:
     """The test set of the run that wrote the adapter; None if it is not on this machine."""
     run = run_of(adapter.file)
     data = read_record(run / "results.json").get("config", {}).get("data", {}) if run else {}
     loader, root = data.get("loader"), data.get("root")
-    if loader not in (FOLDER_LOADER, *WITHOUT_FILES):  # others might download
+    if loader not in LOADERS:
         return None
     try:
         splits = load(loader, Path(str(root)).expanduser())

@@ -1,5 +1,6 @@
 """Write a plain network in the formats of other runtimes."""
 
+import importlib
 import io
 import json
 import logging
@@ -74,12 +75,12 @@ def write_torch(network: nn.Module, description: Description, path: Path) -> Non
 
 def write_executorch(network: nn.Module, description: Description, path: Path) -> None:
     """Write an ExecuTorch file for one image, its layers lowered to XNNPACK."""
+    partition = "executorch.backends.xnnpack.partition.xnnpack_partitioner"
     with _quiet():
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-
+        partitioner = importlib.import_module(partition).XnnpackPartitioner()
+        lower = importlib.import_module("executorch.exir").to_edge_transform_and_lower
         program = torch.export.export(network, (_example(description, 1),))
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        lowered = lower(program, partitioner=[partitioner])
         content = lowered.to_executorch().buffer
     path.write_bytes(content)
 

@@ -13,7 +13,8 @@ def show(exported: Exported) -> None:
     )
     print(
         f"largest difference from PyTorch on {check.images} images ({check.origin}): probabilities "
-        f"{check.probabilities:.1e}, logits {check.logits:.1e} of the largest"
+        f"{check.probabilities:.1e}, logits {check.logits:.1e} of the largest; "
+        f"the same class for {check.same_class}"
     )
     if check.top1_before is not None:
         print(f"top-1 {check.top1_before:.4f} in PyTorch, {check.top1_after:.4f} in the exported file")

@@ -63,8 +63,15 @@ def run_torch(path: Path) -> tuple[Logits, str]:
 def run_executorch(path: Path) -> Logits:
     """Open a file of ExecuTorch, which takes one image at a time."""
     runtime = need("executorch.runtime", "executorch", f"{path.name}")
-    method = runtime.Runtime.get().load_program(path.read_bytes()).load_method("forward")
-    return lambda images: torch.cat([method.execute([image[None].contiguous()])[0] for image in images])
+    content = path.read_bytes()
+    program = runtime.Runtime.get().load_program(content)
+    method = program.load_method("forward")
+
+    def logits(images: Tensor) -> Tensor:
+        assert content and program  # the method points into them
+        return torch.cat([method.execute([image[None].contiguous()])[0].clone() for image in images])
+
+    return logits
 
 
 def _open_onnx(path: Path, source: str) -> tuple[Logits, str]:

@@ -42,13 +42,13 @@ class Rows:
             figures: list[Any] = [round(p, DIGITS) for p in prediction.probabilities.tolist()]
         else:
             figures = [value for pair in self.likeliest(prediction) for value in pair]
-        return [printable(prediction.image), *self._true(prediction), *figures]
+        return [printable(prediction.image), *self.true_class(prediction), *figures]
 
     def json_row(self, prediction: Prediction) -> dict[str, Any]:
         """A prediction as plain data: the likeliest class, and probabilities by class, the highest first."""
         row: dict[str, Any] = {"image": printable(prediction.image)}
         if self.with_class:
-            row["true_class"] = self._true(prediction)[0]
+            row["true_class"] = self.true_class(prediction)[0]
         if self.several:
             values = [round(p, DIGITS) for p in prediction.probabilities.tolist()]
             return {**row, "probabilities": dict(zip(self.names, values, strict=True))}
@@ -69,7 +69,8 @@ class Rows:
             (self.names[c], round(p, DIGITS)) for p, c in zip(values.tolist(), classes.tolist(), strict=True)
         ]
 
-    def _true(self, prediction: Prediction) -> list[str]:
+    def true_class(self, prediction: Prediction) -> list[str]:
+        """The name of the true class, in a list; an empty list where the true classes are not known."""
         if not self.with_class:
             return []
         return [self.names[prediction.label]] if prediction.label is not None else [""]
@@ -102,7 +103,7 @@ def as_table(predictions: Sequence[Prediction], rows: Rows, width: int | None = 
         table.add_column(f"{number + 1}.")
     for prediction in predictions:
         words = [", ".join(rows.words(prediction)) or "none"] if rows.several else rows.words(prediction)
-        true = [printable(name) for name in rows._true(prediction)]
+        true = [printable(name) for name in rows.true_class(prediction)]
         table.add_row(printable(prediction.image), words[0], *true, *words[1:])
     return _text(table, width)
 
