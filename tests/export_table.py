@@ -62,8 +62,7 @@ def adapters(options: Options) -> Iterator[tuple[str, Adapter]]:
         yield Path(folder).name, load_adapter(folder)
     for model in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            method = "bias" if model == "inception_v3" else "tinytl"
-            write_run(Path(folder), options.norm, method, model=model, resolution=options.resolution)
+            write_run(Path(folder), options.norm, "bias", model=model, resolution=options.resolution)
             yield model, load_adapter(folder)
 
 
