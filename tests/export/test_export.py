@@ -117,6 +117,17 @@ def test_a_file_that_differs_is_not_left(tmp_path, exported, monkeypatch, error)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pt2", "run"]
 
 
+def test_what_an_exporter_refuses_is_one_line(tmp_path, exported, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no such operator\nand a long trace")
+
+    monkeypatch.setitem(formats.FORMATS, "torch", replace(formats.FORMATS["torch"], write=refuse))
+    write_run(tmp_path / "run", "bn_frozen", "last")
+    code, _, err = exported(f"adapter={tmp_path}/run", "format=torch")
+    assert code == 1
+    assert err == "error: format=torch: tinytl_tiny cannot be exported to it (no such operator)\n"
+
+
 def test_the_runs_own_test_images(tmp_path, exported):
     write_classes(tmp_path / "data" / "train", *CLASSES, images=2)
     write_classes(tmp_path / "data" / "test", *CLASSES, images=3)

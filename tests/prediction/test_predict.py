@@ -78,13 +78,15 @@ def test_probabilities(tmp_path, program, norm, method, quantize):
 
 
 def test_a_turned_photograph_is_seen_upright(tmp_path, program, run_folder):
-    upright = Image.open(write_image(tmp_path / "a.png", (60, 40)))
+    upright = Image.open(write_image(tmp_path / "[1] a: b #2.png", (60, 40)))
     exif = Image.Exif()
     exif[274] = 6  # must be turned by 90 degrees to the right to be upright
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
     _, out, _ = program(f"adapter={run_folder}", f"images={tmp_path}", "format=json")
     first, second = (row["probabilities"] for row in json.loads(out)["images"])
     assert first == second
+    _, out, _ = program(f"adapter={run_folder}", f"images={tmp_path}/[1] a: b #2.png", "format=json")
+    assert json.loads(out)["images"][0]["probabilities"] == first
 
 
 def test_class_folders_are_evaluated(tmp_path, program, run_folder):

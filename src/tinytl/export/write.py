@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from tinytl.errors import UserError
 from tinytl.export.check import Comparison, compared, logits_in_batches, refuse_difference
 from tinytl.export.check_images import CheckImages
 from tinytl.export.eight_bits import make_exportable
 from tinytl.export.formats import FORMATS, Format, FormatName
 from tinytl.prediction.adapter import Adapter
+from tinytl.prediction.description import Description
 from tinytl.records.results import write_json
 from tinytl.system.files import write_whole
 
@@ -44,7 +46,7 @@ def export(adapter: Adapter, name: FormatName, in_8_bits: bool, path: Path, imag
     comparisons: list[Comparison] = []
 
     def write(temporary: Path) -> None:
-        form.write(network, adapter.description, temporary)
+        _write(form, name, network, adapter.description, temporary)
         after = logits_in_batches(form.run(temporary), images.images, form.any_batch)
         comparisons.append(compared(before, after, images, adapter.description.task == "multilabel"))
         refuse_difference(comparisons[0], name)
@@ -60,6 +62,15 @@ def export(adapter: Adapter, name: FormatName, in_8_bits: bool, path: Path, imag
     )
     write_json(beside(path), {**adapter.description.plain(), "export": _record(exported, name, form)})
     return exported
+
+
+def _write(form: Format, name: FormatName, network: nn.Module, description: Description, path: Path) -> None:
+    try:
+        form.write(network, description, path)
+    except Exception as error:  # exporters raise errors of every kind for what they do not know
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        model = description.model
+        raise UserError(f"format={name}: {model} cannot be exported to it ({reason})") from error
 
 
 def beside(path: Path) -> Path:

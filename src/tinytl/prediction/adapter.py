@@ -21,6 +21,7 @@ from tinytl.weights.own_checkpoints import OwnRecord
 from tinytl.weights.weight_files import read_weights
 
 log = logging.getLogger("tinytl")
+SOURCE_PARTS = 3  # of the file's path that exported files name: run, folder, file
 
 
 @dataclass(frozen=True)
@@ -79,5 +80,5 @@ def _described(record: OwnRecord, network: Any, file: Path) -> Description:
     task = record.task or "multiclass"  # the only one that older versions and the library did not record
     return Description(
         names, task, record.resolution, mean, std, record.spec.model, record.spec.norm, record.method,
-        record.quantize, str(file), sha256_of(file),
+        record.quantize, "/".join(file.absolute().parts[-SOURCE_PARTS:]), sha256_of(file),
     )  # fmt: skip

@@ -29,7 +29,7 @@ class Description:
     norm: str
     method: str
     quantize: str
-    source: str  # the file of the trained weights
+    source: str  # the end of the path of the trained weights
     source_sha256: str
 
     def transform(self) -> Callable[[Any], Any]:
