@@ -7,7 +7,6 @@ Learning", NeurIPS 2020 (arXiv 2007.11622).
 import os
 from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import tinytl.system.openmp  # noqa: F401  (before torch)
 import torch
 
 from tinytl.system.files import cache_folder
+from tinytl.system.version import VERSION
 
 if TYPE_CHECKING:
     from tinytl.adapters.active import switch, unload
@@ -47,10 +47,7 @@ _PLACES = {
     "tinytl.networks.lite_residual": ("LiteResidualConfig",),
 }
 
-try:
-    __version__ = version("tinytl")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "unknown"
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:

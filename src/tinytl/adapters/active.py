@@ -6,8 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from tinytl.adapters.state import STATE, Network, state_of
+from tinytl.engine.mixin import restore_class
+from tinytl.engine.plain import make_plain
+from tinytl.engine.stored_mode import InEvaluation
 from tinytl.errors import UserError
 from tinytl.networks.blocks import NAMES, set_class_count
+from tinytl.networks.lean_mark import is_lean
 from tinytl.weights.own_checkpoints import trainable_state
 from tinytl.weights.tensor_names import canonical
 
@@ -58,9 +62,11 @@ def unload(network: Network) -> Network:
     What was frozen is in floating point again, as it was rounded. Raises UserError where it is not adapted.
     """
     state_of(network)
-    from tinytl.engine.plain import make_plain
-
-    make_plain(network)
+    if is_lean(network):
+        make_plain(network)
+    for module in network.modules():
+        if isinstance(module, InEvaluation):
+            restore_class(module)
     for attribute in (STATE, NAMES):
         delattr(network, attribute)
     return network

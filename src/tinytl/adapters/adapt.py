@@ -15,15 +15,14 @@ from tinytl.adapters.optimizers import refuse_optimizers
 from tinytl.adapters.state import STATE, Adapted, Network, is_adapted
 from tinytl.engine import make_lean
 from tinytl.engine.hooks import has_hooks
-from tinytl.engine.report import is_lean
 from tinytl.engine.stock import without_tensors
 from tinytl.engine.stored_mode import keep_modes
 from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, has_lite_residuals, set_train_mode
 from tinytl.networks.blocks import class_layers, name_layers
+from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import (
     LiteResidual,
-    LiteResidualConfig,
     fit_statistics,
     insert_lite_residuals,
     is_pretrained,
@@ -122,8 +121,8 @@ def _add_lite_residuals(network: nn.Module, config: Config, size: Sequence[int] 
             return
     standardizes = any(isinstance(m, WeightStandardizedConv2d) for m in network.modules())
     shapes = None if config.blocks is None else block_shapes(network, config.blocks, size)
-    shape, eps = config.lite_residual or LiteResidualConfig(), batch_norm_eps(network) or 1e-5
-    if not insert_lite_residuals(network, shape, config.norm_name, eps, shapes):
+    eps = batch_norm_eps(network) or 1e-5
+    if not insert_lite_residuals(network, config.new_lite_residual, config.norm_name, eps, shapes):
         raise UserError(
             f"method={config.method}: {type(network).__name__} has no blocks of timm to which lite residual "
             f"modules can be added; name its blocks in Config(blocks=...), or take another method"

@@ -1,5 +1,6 @@
 """Whether an adapter belongs to a network."""
 
+import math
 from collections import Counter
 
 from tinytl.errors import UserError
@@ -16,6 +17,20 @@ def check_classes(record: OwnRecord, folder: str) -> None:
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise UserError(f"{folder}: {times} classes are named {name}")
+
+
+def check_transform(record: OwnRecord, folder: str) -> None:
+    """Raise UserError where mean, standard deviation, resolution or metrics cannot be right."""
+    for name, values in (("mean", record.mean), ("std", record.std)):
+        if values is not None and (len(values) != 3 or not all(map(math.isfinite, values))):
+            raise UserError(f"{folder}: {name}={values}: three numbers are needed, one per channel")
+    if record.std is not None and min(record.std) <= 0:
+        raise UserError(f"{folder}: std={record.std}: a standard deviation is positive")
+    if record.resolution is not None and record.resolution < 1:
+        raise UserError(f"{folder}: resolution={record.resolution}: a number of pixels is needed")
+    for name, value in (record.metrics or {}).items():
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise UserError(f"{folder}: the metric {name} is {value}")
 
 
 def check_same_backbone(ours: OwnRecord, theirs: OwnRecord, folder: str) -> None:

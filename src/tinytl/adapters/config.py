@@ -1,7 +1,7 @@
 """What `adapt` is told."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
@@ -68,6 +68,11 @@ class Config:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise UserError(f"{name}={getattr(self, name)!r:.60} cannot be right")
+
+    @property
+    def new_lite_residual(self) -> LiteResidualConfig:
+        """The shape of new lite residual modules, which only blocks that train have."""
+        return replace(self.lite_residual or LiteResidualConfig(), blocks=self.trained_blocks)
 
     @property
     def norm_name(self) -> NormName:

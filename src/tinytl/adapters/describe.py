@@ -1,15 +1,15 @@
 """The record of an adapted network, before anything is known of its classes."""
 
+from dataclasses import replace
 from typing import Any
 
 import timm
 
-import tinytl
 from tinytl.adapters.config import Config
-from tinytl.methods import has_lite_residuals
 from tinytl.networks.blocks import class_count, given_names
-from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.spec import NetworkSpec
+from tinytl.system.version import VERSION
 from tinytl.weights.own_checkpoints import OwnRecord, frozen_sha256, trainable_state
 
 
@@ -26,7 +26,7 @@ def describe(network: Any, config: Config, rounding: bool = False) -> OwnRecord:
         mean=None if mean is None else list(mean), std=None if std is None else list(std),
         resolution=None if size is None else int(size[-1]),
         classifier=names.classifier, block_names=None if names.blocks is None else list(names.blocks),
-        version=tinytl.__version__,
+        version=VERSION,
     )  # fmt: skip
 
 
@@ -37,7 +37,10 @@ def model_name(network: Any) -> str:
 
 
 def _spec(network: Any, config: Config) -> NetworkSpec:
-    shape = (config.lite_residual or LiteResidualConfig()) if has_lite_residuals(network) else None
+    lite_residuals = sum(isinstance(module, LiteResidual) for module in network.modules())
+    shape = config.new_lite_residual if lite_residuals else None
+    if shape and shape.blocks is not None and lite_residuals > shape.blocks:
+        shape = replace(shape, blocks=None)  # the network had them before
     model, tag = model_name(network), (getattr(network, "pretrained_cfg", None) or {}).get("tag")
     weights = f"{model}.{tag}" if tag and timm.is_model_pretrained(f"{model}.{tag}") else None
     return NetworkSpec(model, config.norm_name, class_count(network), shape, _dropout(network), weights)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tinytl.adapters.active import activate, active_tensors, put
 from tinytl.adapters.adapt import convert, make_ready, refuse_unfit
-from tinytl.adapters.compare import check_classes, check_same_backbone, check_same_config
+from tinytl.adapters.compare import check_classes, check_same_backbone, check_same_config, check_transform
 from tinytl.adapters.config import NORMS, Config
 from tinytl.adapters.describe import describe
 from tinytl.adapters.state import Network, is_adapted, sharing_copy, state_of
@@ -20,7 +20,7 @@ from tinytl.networks.blocks import set_class_count
 from tinytl.networks.quantize import quantize_frozen
 from tinytl.weights.adapter_files import read_adapter, save_adapter
 from tinytl.weights.load_into_network import check_fit
-from tinytl.weights.own_checkpoints import OwnRecord, trainable_state
+from tinytl.weights.own_checkpoints import OwnRecord, trainable_state, with_base
 from tinytl.weights.tensor_names import canonical
 
 
@@ -29,14 +29,15 @@ def save(
     class_names: Sequence[str] | None = None, mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None, resolution: int | None = None,
     metrics: Mapping[str, float | str] | None = None,
-    task: Literal["multiclass", "multilabel"] | None = None,
+    task: Literal["multiclass", "multilabel"] | None = None, base: str | None = None,
 ) -> None:  # fmt: skip
     """Write an adapter of the network (None: the active one) into a folder.
 
     `adapter_model.safetensors` holds what was trained, `adapter_config.json` its record: what it belongs to,
     and the names of the classes, mean and standard deviation of the images per channel, their resolution in
-    pixels, and metrics. What is not given stays as it was loaded, or as timm says. Raises UserError where the
-    network is not adapted, and where there are not as many names as classes.
+    pixels, and metrics. `base` is the weights that the network began with, as `checkpoint=` takes them; with
+    it the programs can build the network. What is not given stays as it was loaded, or as timm says. Raises
+    UserError where the network is not adapted, and for values that cannot be right.
     """
     state = state_of(network)
     name = name or state.active
@@ -48,7 +49,9 @@ def save(
         "resolution": resolution, "metrics": metrics and dict(metrics), "task": task,
     }  # fmt: skip
     record = replace(state.records[name], **{key: value for key, value in given.items() if value is not None})
+    record = record if base is None else with_base(record, base)
     check_classes(record, str(folder))
+    check_transform(record, str(folder))
     tensors = active_tensors(network) if name == state.active else state.inactive[name]
     save_adapter(Path(folder), tensors, asdict(record))
     state.records[name] = record

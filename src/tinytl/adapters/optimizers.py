@@ -38,7 +38,10 @@ def refuse_optimizers(network: nn.Module) -> None:
 
 def _optimizers_over(network: nn.Module) -> list[torch.optim.Optimizer]:
     parameters = {id(parameter) for parameter in network.parameters()}
-    optimizers = [each for each in gc.get_objects() if issubclass(type(each), torch.optim.Optimizer)]
+    kinds = {torch.optim.Optimizer}
+    while more := {sub for kind in kinds for sub in kind.__subclasses__()} - kinds:
+        kinds |= more
+    optimizers: list[Any] = [each for each in gc.get_objects() if type(each) in kinds]
     return [optimizer for optimizer in optimizers if parameters & _ids(optimizer)]
 
 

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from tinytl.errors import UserError
 
+# Operators by which torch averages parameters on GPUs (torch.optim.swa_utils); they refuse integers.
+AVERAGING = (torch._foreach_addcdiv_, torch._foreach_add_)
+
 
 class Codes(nn.Parameter):
     """A frozen weight as a layer stores it: integers of 8 bits, or values that are not quantised.
@@ -60,6 +63,14 @@ class Codes(nn.Parameter):
                 "make_plain(network) first"
             )
 
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute as for any tensor, except that averages are written into integers."""
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in AVERAGING and not args[0][0].is_floating_point():
+                return _average(func, *args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Codes":
         if id(self) not in memo:
             memo[id(self)] = Codes(self.data.clone(), self.count)
@@ -67,3 +78,13 @@ class Codes(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return Codes, (self.data, self.count)
+
+
+def _average(
+    func: Any, averages: list[Tensor], differences: list[Tensor], *args: Any, **options: Any
+) -> None:
+    """Add multiples of differences to averages of codes; equal codes stay as they are."""
+    values = [average.float() for average in averages]
+    func(values, [difference.float() for difference in differences], *args, **options)
+    for average, value in zip(averages, values, strict=True):
+        average.copy_(value.round())

@@ -39,6 +39,7 @@ class FrozenWeight(nn.Module):
         weight = layer.weight.detach()
         quantized = codes_of(layer.weight) or QuantizedTensor(weight.clone(), weight.new_ones(()))
         self._store(quantized, weight)
+        self.bias = layer.bias
 
     @property
     def codes(self) -> Tensor:

@@ -27,7 +27,6 @@ class FrozenConv2d(FrozenWeight):
     def __init__(self, conv: Any, plan: EnginePlan, kernels: Kernels) -> None:
         super().__init__(conv)
         self.kernels = kernels
-        self.bias: nn.Parameter | None = conv.bias
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.padding_mode, self.groups = conv.padding, conv.padding_mode, conv.groups
@@ -103,7 +102,6 @@ class FrozenLinear(FrozenWeight):
     def __init__(self, linear: nn.Linear, kernels: Kernels) -> None:
         super().__init__(linear)
         self.kernels = kernels
-        self.bias = linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     @classmethod

@@ -16,6 +16,8 @@ from tinytl.engine.frozen_layers import FrozenConv2d, FrozenLinear
 from tinytl.engine.hooks import has_hooks
 from tinytl.engine.kept import kept_tensors
 from tinytl.engine.kernels import Kernels, choose_kernels
+from tinytl.engine.lean_network import Lean
+from tinytl.engine.mixin import become
 from tinytl.engine.native.block import NativeLiteResidualBlock
 from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.head import NativeHead
@@ -23,12 +25,13 @@ from tinytl.engine.native.lite_residual import NativeLiteResidual
 from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
-from tinytl.engine.report import REPORT, LeanReport, is_lean
+from tinytl.engine.report import LeanReport, set_report
 from tinytl.engine.standardized import StandardizedConv2d
 from tinytl.engine.stock import replace_by_lean
 from tinytl.engine.stored_mode import keep_modes
 from tinytl.errors import UserError
 from tinytl.networks.blocks import block_names
+from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import LiteResidualBlock
 
 log = logging.getLogger("tinytl")
@@ -73,7 +76,8 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
     conversion.replace_inside(network, "")
     keep_modes(network)
     report = _recompute(network, blocks, plan, conversion)
-    setattr(network, REPORT, report)
+    set_report(network, report)
+    become(network, Lean)
     if not any(tensor.is_meta for tensor in _tensors(network)):
         log.info("%s", report)
     return network

@@ -104,15 +104,21 @@ def block_names(network: Any, layers: tuple[type[nn.Module], ...] = (nn.Conv2d,)
     return names
 
 
+def last_block_names(network: Any, count: int) -> list[str]:
+    """Names of the last `count` blocks. Raises UserError where the network has fewer."""
+    blocks = block_names(network)
+    if count > len(blocks) or not blocks:
+        raise UserError(f"blocks={count}: the network has {len(blocks)}")
+    return blocks[len(blocks) - count :]
+
+
 def before_last_blocks(network: Any, count: int) -> list[str]:
     """Names of the parameters before the last `count` blocks; with 0, of all but those after the last block.
 
     Raises UserError where the network has fewer blocks.
     """
     blocks, names = block_names(network), [name for name, _ in network.named_parameters()]
-    if count > len(blocks) or not blocks:
-        raise UserError(f"blocks={count}: the network has {len(blocks)}")
-    kept = tuple(f"{block}." for block in blocks[len(blocks) - count :])
+    kept = tuple(f"{block}." for block in last_block_names(network, count))
     inside = [i for i, name in enumerate(names) if name.startswith(kept)] if kept else []
     last = max(i for i, name in enumerate(names) if name.startswith(tuple(f"{b}." for b in blocks)))
     return names[: min(inside, default=last + 1)]

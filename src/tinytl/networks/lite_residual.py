@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinytl.errors import UserError
-from tinytl.networks.blocks import EXPANDED, RESIDUAL, convolutions
+from tinytl.networks.blocks import EXPANDED, RESIDUAL, convolutions, last_block_names
 from tinytl.networks.norms import NormName, norm_layer
 
 # The published code fits kernel sizes to maps as if every image had this resolution.
@@ -26,6 +26,7 @@ class LiteResidualConfig:
     expansion: float = 1.0  # its output channels over its input channels
     pooling: int = 2  # the block's input is average-pooled by this factor; 1: not at all
     upsampling: Literal["bilinear", "nearest"] = "bilinear"
+    blocks: int | None = None  # in this many of the last blocks; None: in all
     pretrained: bool = True  # False: random weights, whatever the checkpoint holds (the paper's Table 4)
 
     def __post_init__(self) -> None:
@@ -123,38 +124,43 @@ def insert_lite_residuals(
     configuration does not fit the channels.
     """
     places = list(_places(network, shapes))
-    for _, name, _, shape in places:
+    last = None if config.blocks is None else last_block_names(network, config.blocks)
+    for path, shape in places:
         if shape.in_channels % config.groups:
             raise UserError(
-                f"lite_residual.groups={config.groups} does not divide {shape.in_channels} channels ({name})"
+                f"lite_residual.groups={config.groups} does not divide {shape.in_channels} channels ({path})"
             )
-    resolution = NOMINAL_RESOLUTION
-    for parent, name, block, shape in places:
+    resolution, inserted = NOMINAL_RESOLUTION, 0
+    for path, shape in places:
         kernel = _fitting_kernel(config.kernel_size, max(1, resolution // config.pooling))
-        lite = LiteResidual(*shape, kernel, config, norm, eps).to(next(block.parameters()))
         resolution = max(1, resolution // shape.stride)
-        if isinstance(block, RESIDUAL):
-            shortcut: Any = block.downsample or nn.Identity()
-            block.downsample = LiteResidualShortcut(shortcut, lite)
-        else:
-            setattr(parent, name, LiteResidualBlock(block, lite))
-    return len(places)
+        if last is None or path in last:
+            block = network.get_submodule(path)
+            lite = LiteResidual(*shape, kernel, config, norm, eps).to(next(block.parameters()))
+            _insert(network, path, lite)
+            inserted += 1
+    return inserted
 
 
-def _places(
-    network: nn.Module, shapes: Mapping[str, BlockShape] | None
-) -> Iterator[tuple[nn.Module, str, nn.Module, BlockShape]]:
-    """Yield (parent, name in it, block, shape) of the blocks that take a lite residual."""
+def _insert(network: nn.Module, path: str, lite: LiteResidual) -> None:
+    parent, _, name = path.rpartition(".")
+    block: Any = network.get_submodule(path)
+    if isinstance(block, RESIDUAL):
+        block.downsample = LiteResidualShortcut(block.downsample or nn.Identity(), lite)
+    else:
+        setattr(network.get_submodule(parent), name, LiteResidualBlock(block, lite))
+
+
+def _places(network: nn.Module, shapes: Mapping[str, BlockShape] | None) -> Iterator[tuple[str, BlockShape]]:
+    """Yield (name, shape) of the blocks that take a lite residual."""
     if shapes is not None:
-        for path, shape in shapes.items():
-            parent, _, name = path.rpartition(".")
-            yield network.get_submodule(parent), name, network.get_submodule(path), shape
+        yield from shapes.items()
         return
-    for parent in network.modules():
+    for parent_name, parent in network.named_modules():
         for name, block in parent.named_children():
             shape = _shape(block) if isinstance(block, EXPANDED + RESIDUAL) else None
             if shape is not None:
-                yield parent, name, block, shape
+                yield f"{parent_name}.{name}".lstrip("."), shape
 
 
 def _shape(block: nn.Module) -> BlockShape | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tinytl.errors import UserError
+from tinytl.networks.lean_mark import is_lean
 
 QuantizeName = Literal["int8", "kmeans", "off"]
 CENTROIDS = 256
@@ -128,7 +129,7 @@ def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
     """
     if name == "off":
         return 0
-    if hasattr(network, "lean_report"):
+    if is_lean(network):
         raise UserError(f"quantize={name}: the network is lean already; round it before make_lean")
     frozen = [p for p in network.parameters() if p.ndim > 1 and not p.requires_grad]
     for parameter in frozen:

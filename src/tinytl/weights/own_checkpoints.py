@@ -7,7 +7,7 @@ path, URL or timm name, and holds a hash of these tensors, by which a wrong base
 import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import tinytl
 from tinytl.errors import UserError
 from tinytl.methods import changing_statistics
 from tinytl.networks.norms import NormName
 from tinytl.networks.quantize import QUANTIZERS, QuantizeName
 from tinytl.networks.spec import EMBEDDED, NetworkSpec
+from tinytl.system.version import VERSION
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.download import is_url, local_path
 from tinytl.weights.tensor_names import canonical
@@ -59,16 +59,21 @@ def own_record(
 
     `network` is the one to train, after `freeze` and `quantize_frozen` and before `make_lean`.
     """
-    base = local_path(spec.checkpoint) if spec.checkpoint else None
     record = OwnRecord(
         spec, method, quantize, blocks,
-        base_path=str(base.absolute()) if base else None,
         frozen_sha256=frozen_sha256(network, trainable_state(network, spec.norm)),
         mean=[float(value) for value in mean], std=[float(value) for value in std],
         resolution=int(resolution), class_names=[str(name) for name in class_names],
-        task=task, version=tinytl.__version__,
+        task=task, version=VERSION,
     )  # fmt: skip
-    return asdict(record)
+    return asdict(with_base(record, spec.checkpoint))
+
+
+def with_base(record: OwnRecord, base: str | None) -> OwnRecord:
+    """The record with this base: a path, a URL, the name of timm weights, or None for random weights."""
+    path = local_path(base) if base else None
+    spec = replace(record.spec, checkpoint=base)
+    return replace(record, spec=spec, base_path=str(path.absolute()) if path else None)
 
 
 def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -77,11 +82,14 @@ def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
 
 
 def trainable_state(network: nn.Module, norm: NormName) -> dict[str, Tensor]:
-    """The tensors that are not the base's: trainable parameters, and BatchNorm statistics that may change."""
+    """The tensors that are not the base's: trainable parameters, and BatchNorm statistics that may change.
+
+    `state_dict` is not asked, because a lean network would expand its frozen weights for it.
+    """
     parameters = network.named_parameters(remove_duplicate=False)
-    statistics = changing_statistics(network, norm)
+    buffers, statistics = network.named_buffers(remove_duplicate=False), changing_statistics(network, norm)
     trained = {name: parameter.detach() for name, parameter in parameters if parameter.requires_grad}
-    return trained | {name: buffer for name, buffer in network.named_buffers() if name in statistics}
+    return trained | {name: buffer for name, buffer in buffers if name in statistics}
 
 
 def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeName = "off") -> str:

@@ -71,7 +71,6 @@ class PackedWeight(FrozenWeight):
         # nn.Module cannot hold attributes before it is initialised, and packs while it is
         vars(self).update(rows=rows, columns=columns)
         super().__init__(layer)
-        self.bias = layer.bias
 
     def extra_repr(self) -> str:
         """What the stock layer says of itself, and how its weight is stored."""
