@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from math import nan
 
 import pytest
 import torch
@@ -10,9 +11,13 @@ from image_folders import write_classes
 from trained_adapters import CLASSES, MEAN, STD, write_run
 
 import export as program
+from tinytl.errors import UserError
 from tinytl.experiment.schema import CONF
 from tinytl.export import formats
+from tinytl.export.check import Comparison, refuse_difference
+from tinytl.export.check_images import check_images
 from tinytl.prediction import exported_files
+from tinytl.prediction.adapter import load_adapter
 from tinytl.prediction.classifier import open_classifier
 
 onnx = pytest.importorskip("onnx")
@@ -64,7 +69,7 @@ def largest_difference(network, path, images):
     [
         ("gn", "bias", "int8", "a.onnx", "INT8"),
         ("bn_frozen", "last", "kmeans", "a.onnx", "UINT8"),
-        ("gn", "tinytl", "kmeans", "a.pt2", None),
+        ("gn", "bias", "kmeans", "a.pt2", None),
     ],
 )
 def test_files(tmp_path, exported, norm, method, quantize, file, bits):
@@ -102,12 +107,11 @@ def test_float32_where_asked(tmp_path, exported):
     assert largest_difference(network, file, torch.randn(2, 3, 32, 32)) < 1e-5
 
 
-@pytest.mark.parametrize("error", [2e-4, float("nan")])
-def test_a_file_that_differs_is_not_left(tmp_path, exported, monkeypatch, error):
+def test_a_file_that_differs_is_not_left(tmp_path, exported, monkeypatch):
     write_run(tmp_path / "run", "bn_frozen", "last")
     wrong = replace(
         formats.FORMATS["torch"],
-        run=lambda path: lambda images: exported_files.run_torch(path)[0](images) * (1 + error),
+        run=lambda path: lambda images: exported_files.run_torch(path)[0](images) * (1 + 2e-4),
     )
     monkeypatch.setitem(formats.FORMATS, "torch", wrong)
     (tmp_path / "old.pt2").write_text("an earlier file")
@@ -128,13 +132,20 @@ def test_what_an_exporter_refuses_is_one_line(tmp_path, exported, monkeypatch):
     assert err == "error: format=torch: tinytl_tiny cannot be exported to it (no such operator)\n"
 
 
-def test_the_runs_own_test_images(tmp_path, exported):
+@pytest.mark.parametrize(("probabilities", "logits"), [(nan, 0.0), (0.0, nan), (2e-4, 0.0), (0.0, 2e-4)])
+def test_differences_that_are_refused(probabilities, logits):
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        refuse_difference(Comparison(5, "noise", probabilities, logits, 5, None, None), "onnx")
+
+
+def test_the_runs_own_test_images(tmp_path):
     write_classes(tmp_path / "data" / "train", *CLASSES, images=2)
     write_classes(tmp_path / "data" / "test", *CLASSES, images=3)
     data = {"loader": "tinytl.data.folder.load", "root": str(tmp_path / "data")}
     write_run(tmp_path / "run", "bn_frozen", "last", data=data)
-    code, out, _ = exported(f"adapter={tmp_path}/run", "format=torch", "check_images=8")
-    assert code == 0 and "8 images (test images of the run)" in out and "top-1" in out
+    found = check_images(load_adapter(str(tmp_path / "run")), None, most=8)
+    assert found.origin == "test images of the run" and found.images.shape == (8, 3, 32, 32)
+    assert found.labels is not None and sorted(set(found.labels.tolist())) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
