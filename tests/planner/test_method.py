@@ -86,7 +86,7 @@ def test_expectations_are_the_papers():
 def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_good_as):
     """Everything fits: the first resolution from 3.5 times their size on, worth no more than those."""
     planner = Planner(EIGHT_BITS)
-    found = choice.choose(planner, 1e9, [96, 128, 160, 192], None, image_px)
+    found = choice.weigh(planner, 1e9, [96, 128, 160, 192], None, image_px).best
     assert (found.method, found.blocks, found.resolution) == ("full", None, resolution)
     assert found.expected == pytest.approx(choice.expected_top1("full", 1.0, as_good_as))
 
@@ -95,7 +95,7 @@ def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_goo
 def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
     """By brute force over every method, share of blocks and resolution."""
     planner = Planner(EIGHT_BITS, may_step_in_backward=False)
-    found = choice.choose(planner, budget_mb * 1e6, PX)
+    found = choice.weigh(planner, budget_mb * 1e6, PX).best
     count = len(block_names(build_on_meta(SMALL.spec)))
     best = 0.0
     for method, info in METHODS.items():
@@ -113,12 +113,12 @@ def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
 
 def test_a_budget_too_small_for_any_method():
     with pytest.raises(UserError, match=r"memory_budget_mb=0.1: method=auto takes at least .*method=last"):
-        choice.choose(Planner(SMALL), 1e5, PX)
+        choice.weigh(Planner(SMALL), 1e5, PX)
 
 
 def test_what_a_network_cannot_take_is_not_chosen():
     inception = replace(EIGHT_BITS, spec=NetworkSpec("inception_v3", "gn", 10), batch_size=1)
-    found = choice.choose(Planner(inception), 60e6, [96])
+    found = choice.weigh(Planner(inception), 60e6, [96]).best
     assert not METHODS[found.method].needs_lite_residual
-    none = choice.choose(Planner(EIGHT_BITS), 1.1e6, [96], None)
+    none = choice.weigh(Planner(EIGHT_BITS), 1.1e6, [96], None).best
     assert not METHODS[none.method].needs_lite_residual

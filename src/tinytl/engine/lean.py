@@ -29,7 +29,7 @@ from tinytl.errors import UserError
 from tinytl.networks.blocks import block_names
 from tinytl.networks.lite_residual import LiteResidualBlock
 
-log = logging.getLogger("tinytl")
+log = logging.getLogger(__name__)
 
 # The first whose `of` returns a layer replaces a module. Layers for whole blocks come before those for parts
 # of them, and faster ones before slower ones.

@@ -18,6 +18,8 @@ from tinytl.training.checkpoints import PREVIOUS, SETTINGS, checkpoint_to_resume
 
 log = logging.getLogger("tinytl")
 MOST_NAMED = 6  # differences that an error names
+METRICS = "metrics.csv"  # file of the metrics of every epoch
+TENSORBOARD = "tensorboard"  # folder for TensorBoard
 TEMPORARY = ".temporary"  # folder for what libraries write during a run
 STATES = ("last.ckpt", PREVIOUS)
 EPOCHS = ("epochs", "data.epochs")
@@ -101,9 +103,10 @@ def clear(folder: Path, start: Beginning) -> None:
     if results.is_file() and not read_record(results):  # written by something else, or damaged
         results.replace(folder / "results.json.unreadable")
     if start.resumes is None:
-        for path in (results, *folder.glob("confusion.*")):
+        for path in (results, folder / METRICS, *folder.glob("confusion.*")):
             path.unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", TENSORBOARD):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def beginning(folder: Path, asked: Settings, *, resume: bool, overwrite: bool) -> Beginning:
