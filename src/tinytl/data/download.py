@@ -28,7 +28,7 @@ def fetch(name: str, root: Path, files: str, make: Callable[[Path, bool], Any]) 
     with suppress(Exception):  # absent or damaged, for which each data set raises its own error
         return make(root, False)
     if not _may_download.get():
-        raise UserError(f"not in {printable(root)}")
+        raise UserError(f"data={name} is not in {printable(root)}")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"), _time_limit():  # only one of several processes downloads

@@ -1,9 +1,10 @@
 """Plan a run without doing it: read the data if they are at hand, decide everything, time some steps."""
 
+import os
+import time
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from omegaconf import OmegaConf
 
 from tinytl.assembly import TrainingStep
 from tinytl.data.download import without_downloads
+from tinytl.data.images import Transformed
 from tinytl.data.loading import FOLDER_LOADER, TABLE_LOADER, load_data
 from tinytl.data.splits import Splits
+from tinytl.data.transforms import train_transform
 from tinytl.errors import UserError
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.resolve import facts, num_classes, resolve
@@ -23,6 +26,7 @@ from tinytl.memory.measure import time_steps
 from tinytl.weights.build import head_classes
 
 SHARE_OF_FREE = 0.5  # of the memory: steps that may take more are not timed
+IMAGES = 24  # whose loading is timed
 USERS = (FOLDER_LOADER, TABLE_LOADER, "tinytl.data.unlabelled.load")  # loaders of the user's own images
 
 
@@ -32,7 +36,8 @@ class Plan:
 
     experiment: Experiment
     data: Splits | str
-    step_seconds: float | None  # None: not timed
+    step_seconds: float | None  # of computing a step; None: not timed
+    load_seconds: float | None  # of loading a step's images in one process; None: not timed
 
     @property
     def steps(self) -> int | None:
@@ -47,8 +52,13 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """The predicted seconds of the training steps, without loading images, validation and test."""
-        return None if self.steps is None or self.step_seconds is None else self.steps * self.step_seconds
+        """The predicted seconds of the training, without validation and test."""
+        if self.steps is None or self.step_seconds is None or self.load_seconds is None:
+            return None
+        workers = self.experiment.data.workers
+        if workers == 0:
+            return self.steps * (self.step_seconds + self.load_seconds)
+        return self.steps * max(self.step_seconds, self.load_seconds / min(workers, os.cpu_count() or 1))
 
 
 def plan(cfg: Any) -> Plan:
@@ -63,7 +73,9 @@ def plan(cfg: Any) -> Plan:
         if OmegaConf.select(cfg, "teacher") is None:
             validate_data(cfg, data)
         experiment = resolve(cfg, facts(_classes(cfg, len(data.class_names), ""), data.task))
-    return Plan(experiment, data, _seconds_of_a_step(experiment, cfg.time_steps))
+    computing = _seconds_of_a_step(experiment, cfg.time_steps)
+    loading = None if computing is None or isinstance(data, str) else _seconds_to_load(experiment)
+    return Plan(experiment, data, computing, loading)
 
 
 def _classes(cfg: Any, in_data: int | None, absent: str) -> int:
@@ -109,4 +121,24 @@ def _seconds_of_a_step(experiment: Experiment, steps: int) -> float | None:
 @cache
 def _time(step: TrainingStep, steps: int) -> float:
     """Time a step, once for all jobs of a sweep; how many classes there are hardly matters."""
-    return median(time_steps({"step": step}, steps)["step"])
+    return min(time_steps({"step": step}, steps)["step"])
+
+
+def _seconds_to_load(experiment: Experiment) -> float:
+    """Time the loading of a step's images in one process."""
+    data, px = experiment.data, experiment.step.resolution
+    place = (data.loader, data.root, data.skip_broken)
+    changes = (data.crop_scale_min, data.flip, data.color_jitter)
+    return experiment.step.batch_size * _seconds_to_load_an_image(place, px, changes)
+
+
+@cache
+def _seconds_to_load_an_image(place: tuple[str, str, bool], px: int, changes: tuple[Any, ...]) -> float:
+    """Time some images, once for all jobs of a sweep."""
+    images = load_data(*place).splits.train
+    grey = (0.5, 0.5, 0.5)
+    loaded = Transformed(images, range(len(images)), train_transform(px, grey, grey, *changes), 0)
+    begun = time.process_time()
+    for number in range(IMAGES):
+        loaded[number * len(images) // IMAGES]
+    return (time.process_time() - begun) / IMAGES

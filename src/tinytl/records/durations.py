@@ -2,7 +2,9 @@
 
 
 def duration(seconds: float) -> str:
-    """Format a time for reading: 0.3 s, 45 s, 12 min, 3.5 h."""
+    """Format a time for reading: 79 ms, 4.2 s, 45 s, 12 min, 3.5 h."""
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 100:

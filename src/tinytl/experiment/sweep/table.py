@@ -60,14 +60,10 @@ def _show_results(rows: list[Row]) -> None:
     kind = next((words for name, words in ACCURACIES.items() if name in metrics), "accuracy")
     front = on_the_front(rows)
     columns = ("status", f"{kind}, %", "measured, MB", "time", "front")
-    _print(
-        rows, columns, [[*_ran(row), "*" if marked else ""] for row, marked in zip(rows, front, strict=True)]
-    )
+    marks = ["*" if marked else "" for marked in front]
+    _print(rows, columns, [[*_ran(row), mark] for row, mark in zip(rows, marks, strict=True)])
     if any(front):
-        print(
-            "front: nothing here has at least this accuracy in less memory (means over seeds)",
-            file=sys.stderr,
-        )
+        print("* on the front: no other job is as accurate in less memory", file=sys.stderr)
 
 
 def _planned(row: Row) -> list[str]:
@@ -102,9 +98,7 @@ def _figure(value: float | None) -> str:
 def _planned_in_all(rows: list[Row]) -> str:
     open_jobs = [row for row in rows if row["status"] == "planned"]
     known = [row["predicted_seconds"] for row in open_jobs if row["predicted_seconds"] is not None]
-    time = (
-        f"; {duration(sum(known))} of training for {len(known)} of them, one after the other" if known else ""
-    )
+    time = f"; {duration(sum(known))} for {len(known)} of them, one after the other" if known else ""
     return f"{len(rows)} jobs, {len(open_jobs)} to run{time}"
 
 

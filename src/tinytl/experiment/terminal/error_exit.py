@@ -32,6 +32,7 @@ def guarded(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with one_line_errors():
+            sys.argv[1:] = _multirun_first(sys.argv[1:])
             _refuse_unknown_flags()
             sys.argv[1:] = prepared(sys.argv[1:])
             main()
@@ -39,6 +40,11 @@ def guarded(main: Callable[[], None]) -> None:
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _multirun_first(arguments: list[str]) -> list[str]:
+    """Move -m to the front: argparse takes no settings on both sides of a flag."""
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def _refuse_unknown_flags() -> None:

@@ -74,8 +74,16 @@ def _memory(experiment: Experiment) -> str:
     predicted = "not predicted, because two networks take part"  # in an adaptation
     if experiment.predicted_mb is not None:
         predicted = f"predicted {experiment.predicted_mb:,.1f} MB for a step"
-    plan = [f"engine={experiment.step.engine}", *(f"{key}={value}" for key, value in experiment.planned)]
+    knobs = (f"engine.{key}={typed(value)}" for key, value in experiment.planned)
+    plan = [f"engine={experiment.step.engine}", *knobs]
     return f"{predicted}, {budget} ({' '.join(plan)})"
+
+
+def typed(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else f"{value:g}"
 
 
 def show_parameters(groups: list[ParameterGroup]) -> None:

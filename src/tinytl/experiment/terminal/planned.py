@@ -26,8 +26,8 @@ def _time(plan: Plan) -> str:
     if plan.step_seconds is None:
         steps = "" if plan.steps is None else f"{plan.steps:,} steps; "
         return f"{steps}no step was timed"
-    step = f"{duration(plan.step_seconds)} a step"
+    step = f"{duration(plan.step_seconds)} to compute a step"
     if plan.seconds is None:
         return f"{step}; how many there are depends on the data"
-    steps = f"{plan.steps:,} steps, {step}"
-    return f"about {duration(plan.seconds)} of training ({steps}); loading images may add to it"
+    loading = f"{duration(plan.load_seconds or 0)} to load its images"
+    return f"about {duration(plan.seconds)} of training ({plan.steps:,} steps, {step}, {loading})"

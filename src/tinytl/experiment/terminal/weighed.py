@@ -9,7 +9,7 @@ from tinytl.planner.method import Candidate, Weighed
 
 def show_weighed(weighed: Weighed, budget_mb: float) -> None:
     """Print the candidates as a table, and the reason of the choice."""
-    table = Table("", "expected top-1, %", "at least, MB", "method", "trained blocks", "px", box=None)
+    table = Table("weighed", "expected top-1, %", "at least, MB", "method", "trained blocks", "px", box=None)
     for column in (1, 2, 4, 5):
         table.columns[column].justify = "right"
     for candidate, size_bytes in weighed.fitting:
@@ -23,13 +23,13 @@ def show_weighed(weighed: Weighed, budget_mb: float) -> None:
 
 def reason(weighed: Weighed, budget_mb: float) -> str:
     """Say why the first candidate won."""
-    first = f"the highest expectation of {weighed.considered} candidates"
+    first = f"of {weighed.considered} candidates it has the highest expectation"
     if weighed.too_large is None:
-        return f"{first}: none is expected to be better, whatever its memory"
+        return first
     candidate, size_bytes = weighed.too_large
     return (
         f"{first} that fits into {budget_mb:g} MB; the next better one ({candidate.method}, "
-        f"{_blocks(candidate)} blocks, {candidate.resolution} px: {candidate.expected:.1f} %) "
+        f"{_blocks(candidate)} blocks, {candidate.resolution} px, {candidate.expected:.1f} %) "
         f"takes at least {enough_mb(size_bytes):.1f} MB"
     )
 
