@@ -95,18 +95,27 @@ def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_goo
 def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
     """By brute force over every method, share of blocks and resolution."""
     planner = Planner(EIGHT_BITS, may_step_in_backward=False)
-    found = choice.weigh(planner, budget_mb * 1e6, PX).best
+    weighed = choice.weigh(planner, budget_mb * 1e6, PX)
+    found = weighed.best
     count = len(block_names(build_on_meta(SMALL.spec)))
-    best = 0.0
+    best, larger = {}, []  # expectations of what fits, by method and blocks, and of what does not
     for method, info in METHODS.items():
         for share, kept in info.gain_kept.items():
             for px in PX:
                 spec = replace(SMALL.spec, lite_residual=LITE if info.needs_lite_residual else None)
                 blocks = None if share == 1 else round(share * count)
                 step = replace(EIGHT_BITS, spec=spec, method=method, resolution=px, blocks=blocks)
-                if replace(planner, step=step).smallest_bytes() <= budget_mb * 1e6:
-                    best = max(best, choice.expected_top1(method, kept, px))
-    assert found.expected == pytest.approx(best)
+                expected = choice.expected_top1(method, kept, px)
+                least = replace(planner, step=step).smallest_bytes()
+                if least <= budget_mb * 1e6:
+                    best[method, blocks] = max(best.get((method, blocks), (0.0, 0)), (expected, least))
+                else:
+                    larger.append((expected, least))
+    shown = [(candidate.expected, size_bytes) for candidate, size_bytes in weighed.fitting]
+    assert shown == sorted(best.values(), reverse=True)[:5]
+    better = min((pair for pair in larger if pair[0] > found.expected), default=None)
+    next_better = weighed.too_large and (weighed.too_large[0].expected, weighed.too_large[1])
+    assert (next_better and next_better[0]) == (better and better[0])
     step = choice.apply(EIGHT_BITS, found)
     assert predicted_bytes(replace(planner, step=step).choose(budget_mb * 1e6)) <= budget_mb * 1e6
 
