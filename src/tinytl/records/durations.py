@@ -10,3 +10,8 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def time_left(seconds: float) -> str:
+    """Format the time that something will still take: 4 s left, 12 min left."""
+    return f"{seconds:.0f} s left" if seconds < 100 else f"{duration(seconds)} left"

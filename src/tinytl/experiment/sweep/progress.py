@@ -9,7 +9,7 @@ from typing import Any
 
 from tinytl.errors import UserError
 from tinytl.experiment.sweep.figures import in_short
-from tinytl.records.durations import duration
+from tinytl.records.durations import time_left
 
 VARYING = "TINYTL_VARYING"  # environment variable: the settings in which the jobs differ
 THIS_SWEEP = "TINYTL_SWEEP"  # environment variable that tells sweeps of one name apart
@@ -68,8 +68,8 @@ class SweepProgress:
         failed = sum(job["status"] != "finished" for job in ended)
         left = head["jobs"] - len(ended)
         seconds = (time.time() - head["begun"]) / max(ran, 1) * left
-        time_left = f", {duration(seconds)} left" if left and ran else ""
-        return f"{len(ended)} of {head['jobs']} done, {failed} failed{time_left}"
+        end = f", {time_left(seconds)}" if left and ran else ""
+        return f"{len(ended)} of {head['jobs']} done, {failed} failed{end}"
 
 
 def label(settings: Mapping[str, str], name: str) -> str:

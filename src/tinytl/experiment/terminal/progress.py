@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, Trainer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from tinytl.experiment.terminal.console import console
-from tinytl.records.durations import duration
+from tinytl.records.durations import time_left
 
 LINE_EVERY_SECONDS = 60.0  # where the lines go to a file
 
@@ -66,12 +66,12 @@ class ShowProgress(Callback):
         left = (now - self._begun) / (self._done - self._first) * (self._total - self._done)
         if self._bar is not None:
             self._bar.update(
-                self._bar.task_ids[0], completed=self._done, description=doing, left=f"{duration(left)} left"
+                self._bar.task_ids[0], completed=self._done, description=doing, left=time_left(left)
             )
         elif self._shown and now - self._said > LINE_EVERY_SECONDS:
             self._said = now
             share = 100 * self._done / self._total
-            print(f"{share:.0f} % done ({doing}), {duration(left)} left", file=sys.stderr, flush=True)
+            print(f"{share:.0f} % done ({doing}), {time_left(left)}", file=sys.stderr, flush=True)
 
     def _end(self) -> None:
         if self._bar is not None:
