@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import sqrt
 
 import pytest
+import torch
 from configuration import composed, experiment
 from fake_data import FAKE
 from image_folders import write_classes, write_split
@@ -21,6 +22,7 @@ from tinytl.experiment.terminal import progress
 from tinytl.experiment.terminal.closing import show_closing
 from tinytl.experiment.terminal.error_exit import _multirun_first
 from tinytl.experiment.terminal.weighed import reason
+from tinytl.experiment.validation.devices import check_devices
 from tinytl.planner.method import Candidate, Weighed
 from tinytl.records.durations import duration
 
@@ -165,6 +167,20 @@ def test_a_system_that_does_not_report_its_free_memory():
     assert resolve(composed(*FAKE), unknown).budget_mb is None
     with pytest.raises(UserError, match=r"memory_budget_mb=auto: this system does not report"):
         resolve(composed(*FAKE, "memory_budget_mb=auto"), unknown)
+
+
+def test_a_plan_for_a_gpu_that_is_not_here():
+    """A GPU has plain operators, which take more memory."""
+    cpu, mps = (experiment(*FAKE, f"trainer.accelerator={kind}") for kind in ("cpu", "mps"))
+    assert (cpu.step.plan.compile, mps.step.plan.compile) == ("auto", "off")
+    assert mps.step.plan.lean_layers is False and mps.predicted_mb != cpu.predicted_mb
+
+
+def test_what_apples_gpu_cannot_do(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    check_devices(composed("trainer.accelerator=mps", "trainer.precision=16-mixed"))
+    with pytest.raises(UserError, match=r"trainer.precision=64-true: Apple's GPUs compute no 64-bit floats"):
+        check_devices(composed("trainer.accelerator=mps", "trainer.precision=64-true"))
 
 
 def test_what_a_budget_has_set_is_said_and_nothing_else():

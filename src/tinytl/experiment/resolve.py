@@ -186,7 +186,9 @@ def _on_its_device(cfg: Any, step: TrainingStep, facts: Facts) -> TrainingStep:
 
 
 def _on_gpu(cfg: Any, facts: Facts) -> bool:
-    return facts.has_gpu and cfg.trainer.accelerator != "cpu"
+    """Whether the run is meant for a GPU; a dry run can be of another machine's."""
+    accelerator = cfg.trainer.accelerator
+    return accelerator in ("gpu", "cuda", "mps") or (facts.has_gpu and accelerator == "auto")
 
 
 def _planned(
