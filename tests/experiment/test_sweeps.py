@@ -155,7 +155,7 @@ def test_failures_are_recorded_and_do_not_stop_the_rest(sweep):
 
 
 def test_plans(sweep):
-    """dry_run lists every job with its memory and time: that of a run with another seed, or that of its steps."""
+    """dry_run lists every job with memory and time: that of a run with another seed, or that of its steps."""
     sweep(*QUICK, "method=last")
     done, _ = sweep(*QUICK, "method=last,full", "seed=0,1", "dry_run=true")
     plans = json.loads(done.stdout)
