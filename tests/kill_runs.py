@@ -140,7 +140,7 @@ def results(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted((folder / "outputs").glob("*/results.json")):
         record = json.loads(path.read_text())
-        weights = load_file(path.parent / "checkpoints" / "weights.safetensors")
+        weights = load_file(path.parent / "adapter" / "adapter_model.safetensors")
         kept = {key: record[key] for key in ("status", "metrics", "curves", "params")}
         found[path.parent.name] = kept | {"weights": {k: v.numpy().tobytes() for k, v in weights.items()}}
     return found

@@ -23,8 +23,8 @@ FLOORS = [
     ["methods", "engine"],
     ["weights", "assembly"],
     ["paper"],
-    ["memory", "training", "adaptation"],
-    ["planner", "report", "benchmark"],
+    ["memory", "training", "adaptation", "prediction"],
+    ["adapters", "planner", "report", "benchmark", "export"],
     ["experiment"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -54,7 +54,15 @@ def test_imports_run_downwards(path):
 def test_the_package_is_all_that_is_installed():
     """No module of a general name becomes importable where tinytl is installed; programs are a screen."""
     programs = sorted((ROOT / "src").glob("*.py"))
-    assert [path.stem for path in programs] == ["bench", "dashboard", "pretrain", "report", "run"]
+    assert [path.stem for path in programs] == [
+        "bench",
+        "dashboard",
+        "export",
+        "predict",
+        "pretrain",
+        "report",
+        "run",
+    ]
     assert 'include = ["tinytl*"' in (ROOT / "pyproject.toml").read_text()
     assert all(len(path.read_text().splitlines()) < 120 for path in programs)
 

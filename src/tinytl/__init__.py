@@ -6,9 +6,10 @@ Learning", NeurIPS 2020 (arXiv 2007.11622).
 
 import os
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tinytl.system.openmp  # noqa: F401  (before torch)
 
@@ -16,11 +17,49 @@ import tinytl.system.openmp  # noqa: F401  (before torch)
 import torch
 
 from tinytl.system.files import cache_folder
+from tinytl.system.version import VERSION
 
-try:
-    __version__ = version("tinytl")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "unknown"
+if TYPE_CHECKING:
+    from tinytl.adapters.active import switch, unload
+    from tinytl.adapters.adapt import adapt
+    from tinytl.adapters.config import Config
+    from tinytl.adapters.files import load, save
+    from tinytl.adapters.optimizers import adam
+    from tinytl.adapters.summary import Summary, summary
+    from tinytl.engine.plan import EnginePlan
+    from tinytl.errors import UserError
+    from tinytl.networks.lite_residual import LiteResidualConfig
+
+__all__ = [
+    "Config", "EnginePlan", "LiteResidualConfig", "Summary", "UserError", "__version__", "adam", "adapt",
+    "load", "save", "summary", "switch", "unload",
+]  # fmt: skip
+# Where the public names are. They are imported when they are first used, so that programs start sooner.
+_PLACES = {
+    "tinytl.adapters.active": ("switch", "unload"),
+    "tinytl.adapters.adapt": ("adapt",),
+    "tinytl.adapters.config": ("Config",),
+    "tinytl.adapters.files": ("load", "save"),
+    "tinytl.adapters.optimizers": ("adam",),
+    "tinytl.adapters.summary": ("Summary", "summary"),
+    "tinytl.engine.plan": ("EnginePlan",),
+    "tinytl.errors": ("UserError",),
+    "tinytl.networks.lite_residual": ("LiteResidualConfig",),
+}
+
+__version__ = VERSION
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(module), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _keep_torchs_files_in_the_cache() -> None:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from tinytl.errors import UserError
 from tinytl.networks.blocks import before_last_blocks, classifiers
+from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import NORM_NAMES, NormName
 
@@ -82,16 +83,17 @@ METHODS = {
 def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     """Set `requires_grad` of every parameter by the method's rule; assert that none was missed.
 
-    `network` is a timm model (it knows its classifier). With `blocks`, only that many blocks at the end and
-    the layers after them train, and back-propagation stops there (the sparse update of Lin et al., "On-Device
-    Training Under 256KB Memory", arXiv 2206.15472, by whole blocks). Raises UserError for an unknown method,
-    for one that needs lite residuals where the network has none, for more blocks than there are, and for a
-    network that is lean already.
+    `network` is a timm model, or has its layers named (`networks.blocks.name_layers`). With `blocks`, only
+    that many blocks at the end and the layers after them train, and back-propagation stops there (the sparse
+    update of Lin et al., "On-Device Training Under 256KB Memory", arXiv 2206.15472, by whole blocks).
+
+    Raises UserError for an unknown method, for one that needs lite residuals where the network has none, for
+    more blocks than there are, and for a network that is lean already.
     """
     method = METHODS.get(name)
     if method is None:
         raise UserError(f"method={name}: unknown; one of {', '.join(METHODS)}")
-    if hasattr(network, "lean_report"):
+    if is_lean(network):
         raise UserError(f"method={name}: the network is lean already; freeze it before make_lean")
     if method.needs_lite_residual and not has_lite_residuals(network):
         raise UserError(f"method={name}: the network has no lite residual modules to train")
@@ -157,10 +159,28 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
         raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
     network.train()
     for module in network.modules():
-        parameters = list(module.parameters())
-        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
-        if frozen or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
+        if _is_frozen(module) or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
             module.eval()
+
+
+def changing_statistics(network: nn.Module, norm: NormName) -> set[str]:
+    """Names of the BatchNorm statistics that do not come with the backbone.
+
+    They are those that training changes, which it does not with norm=bn_frozen or in a frozen layer, and
+    those of lite residual modules.
+    """
+    names: set[str] = set()
+    for prefix, module in network.named_modules():
+        if getattr(module, "running_var", None) is None:
+            continue
+        changes = ".lite_residual." in f".{prefix}" or (norm != "bn_frozen" and not _is_frozen(module))
+        names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False) if changes}
+    return names
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def test_an_end_that_trains_equals_its_layers(conv: Any):
     layer, norm = conv(20, 72, 1, bias=False).double(), random_norm(72, 8).double()
     act = Activation.of(nn.ReLU6())
     assert act and NativeHead.supports(layer, norm, act)
-    head = NativeHead(layer, norm, act)
+    head = NativeHead.of_parts(layer, norm, act)
     x = torch.randn(3, 20, 5, 7, dtype=torch.float64)
     grad = torch.randn(3, 72, 1, 1, dtype=torch.float64)
     found = gradients(head, x, grad)

@@ -23,7 +23,7 @@ class Stock:
         self.norm, self.act = random_norm(outputs, group).double(), act
         described = Activation.of(act())
         assert described is not None and NativeHead.supports(self.conv, self.norm, described)
-        self.native = NativeHead(self.conv, self.norm, described).double()
+        self.native = NativeHead.of_parts(self.conv, self.norm, described).double()
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layers one after another."""

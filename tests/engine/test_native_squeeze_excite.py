@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tinytl.engine import EnginePlan, lean_report, make_lean
 from tinytl.engine.bottleneck_parts import BottleneckParts
 from tinytl.engine.kernels import choose_kernels
-from tinytl.engine.native.bottleneck import FILTERED, NativeBottleneck
+from tinytl.engine.native.bottleneck import NativeBottleneck
+from tinytl.engine.native.bottleneck_sizes import FILTERED
 from tinytl.errors import UserError
 from tinytl.networks.norms import GroupNorm
 
@@ -121,10 +122,10 @@ def test_output_and_gradients_equal_those_of_timms_block(name: str, size: str):
     block = timm_block(**case)
     lean = native(block, **settings)
     x = torch.randn(2, lean.in_channels, 9, 11, dtype=torch.float64)
-    if lean.held_bytes == HALF:
-        area = lean._geometry(x, True, needs_x).window.out_area
-        lean.held_bytes = 2 * 8 * area * lean.packing.lanes
-        assert lean._geometry(x, True, needs_x).held == FILTERED
+    if lean.sizes.held_bytes == HALF:
+        area = lean.sizes.geometry(x, True, needs_x).window.out_area
+        lean.sizes.held_bytes = 2 * 8 * area * lean.packing.lanes
+        assert lean.sizes.geometry(x, True, needs_x).held == FILTERED
     grad = torch.randn_like(block(x))
     found, expected = (results(function, block, x, grad, needs_x) for function in (lean, block))
     assert max(relative_errors(found, expected)) < 1e-9
@@ -237,7 +238,7 @@ def test_gradients_of_images_held_as_little_as_can_be():
     lean = make_lean(copy.deepcopy(network), EnginePlan(keep_projection=False))
     for module in lean.modules():
         if isinstance(module, NativeBottleneck):
-            module.held_bytes = 0
+            module.sizes.held_bytes = 0
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for net in (network, lean):
         net(images).square().sum().backward()

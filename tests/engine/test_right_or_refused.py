@@ -2,14 +2,12 @@
 
 import copy
 import pickle
-from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
+from lean_networks import IMAGES, PLAN, assert_same, frozen, gradients, lean_copy, own, tinytl_network
 from torch import nn
-from torch.func import functional_call
 
 from tinytl.engine import EnginePlan, lean_report, make_lean
 from tinytl.engine.bottleneck import SlicedBottleneck
@@ -18,68 +16,8 @@ from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm
 from tinytl.engine.optimizer import adam
 from tinytl.errors import UserError
 from tinytl.methods import freeze, set_train_mode
-from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network
-
-PLAN = EnginePlan(slice_kb=30.0)
-IMAGES = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def moved(network):
-    """The network in float64, with its parameters and statistics away from where they begin."""
-    torch.manual_seed(0)
-    network = network.double()
-    for name, tensor in network.state_dict().items():
-        if tensor.ndim == 1:
-            tensor.add_(0.2 * (torch.rand_like(tensor) if "var" in name else torch.randn_like(tensor)))
-    return network
-
-
-def frozen(name, method="bias", norm: Any = "bn_frozen", **options) -> Any:
-    network = moved(timm.create_model(name, num_classes=5, **options))
-    freeze(network, method)
-    set_train_mode(network, norm)
-    return network
-
-
-def tinytl(norm: Any = "gn") -> Any:
-    network = moved(build_network(NetworkSpec("proxylessnas_w03", norm, 5, LiteResidualConfig(), 0.0)))
-    freeze(network, "tinytl")
-    set_train_mode(network, norm)
-    return network
-
-
-def own(*layers) -> Any:
-    """A network of one's own, whose biases and norms train."""
-    network = moved(nn.Sequential(*layers)).train()
-    for module in network.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad = parameter.ndim == 1
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    return network
-
-
-def gradients(network, images=IMAGES, parameters=None) -> Any:
-    torch.manual_seed(1)
-    parameters = parameters or {name: p for name, p in network.named_parameters() if p.requires_grad}
-    out: Any = functional_call(network, parameters, (images,)) if parameters else network(images)
-    out = sum(out) if isinstance(out, tuple) else out
-    loss = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum() + out.square().sum()
-    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)), out
-
-
-def assert_same(stock, lean, images=IMAGES, parameters=None):
-    (expected, out), (found, lean_out) = (gradients(n, images, parameters) for n in (stock, lean))
-    torch.testing.assert_close(lean_out, out, rtol=1e-9, atol=1e-9)
-    floor = 1e-4 * max(gradient.norm() for gradient in expected.values())
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm().clamp_min(floor), name
-
-
-def lean_copy(network, plan=PLAN) -> Any:
-    return make_lean(copy.deepcopy(network), plan)
 
 
 # SiLU, hard-swish, ReLU6, a norm of the activation's own
@@ -112,7 +50,7 @@ def test_train_leaves_layers_that_stay_stock_frozen():
 def test_functional_call(name):
     """The gradients are those with respect to the parameters of the call, recomputed or not."""
     if name == "gn tinytl":
-        network = tinytl()
+        network = tinytl_network()
     else:
         network = frozen("resnet18", name.split()[1]) if "18" in name else frozen("mobilenetv3_small_100")
     lean = lean_copy(network)
@@ -215,7 +153,7 @@ def test_empty_batches(model):
 
 
 def test_empty_batches_with_lite_residuals():
-    network = tinytl()
+    network = tinytl_network()
     assert_same(network, lean_copy(network), IMAGES[:0])
 
 
@@ -231,7 +169,7 @@ def test_an_input_of_another_type_is_refused(model):
 
 
 def test_the_order_of_calls():
-    network = tinytl()
+    network = tinytl_network()
     with pytest.raises(UserError, match="norm=bn-frozen: unknown"):
         set_train_mode(network, "bn-frozen")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="has not converted"):
@@ -246,7 +184,7 @@ def test_the_order_of_calls():
 
 
 def test_stepping_in_the_backward_pass_refuses_to_accumulate():
-    network = tinytl().float()
+    network = tinytl_network().float()
     optimizer = adam(
         (p for p in network.parameters() if p.requires_grad), 0.1, 0.0, EnginePlan(step_in_backward=True)
     )
@@ -260,10 +198,10 @@ def test_stepping_in_the_backward_pass_refuses_to_accumulate():
 
 def test_the_plans_settings_that_are_for_the_loop_are_said():
     plan = EnginePlan(micro_batch=2, optimizer_bits=8, step_in_backward=True)
-    report = lean_report(make_lean(tinytl(), plan))
+    report = lean_report(make_lean(tinytl_network(), plan))
     assert report.for_your_loop == ("micro_batch=2", "optimizer_bits=8", "step_in_backward=True")
     assert "left to your optimizer and loop: micro_batch=2" in str(report)
-    assert "left to" not in str(lean_report(make_lean(tinytl(), PLAN)))
+    assert "left to" not in str(lean_report(make_lean(tinytl_network(), PLAN)))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
@@ -271,7 +209,7 @@ def test_the_plans_settings_that_are_for_the_loop_are_said():
 @pytest.mark.parametrize("compile", ["auto", "off"])
 def test_copies(copied, name, compile):
     """They compute the same, by parameters of their own under the same names."""
-    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl(name)
+    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl_network(name)
     lean = lean_copy(network, EnginePlan(slice_kb=30.0, compile=compile))
     other = copied(lean)
     assert str(other) == str(lean)
@@ -287,7 +225,7 @@ def test_copies(copied, name, compile):
 @pytest.mark.parametrize("name", ["gn", "bn_frozen", "mobilenetv3"])
 def test_nothing_is_patched(name):
     """No module hides another's forward pass, and `print` names the layers that run."""
-    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl(name)
+    network = frozen("mobilenetv3_small_100") if name == "mobilenetv3" else tinytl_network(name)
     lean = lean_copy(network)
     assert not any("forward" in vars(module) for module in lean.modules())
     text = str(lean)
@@ -301,9 +239,9 @@ def test_nothing_is_patched(name):
 
 
 def test_trainable_state_fits_either_engine():
-    network = tinytl("bn_frozen")
+    network = tinytl_network("bn_frozen")
     state = {name: tensor for name, tensor in network.state_dict().items() if "conv" not in name}
-    lean = make_lean(tinytl("bn_frozen"), PLAN)
+    lean = make_lean(tinytl_network("bn_frozen"), PLAN)
     missing = set(state) - set(lean.state_dict())
     assert not missing
     assert not lean.load_state_dict(state, strict=False).unexpected_keys
@@ -328,8 +266,8 @@ def test_recomputation_only_where_it_keeps_less():
         assert not report.recomputed and len(report.kept_as_they_were) >= 8
         assert f"{len(report.kept_as_they_were)} blocks keep less as they are" in str(report)
     assert len(lean_report(make_lean(frozen("resnet18", "full"), EnginePlan())).recomputed) == 8
-    assert len(lean_report(make_lean(tinytl(), EnginePlan(compile="off"))).recomputed) == 19
-    assert not lean_report(make_lean(tinytl(), EnginePlan(recompute_above_px=None))).recomputed
+    assert len(lean_report(make_lean(tinytl_network(), EnginePlan(compile="off"))).recomputed) == 19
+    assert not lean_report(make_lean(tinytl_network(), EnginePlan(recompute_above_px=None))).recomputed
 
 
 def test_the_report_names_what_it_cannot_help(caplog):
@@ -346,7 +284,7 @@ def test_the_report_names_what_it_cannot_help(caplog):
 @pytest.mark.parametrize("name", ["gn", "bn_frozen", "mobilenetv3_small_100", "resnet18"])
 def test_gradients_under_autocast(name):
     """They are as close to those in float64 as stock PyTorch's under autocast."""
-    network = tinytl(name) if name in ("gn", "bn_frozen") else frozen(name)
+    network = tinytl_network(name) if name in ("gn", "bn_frozen") else frozen(name)
     images = IMAGES.float()
     exact, _ = gradients(network)
     half = copy.deepcopy(network).float()

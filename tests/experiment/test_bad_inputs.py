@@ -460,7 +460,7 @@ def test_suggestions(wanted, hint):
         (bench.parse, "slice_kb=nan", "slice_kb=nan: must be a finite number"),
         (bench.parse, "num_classes=100000000", "num_classes=100000000: must be at most"),
         (bench.parse, "rounds=-1", "rounds=-1: must be at least 0"),
-        (bench.parse, "json=[1", "json=[1: not key=value"),
+        (bench.parse, "rounds=[1", "rounds=[1: not key=value"),
     ],
 )
 def test_the_other_programs(parse, argument, message):

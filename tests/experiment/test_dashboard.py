@@ -228,14 +228,14 @@ def test_classes_are_a_table_beside_the_confusion(tmp_path, drawn):
 
 def test_the_artifact_is_what_was_tested(tmp_path):
     folder = tmp_path / "digits müll=1"
-    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "adapter").mkdir(parents=True)
     tracking.upload(logger_of(run := FakeRun()), folder)
     assert run.artifacts == []
-    (folder / "checkpoints" / "weights.safetensors").write_bytes(b"weights")
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     tracking.upload(logger_of(run), folder)
     (artifact,) = run.artifacts
     assert (artifact.type, artifact.name) == ("model", "digits-m-ll-1")
-    assert list(artifact.manifest.entries) == ["weights.safetensors"]
+    assert list(artifact.manifest.entries) == ["adapter_model.safetensors"]
 
 
 class Failing(FakeRun):

@@ -23,7 +23,7 @@ def test_every_option_of_every_group_is_listed():
             assert f"{group}={path.stem}" in text
 
 
-@pytest.mark.parametrize("name", ["run", "pretrain", "bench", "report", "dashboard"])
+@pytest.mark.parametrize("name", ["run", "pretrain", "bench", "report", "dashboard", "predict", "export"])
 def test_every_program_answers(tmp_path, name):
     done = fresh(tmp_path, str(ROOT / "src" / f"{name}.py"), "--help")
     assert done.returncode == 0 and not done.stderr and f"src/{name}.py" in done.stdout

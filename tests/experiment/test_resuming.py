@@ -54,7 +54,7 @@ def stopped_at(configured, monkeypatch):
 def outcome(folder):
     """What must not differ between a run that was stopped and one that was not."""
     record = json.loads((folder / "results.json").read_text())
-    weights = load_file(folder / "checkpoints" / "weights.safetensors")
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
     kept = {key: record[key] for key in ("status", "metrics", "classes", "curves", "params", "fingerprint")}
     return kept | {"weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()}}
 
@@ -146,7 +146,7 @@ def test_of_equally_good_epochs_the_one_of_lower_loss_is_tested(ran, tmp_path, m
     assert results["metrics"]["val/top1"] == 0.75 and results["metrics"]["val/loss"] == 0.8
     best = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert best["epoch"] == 2
-    tested = load_file(tmp_path / "run" / "checkpoints" / "weights.safetensors")
+    tested = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     for name, tensor in tested.items():
         assert torch.equal(tensor, best["state_dict"][f"network.{name}"])
 

@@ -16,11 +16,15 @@ from safetensors import safe_open
 from tiny_network import TINY
 from torch.utils.data import DataLoader
 
+import tinytl
 from tinytl.errors import UserError
 from tinytl.experiment.program import run
 from tinytl.experiment.validation import numbers as bounds
 from tinytl.methods import METHODS
+from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.spec import NetworkSpec
 from tinytl.training.classifier import ImageClassifier
+from tinytl.weights.build import build_network
 
 
 def options(group):
@@ -345,10 +349,15 @@ def test_the_validation_set_of_the_data_is_used(ran, monkeypatch, tmp_path):
 def test_mean_and_deviation_are_knobs_and_come_back_with_the_weights(ran, tmp_path):
     pixels = ["data.mean=[0.1,0.2,0.3]", "data.std=[1,1,0.5]", "lr=1e-3"]
     first = ran(*FAKE, *pixels)
-    weights = tmp_path / "weights.safetensors"
-    (tmp_path / "run" / "checkpoints" / "weights.safetensors").rename(weights)
-    with safe_open(weights, "pt") as file:
-        record = json.loads(file.metadata()["tinytl"])
+    weights = tmp_path / "adapter"
+    (tmp_path / "run" / "adapter").rename(weights)
+    record = json.loads((weights / "adapter_config.json").read_text())
+    with safe_open(weights / "adapter_model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["tinytl"]) == record
+    assert (record["task"], record["metrics"]) == ("multiclass", first["metrics"])
+    lite = LiteResidualConfig(**record["spec"]["lite_residual"])
+    network = tinytl.load(build_network(NetworkSpec(**{**record["spec"], "lite_residual": lite})), weights)
+    assert tinytl.summary(network).model == record["spec"]["model"] and network.training
     assert (record["mean"], record["std"]) == ([0.1, 0.2, 0.3], [1, 1, 0.5])
     assert record["resolution"] == 32 and record["class_names"] == ["a", "b", "c"]
     again = ran(*FAKE, f"checkpoint={weights}", "lr=1e-12")

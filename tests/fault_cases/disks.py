@@ -95,7 +95,7 @@ def becomes_read_only(place: Place) -> str:
         said = program.said
         expect("Traceback" not in said and code == 1, f"{code}: {said[-3000:]}")
         expect(kept(place, said)["status"] == "finished", "the results are not those of a finished run")
-        line_with(said, "weights.safetensors could not be written")
+        line_with(said, "adapter could not be written")
         return line_with(said, "results.json could not be written")[-150:]
 
 

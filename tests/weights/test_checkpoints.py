@@ -314,7 +314,7 @@ def test_our_own_checkpoint_of_another_model(network, tmp_path):
         resolution=32,
         class_names=[],
     )
-    save_trained(tmp_path / "weights.safetensors", trainable_state(network), record)
+    save_trained(tmp_path / "weights.safetensors", trainable_state(network, "gn"), record)
     with pytest.raises(UserError, match="of model=proxylessnas_w03, not proxylessnas_mobile"):
         build_network(spec(tmp_path / "weights.safetensors"))
 

@@ -31,6 +31,7 @@ class Folder:
 
     path: Path
     is_root: bool = False
+    setting: str = "data.root"  # that names the root
     images: list[Path] = field(default_factory=list)
     folders: list["Folder"] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Folder:
     @property
     def label(self) -> str:
         """Its path in messages."""
-        return f"data.root={printable(self.path)}" if self.is_root else printable(self.path)
+        return f"{self.setting}={printable(self.path)}" if self.is_root else printable(self.path)
 
     def all_folders(self) -> Iterator["Folder"]:
         """This folder and all below it."""
@@ -60,17 +61,19 @@ class Folder:
         return [folder for folder in self.folders if any(inner.images for inner in folder.all_folders())]
 
 
-def read_tree(root: Path) -> Folder:
-    """Read everything below `root`. Raises UserError where it is no folder, or cannot be read.
+def read_tree(root: Path, setting: str = "data.root") -> Folder:
+    """Read everything below `root`, which a `setting` names.
+
+    Raises UserError where it is no folder, or cannot be read.
 
     Hidden files and folders, the litter of operating systems and files of other kinds are left out. Links are
     followed, but never back into a folder that holds them.
     """
     if not root.is_dir():
         reason = "a file, not a folder" if root.exists() else "no such folder"
-        raise UserError(f"data.root={printable(root)}: {reason}")
+        raise UserError(f"{setting}={printable(root)}: {reason}")
     real = os.path.realpath(root)
-    tree = Folder(root, is_root=True)
+    tree = Folder(root, is_root=True, setting=setting)
     _Reader().fill(tree, {real, *map(str, Path(real).parents)}, depth=0)
     return tree
 

@@ -42,7 +42,7 @@ def inspect(splits: Splits, skip_broken: bool = False, watch: Watch = unwatched)
     """
     check = FileCheck((str(s) for part in splits.parts.values() for s in part.images if _is_file(s)), watch)
     if check.faults and not skip_broken:
-        raise UserError(_unreadable(check))
+        raise UserError(unreadable(check))
     usable = _without(splits, check.faults) if check.faults else splits
     left_out = {name: len(part) - len(usable.parts[name]) for name, part in splits.parts.items()}
     contents = {
@@ -57,12 +57,13 @@ def _is_file(source: Source) -> bool:
     return isinstance(source, str | Path)
 
 
-def _unreadable(check: FileCheck) -> str:
+def unreadable(check: FileCheck, setting: str = "data.skip_broken") -> str:
+    """Name the unreadable files in a line, and the `setting` that leaves them out."""
     some = [f"{printable(path)} ({fault})" for path, fault in list(check.faults.items())[:MOST_NAMED]]
     more = len(check.faults) - len(some)
     names = ", ".join([*some, *([f"and {more} more"] if more else [])])
     count = f"{len(check.faults)} of {len(check.faults) + len(check.found)} images"
-    return f"{count} cannot be read: {names}; data.skip_broken=true leaves them out"
+    return f"{count} cannot be read: {names}; {setting}=true leaves them out"
 
 
 def _without(splits: Splits, faults: Mapping[str, str]) -> Splits:

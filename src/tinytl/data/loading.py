@@ -62,15 +62,15 @@ def load_data(name: str, root: str, skip_broken: bool) -> Inspected:
 
     Raises UserError where the data are missing or cannot be read.
     """
-    inspected = inspect(load(name, Path(root).expanduser()), skip_broken, _progress)
+    inspected = inspect(load(name, Path(root).expanduser()), skip_broken, with_progress)
     if is_first_process():
         for line in inspected.warnings:
             log.warning(line)
     return inspected
 
 
-def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Show a progress bar on a terminal for long scans."""
+def with_progress(items: Iterable[Any], total: int, doing: str = "checking images") -> Iterable[Any]:
+    """Show a progress bar on a terminal for long work."""
     console = Console(stderr=True)
     short = total < SHORT_SCAN or not console.is_terminal
-    return items if short else track(items, "checking images", total, console=console, transient=True)
+    return items if short else track(items, doing, total, console=console, transient=True)

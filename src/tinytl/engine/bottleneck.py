@@ -21,6 +21,7 @@ from tinytl.engine.hooks import refuse_hooks
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.norms import Statistics
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import compute_bottleneck, is_traced
 from tinytl.errors import UserError
 
 
@@ -30,18 +31,21 @@ class SlicedBottleneck(nn.Module):
     def __init__(self, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels) -> None:
         super().__init__()
         expand, depthwise = parts.convs.get("expand"), parts.convs["depthwise"]
-        self.expand = FrozenWeight(expand) if expand else None
+        self.weights = {
+            part: FrozenWeight(conv, transposed=part == "project") for part, conv in parts.convs.items()
+        }
         self.expand_options = (expand.stride[0], int(expand.padding[0])) if expand else (1, 0)
-        self.depthwise = FrozenWeight(depthwise)
-        self.project = FrozenWeight(parts.convs["project"], transposed=True)
         self.stride, self.padding = depthwise.stride[0], int(depthwise.padding[0])
         self.has_skip, self.kernels, self.plan = parts.has_skip, kernels, plan
         self.drop_path = parts.drop_path
         self.norm_names = parts.norm_names
         self.outside = {part: parts.norms[part] for part, name in parts.norm_names.items() if name is None}
-        for part, name in parts.norm_names.items():
-            if name is not None:
-                self.add_module(name, parts.norms[part])
+        self.parts = [(weight, parts.norms[part]) for part, weight in self.weights.items()]
+        for part, weight in self.weights.items():
+            names = parts.conv_names[part], parts.norm_names[part]
+            for name, layer in zip(names, (weight, parts.norms[part]), strict=True):
+                if name is not None:
+                    self.add_module(name, layer)
 
     @classmethod
     def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "SlicedBottleneck | None":
@@ -66,16 +70,24 @@ class SlicedBottleneck(nn.Module):
             for part, name in self.norm_names.items()
         }
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type in which the block computes."""
+        return self.weights["depthwise"].dtype
+
     def extra_repr(self) -> str:
         """What the block computes besides its norms."""
-        return f"stride={self.stride}, has_skip={self.has_skip}"
+        return f"stride={self.stride}, has_skip={self.has_skip}, in slices"
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         """Compute the block in slices, with autocast off; the residual branch is dropped as a whole."""
-        check_dtype(x, self.depthwise.dtype)
-        norms = self.norms()
-        refuse_hooks(norms.values())
         drops = self.drop_path is not None and self.drop_path.training
+        if is_traced(x):
+            out = compute_bottleneck(self, x, self.has_skip and not drops)
+            return self.drop_path(out) + x if self.drop_path is not None and drops else out
+        check_dtype(x, self.dtype)
+        norms = self.norms()
+        refuse_hooks((*norms.values(), *self.weights.values()))
         call = _Call(self, self.has_skip and not drops, autocast_dtype(x))
         with without_autocast(x):
             statistics = {part: Statistics.of(norm) for part, norm in norms.items()}
@@ -109,7 +121,7 @@ class _Bottleneck(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, call: _Call, statistics: dict[str, Statistics], *affine: Tensor
     ) -> Tensor:
-        block, dtype = call.block, call.block.depthwise.dtype
+        block, dtype = call.block, call.block.dtype
         step = SlicedPass(block, x.to(dtype), statistics, affine)
         keep_maps = any(ctx.needs_input_grad) and not step.recomputed()
         maps: list[Maps] | None = [] if keep_maps else None
@@ -132,7 +144,7 @@ class _Bottleneck(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         affine, (normed, rstd, *flat) = rest[: ctx.affine_count], rest[ctx.affine_count :]
         maps = [Maps(*flat[i : i + len(Maps._fields)]) for i in range(0, len(flat), len(Maps._fields))]
-        dtype = ctx.call.block.depthwise.dtype
+        dtype = ctx.call.block.dtype
         projection = None if normed is None else (normed.to(dtype), rstd)
         step = SlicedPass(ctx.call.block, x.to(dtype), ctx.statistics, affine)
         grad_x, grad_affine = step.backward(

@@ -15,6 +15,7 @@ from torch import nn
 from tinytl.engine.kernels import LINEAR, Kernels
 from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm, lean_norm
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import pads_as_tensorflow
 from tinytl.networks.blocks import EXTRAS, INVERTED, layer_names
 from tinytl.networks.norms import WeightStandardizedConv2d
 
@@ -110,11 +111,6 @@ def first_block(network: Any) -> Any:
     """The first block of the first stage of such a network; None where there is none."""
     stage = next(iter(network.blocks), None)
     return stage[0] if isinstance(stage, nn.Sequential) and len(stage) else None
-
-
-def pads_as_tensorflow(conv: Any) -> bool:
-    """Whether a convolution pads as TensorFlow's `same` does, on some sides more than on others."""
-    return isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
 
 
 def _is_plain(conv: Any) -> bool:

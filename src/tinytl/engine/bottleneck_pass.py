@@ -54,11 +54,17 @@ class SlicedPass:
             part: NormAct(statistics[part], scale, shift, norm.clamp)
             for (part, norm), (scale, shift) in zip(norms.items(), pairs, strict=True)
         }
-        self.width = len(block.depthwise.codes)  # expanded channels
-        self.out_channels = block.project.codes.shape[1]
-        kernel = block.expand.codes.shape[-1] if block.expand else 1
+        self.weights = block.weights
+        self.width = self.weights["depthwise"].shape[0]  # expanded channels
+        self.out_channels = self.weights["project"].shape[0]
+        kernel = self.weights["expand"].shape[-1] if self.has_expansion else 1
         self.size = _size(x.shape[2:], kernel, *block.expand_options)  # of the expanded maps
-        self.out_size = _size(self.size, block.depthwise.codes.shape[-1], block.stride, block.padding)
+        self.out_size = _size(self.size, self.weights["depthwise"].shape[-1], block.stride, block.padding)
+
+    @property
+    def has_expansion(self) -> bool:
+        """Whether the block has a convolution before the depthwise one."""
+        return "expand" in self.weights
 
     def recomputed(self) -> bool:
         """Whether the backward pass computes the slices' maps again."""
@@ -97,7 +103,7 @@ class SlicedPass:
                 filtered = filtered.clone()
             del computed
             self.kernels.affine_clamp_(filtered, *self.norms["depthwise"].affine(channels))
-            weight = self.block.project.expand(self.kernels, channels)  # (c, out)
+            weight = self.weights["project"].expand(self.kernels, channels)  # (c, out)
             if out is None:  # not before the first slice: its expanded maps are freed by now
                 out = self.x.new_empty(shape)
             _pointwise(weight.t(), filtered, out[images], add=channels.start > 0)
@@ -111,9 +117,9 @@ class SlicedPass:
 
     def expand(self, images: slice, channels: slice) -> tuple[Tensor, Tensor | None]:
         """The expanded, normalised maps of a slice (n, c, H, W), and 1 / standard deviation."""
-        if self.block.expand is None:
+        if not self.has_expansion:
             return self.x[images, channels].contiguous(), None
-        weight, x = self.block.expand.expand(self.kernels, channels), self.x[images]
+        weight, x = self.weights["expand"].expand(self.kernels, channels), self.x[images]
         if weight.shape[-1] > 1:
             out = F.conv2d(x, weight, None, *self.block.expand_options).contiguous()
         else:
@@ -126,8 +132,8 @@ class SlicedPass:
 
         Returns 1 / standard deviation, too.
         """
-        block, weight = self.block, self.block.depthwise.expand(self.kernels, channels)
-        before = self.norms["expand"].affine(channels) if block.expand else _identity(weight)
+        block, weight = self.block, self.weights["depthwise"].expand(self.kernels, channels)
+        before = self.norms["expand"].affine(channels) if self.has_expansion else _identity(weight)
         out = self.kernels.act_depthwise(expanded, *before, weight, block.stride, block.padding)
         return out, self.norms["depthwise"].statistics.normalize_(self.kernels, out, channels)
 
@@ -183,19 +189,19 @@ class SlicedPass:
         block = self.block
         expanded, expanded_rstd, filtered, filtered_rstd = kept or self.compute(images, channels)
         grad_filtered = torch.empty_like(filtered)
-        weight = block.project.expand(self.kernels, channels)
+        weight = self.weights["project"].expand(self.kernels, channels)
         _pointwise(weight, grad_projection[images], grad_filtered, add=False)
         del weight
         norm = self.norms["depthwise"]
         sums = self._norm_backward(norm, channels, grad_filtered, filtered, filtered_rstd)
         gradients.add("depthwise", channels, sums)
         del filtered
-        weight = block.depthwise.expand(self.kernels, channels)
+        weight = self.weights["depthwise"].expand(self.kernels, channels)
         grad_expanded = self.kernels.depthwise_backward(
             grad_filtered, weight, self.size, block.stride, block.padding
         )
         del grad_filtered
-        if block.expand is None:
+        if not self.has_expansion:
             if grad_x is not None:
                 grad_x[images, channels] += grad_expanded
             return
@@ -204,7 +210,7 @@ class SlicedPass:
         gradients.add("expand", channels, sums)
         if grad_x is None:
             return
-        weight = block.expand.expand(self.kernels, channels)
+        weight = self.weights["expand"].expand(self.kernels, channels)
         if weight.shape[-1] > 1:
             shape = grad_x[images].shape
             grad_x[images] += conv2d_input(shape, weight, grad_expanded, *block.expand_options)

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from tinytl.engine.bits import inside, pack, unpack
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import is_traced
 
 CLAMPS = {nn.ReLU: Clamp(0.0, float("inf")), nn.ReLU6: Clamp(0.0, 6.0), nn.Identity: LINEAR}
 
@@ -33,7 +34,7 @@ class LeanClamp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Clamp, and keep where the gradient passes."""
-        return _Clamp.apply(x, self.clamp)
+        return x.clamp(*self.clamp) if is_traced(x) else _Clamp.apply(x, self.clamp)
 
 
 class _Clamp(torch.autograd.Function):

@@ -14,6 +14,7 @@ from tinytl.engine.mixin import Mixin, become
 from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.head import NativeHead
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.stock import replace_by_lean
 
 
 class Fused(NamedTuple):
@@ -43,13 +44,12 @@ def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> Fused | None
     layer = NativeBottleneck.of_parts(parts, plan, kernels) or SlicedBottleneck.of_parts(parts, plan, kernels)
     if layer is None:
         return None
-    network.blocks[0][0] = layer
-    if parts.convs["expand"].weight.requires_grad:
-        become(network.conv_stem, AppliedElsewhere)
-    else:
-        network.conv_stem = nn.Identity()
-    network.bn1 = parts.norms["expand"]
-    become(network.bn1, AppliedElsewhere)
+    stem, norm = layer.parts[0]
+    replacements = {"conv_stem": stem, "bn1": norm}
+    for name, replacement in replacements.items():
+        replace_by_lean(network, name, replacement)
+        become(replacement, AppliedElsewhere)
+    replace_by_lean(network.blocks[0], "0", layer)
     return Fused(layer, "blocks.0.0")
 
 
@@ -57,7 +57,8 @@ def _fuse_head(network: Any, plan: EnginePlan, kernels: Kernels) -> Fused | None
     layer = NativeHead.of_network(network, plan, kernels)
     if layer is None:
         return None
-    network.conv_head = layer
-    (network.bn2,) = layer.outside
-    become(network.bn2, AppliedElsewhere)
+    replace_by_lean(network, "conv_head", layer)
+    (norm,) = layer.outside
+    replace_by_lean(network, "bn2", norm)
+    become(norm, AppliedElsewhere)
     return Fused(layer, "conv_head")

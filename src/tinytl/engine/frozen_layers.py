@@ -14,24 +14,23 @@ from tinytl.engine.autocast import autocast_dtype, check_dtype, outside_autocast
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import convolve, is_traced, pads_as_tensorflow
 from tinytl.networks.norms import WeightStandardizedConv2d
 
 
-class FrozenConv2d(nn.Module):
+class FrozenConv2d(FrozenWeight):
     """A convolution whose weight is frozen; its bias may train.
 
     The weight is expanded and used a slice of output channels at a time, of about the plan's `slice_kb`.
     """
 
     def __init__(self, conv: Any, plan: EnginePlan, kernels: Kernels) -> None:
-        super().__init__()
+        super().__init__(conv)
         self.kernels = kernels
-        self.frozen = FrozenWeight(conv)
-        self.bias: nn.Parameter | None = conv.bias
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.padding_mode, self.groups = conv.padding, conv.padding_mode, conv.groups
-        self.same = _pads_as_tensorflow(conv)
+        self.same = pads_as_tensorflow(conv)
         self.pads_before = not self.same and (conv.padding_mode != "zeros" or conv.padding == "same")
         self.border: list[int] = list(conv._reversed_padding_repeated_twice)
         inside = 0 if self.same or self.pads_before or conv.padding == "valid" else conv.padding
@@ -50,18 +49,13 @@ class FrozenConv2d(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole weight in floating point, for code that reads it instead of calling the layer."""
-        return self.frozen.expand(self.kernels)
-
-    def extra_repr(self) -> str:
-        """The shape of the convolution."""
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, padding={'same' if self.same else self.padding}, groups={self.groups}"
-        )
+        return self.raw()
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
         """Convolve, and keep nothing for the backward pass."""
-        check_dtype(x, self.frozen.dtype)
+        if is_traced(x):
+            return convolve(self, x)
+        check_dtype(x, self.dtype)
         if x.ndim == 3:  # one image without a batch
             return self.forward(x[None])[0]
         x = x.to(autocast_dtype(x))
@@ -74,9 +68,9 @@ class FrozenConv2d(nn.Module):
 
     def slices(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield a slice of the output channels and its weight, until all are covered."""
-        for start in range(0, len(self.frozen.codes), self.rows):
+        for start in range(0, len(self.codes), self.rows):
             rows = slice(start, start + self.rows)
-            yield rows, self.frozen.expand(self.kernels, rows)
+            yield rows, self.expand(self.kernels, rows)
 
 
 class _FrozenConv(torch.autograd.Function):
@@ -98,17 +92,16 @@ class _FrozenConv(torch.autograd.Function):
                 grad_x = part if grad_x is None else grad_x.add_(part)
         grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_bias = grad.sum((0, 2, 3), dtype=ctx.layer.frozen.dtype)
+            grad_bias = grad.sum((0, 2, 3), dtype=ctx.layer.dtype)
         return grad_x, grad_bias, None, None
 
 
-class FrozenLinear(nn.Module):
+class FrozenLinear(FrozenWeight):
     """A linear layer whose weight is frozen; its bias may train."""
 
     def __init__(self, linear: nn.Linear, kernels: Kernels) -> None:
-        super().__init__()
+        super().__init__(linear)
         self.kernels = kernels
-        self.frozen, self.bias = FrozenWeight(linear), linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     @classmethod
@@ -119,15 +112,13 @@ class FrozenLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole weight in floating point, for code that reads it instead of calling the layer."""
-        return self.frozen.expand(self.kernels)
-
-    def extra_repr(self) -> str:
-        """The shape of the layer."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return self.raw()
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         """Apply the layer, and keep nothing for the backward pass."""
-        check_dtype(x, self.frozen.dtype)
+        if is_traced(x):
+            return F.linear(x, self.used(), self.bias)
+        check_dtype(x, self.dtype)
         return _FrozenLinear.apply(x.to(autocast_dtype(x)), self.bias, self)
 
 
@@ -136,7 +127,7 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
         bias = None if bias is None else bias.to(x.dtype)
-        return F.linear(x, layer.frozen.expand(layer.kernels).to(x.dtype), bias)
+        return F.linear(x, layer.expand(layer.kernels).to(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
@@ -144,15 +135,11 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ ctx.layer.frozen.expand(ctx.layer.kernels).to(grad.dtype)
+            grad_x = grad @ ctx.layer.expand(ctx.layer.kernels).to(grad.dtype)
         grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_bias = grad.flatten(0, -2).sum(0, dtype=ctx.layer.frozen.dtype)
+            grad_bias = grad.flatten(0, -2).sum(0, dtype=ctx.layer.dtype)
         return grad_x, grad_bias, None
-
-
-def _pads_as_tensorflow(conv: Any) -> bool:
-    return isinstance(conv, Conv2dSame) or bool(getattr(conv, "same", False))
 
 
 def _trains(module: Any) -> bool:

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from tinytl.engine.bottleneck import SlicedBottleneck
 from tinytl.engine.clamp import LeanClamp
 from tinytl.engine.ends import fuse_ends
+from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.frozen_layers import FrozenConv2d, FrozenLinear
 from tinytl.engine.hooks import has_hooks
 from tinytl.engine.kept import kept_tensors
 from tinytl.engine.kernels import Kernels, choose_kernels
+from tinytl.engine.lean_network import Lean
+from tinytl.engine.mixin import become
 from tinytl.engine.native.block import NativeLiteResidualBlock
 from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.head import NativeHead
@@ -22,11 +25,13 @@ from tinytl.engine.native.lite_residual import NativeLiteResidual
 from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm
 from tinytl.engine.plan import EnginePlan
 from tinytl.engine.recompute import recompute_in_backward
-from tinytl.engine.report import REPORT, LeanReport, is_lean
+from tinytl.engine.report import LeanReport, set_report
 from tinytl.engine.standardized import StandardizedConv2d
+from tinytl.engine.stock import replace_by_lean
 from tinytl.engine.stored_mode import keep_modes
 from tinytl.errors import UserError
 from tinytl.networks.blocks import block_names
+from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import LiteResidualBlock
 
 log = logging.getLogger(__name__)
@@ -72,7 +77,8 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
         conversion.replace_inside(network, "")
     keep_modes(network)
     report = _recompute(network, blocks, plan, conversion)
-    setattr(network, REPORT, report)
+    set_report(network, report)
+    become(network, Lean)
     if not any(tensor.is_meta for tensor in _tensors(network)):
         log.info("%s", report)
     return network
@@ -100,13 +106,13 @@ class _Conversion:
         for fused in fuse_ends(parent, self.plan, self.kernels):
             self._note(fused.layer, prefix + fused.name)
         for name, child in list(parent._modules.items()):
-            if child is None or type(child) in (*LAYERS, NativeHead):
+            if child is None or isinstance(child, (*LAYERS, NativeHead, FrozenWeight)):
                 continue
             layer = self._lean(child, prefix + name)
             if layer is None:
                 self.replace_inside(child, f"{prefix}{name}.")
             else:
-                setattr(parent, name, layer)
+                replace_by_lean(parent, name, layer)
 
     def _lean(self, module: nn.Module, name: str) -> nn.Module | None:
         """The lean layer for a module; the same one wherever the module is used again."""

@@ -1,6 +1,7 @@
 """Give a module of any class another behaviour, in a class derived from its own."""
 
-from functools import cache
+from functools import cache, wraps
+from inspect import get_annotations
 from typing import Any
 
 from torch import nn
@@ -22,9 +23,31 @@ def become(module: nn.Module, mixin: type[Mixin]) -> None:
     module.__class__ = _derived(mixin, type(module))
 
 
+def restore_class(module: nn.Module) -> None:
+    """Undo `become`, as often as it was done, and remove the attributes that the behaviours declare."""
+    while isinstance(module, Mixin):
+        mixin, base = type(module).__bases__
+        for name in get_annotations(mixin):
+            vars(module).pop(name, None)
+        module.__class__ = base
+
+
 @cache
 def _derived(mixin: type[Mixin], base: type[nn.Module]) -> Any:
-    return type(f"{mixin.__name__}{base.__name__}", (mixin, base), {"__module__": base.__module__})
+    content: dict[str, Any] = {"__module__": base.__module__}
+    if "forward" in vars(mixin):
+        content["forward"] = _forward(mixin, base)
+    return type(f"{mixin.__name__}{base.__name__}", (mixin, base), content)
+
+
+def _forward(mixin: Any, base: type[nn.Module]) -> Any:
+    """The mixin's forward pass with the signature of the base's, which torch.export and torch.fx read."""
+
+    @wraps(base.forward)
+    def forward(self: nn.Module, *inputs: Any, **options: Any) -> Any:
+        return mixin.forward(self, *inputs, **options)
+
+    return forward
 
 
 def _empty(mixin: type[Mixin], base: type[nn.Module]) -> nn.Module:

@@ -7,17 +7,19 @@ GroupNorm, a norm whose scale trains        keeps the normalised input, and noth
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, GroupNorm1, GroupNormAct
 from timm.layers.norm import GroupNorm as TimmGroupNorm
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from tinytl.engine.autocast import check_dtype, outside_autocast, without_autocast
 from tinytl.engine.bits import inside, pack, unpack
 from tinytl.engine.clamp import LeanClamp
 from tinytl.engine.kernels import LINEAR, Clamp, Kernels
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import is_traced
 from tinytl.networks.norms import BatchNorm2d, GroupNorm
 
 # Exact types: a class derived from one of them may compute something else. The dimensions are those of its
@@ -40,7 +42,7 @@ class Statistics(NamedTuple):
     @staticmethod
     def of(norm: Any) -> "Statistics":
         """Describe a GroupNorm, or a BatchNorm that uses its stored statistics."""
-        if isinstance(norm, _BatchNorm):
+        if isinstance(norm, _NormBase):
             assert norm.running_var is not None
             return Statistics(0, norm.eps, norm.running_mean, (norm.running_var + norm.eps).rsqrt())
         return Statistics(norm.num_channels // norm.num_groups, norm.eps)
@@ -90,7 +92,17 @@ class _LeanNorm(nn.Module):
             return LINEAR
         return self.act.clamp if isinstance(self.act, LeanClamp) else None
 
+    def stock_forward(self, x: Tensor) -> Tensor:
+        """Norm and activation by stock operators."""
+        out = self._stock_norm(x)
+        return self.act(out if self.drop is None else self.drop(out))
+
+    def _stock_norm(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def _norm_act(self, x: Tensor) -> Tensor:
+        if is_traced(x):
+            return self.stock_forward(x)
         check_dtype(x, self.weight.dtype)
         clamp, shape = self.clamp, x.shape
         with without_autocast(x):
@@ -106,11 +118,15 @@ class _LeanNorm(nn.Module):
         return self.act(out if self.drop is None else self.drop(out))
 
 
-class StoredBatchNorm(_LeanNorm, _BatchNorm):
-    """A BatchNorm that uses its stored statistics, whatever mode `train()` sets."""
+class StoredBatchNorm(_LeanNorm, _NormBase):
+    """A BatchNorm that uses its stored statistics, whatever mode `train()` sets.
+
+    It is no `_BatchNorm`, because averages of weights (torch's, Lightning's) forget and measure anew the
+    statistics of all of those, and `SyncBatchNorm` replaces them.
+    """
 
     def __init__(self, norm: Any, plan: EnginePlan, kernels: Kernels) -> None:
-        _BatchNorm.__init__(self, norm.num_features, norm.eps, norm.momentum, device="meta")
+        _NormBase.__init__(self, norm.num_features, norm.eps, norm.momentum, device="meta")
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
         self.dimensions = BATCH_NORMS[type(norm)]
@@ -130,6 +146,11 @@ class StoredBatchNorm(_LeanNorm, _BatchNorm):
         super().train(mode)
         self.training = False
         return self
+
+    def _stock_norm(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in self.dimensions:
@@ -155,6 +176,9 @@ class LeanGroupNorm(_LeanNorm, nn.GroupNorm):
         if type(norm) not in GROUP_NORMS or norm.weight is None or norm.bias is None:
             return None
         return cls(norm, plan, kernels)
+
+    def _stock_norm(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def forward(self, input: Tensor) -> Tensor:  # (N, C, ...) -> (N, C, ...)
         """Normalise groups of channels, and apply the activation."""

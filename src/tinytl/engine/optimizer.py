@@ -1,11 +1,12 @@
 """Adam in little memory."""
 
 import logging
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from tinytl.engine.plan import EnginePlan
@@ -37,13 +38,29 @@ def adam(parameters: ParamsT, lr: float, weight_decay: float, plan: EnginePlan) 
 def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
     """Let the optimizer step on each gradient as soon as it is complete, and free it then.
 
-    No gradient is left to be clipped, scaled or accumulated: `clip_grad_norm_` finds none. A second
-    backward pass before `optimizer.step()` raises UserError.
+    No gradient is left to be clipped, scaled or accumulated: whoever reads one between the backward pass and
+    `optimizer.step()` gets a UserError, and so does a second backward pass. Raises UserError in distributed
+    training, whose gradients are averaged only when all of them are complete.
     """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        raise UserError("engine.step_in_backward: gradients would not be averaged over the processes")
     stepper = _Stepper(optimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.register_post_accumulate_grad_hook(stepper)
+            parameter.register_hook(partial(stepper.refuse_second, parameter))
+            parameter.register_post_accumulate_grad_hook(stepper.step)
+
+
+class _Spent(Tensor):
+    """Stands where a gradient was that has been stepped on; it holds one number."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise UserError(
+            "engine.step_in_backward: gradients are stepped on and freed in the backward pass; none is left "
+            "to be clipped, scaled or read"
+        )
 
 
 class _Stepper:
@@ -53,14 +70,21 @@ class _Stepper:
         self.optimizer: Any = optimizer
         self.stepped: set[nn.Parameter] = set()
         self.is_stepping = False
-        optimizer.register_step_post_hook(self._forget)
+        optimizer.register_step_pre_hook(self._begin)
+        optimizer.register_step_post_hook(self._end)
 
-    def __call__(self, parameter: nn.Parameter) -> None:
+    def refuse_second(self, parameter: nn.Parameter, _: Tensor) -> None:
+        """Raise UserError where a further gradient arrives in a step."""
         if parameter in self.stepped:
             raise UserError(
                 "engine.step_in_backward: a second backward pass before optimizer.step(); "
                 "gradients are stepped on at once, so that they cannot be accumulated"
             )
+
+    def step(self, parameter: nn.Parameter) -> None:
+        """Step on a parameter whose gradient is complete, and free the gradient."""
+        if not self.stepped:
+            torch.autograd.Variable._execution_engine.queue_callback(self._mark)
         self.stepped.add(parameter)
         self.is_stepping = True
         try:
@@ -69,6 +93,31 @@ class _Stepper:
             self.is_stepping = False
         parameter.grad = None
 
-    def _forget(self, *_: Any) -> None:
+    def _mark(self) -> None:
+        """Mark the gradients at the end of the backward pass."""
+        for parameter in self.stepped:
+            parameter.grad = parameter.new_zeros(()).expand(parameter.shape).as_subclass(_Spent)
+
+    def _unmark(self) -> None:
+        for parameter in self.stepped:
+            parameter.grad = None
+
+    def _begin(self, _: Any, args: Any, kwargs: Any) -> Any:
+        """Remove the marks; where a closure runs the backward pass, after it."""
+        if self.is_stepping:
+            return None
+        self._unmark()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            return None
+
+        def unmarked() -> Any:
+            loss = closure()
+            self._unmark()
+            return loss
+
+        return (args[0], unmarked, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    def _end(self, *_: Any) -> None:
         if not self.is_stepping:
             self.stepped.clear()

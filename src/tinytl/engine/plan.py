@@ -38,6 +38,17 @@ class EnginePlan:
     lean_layers: bool | None = None
     compile: Literal["auto", "on", "off"] = "auto"
 
+    def __post_init__(self) -> None:
+        """Raise UserError for values that no plan has."""
+        if self.compile not in ("auto", "on", "off"):
+            raise UserError(f"engine.compile={self.compile}: one of auto, on, off")
+        if self.optimizer_bits not in (8, 32):
+            raise UserError(f"engine.optimizer_bits={self.optimizer_bits}: one of 8, 32")
+        for name, least in (("micro_batch", 1), ("recompute_above_px", 0), ("slice_kb", 0)):
+            value = getattr(self, name)
+            if value is not None and (value < least or (name == "slice_kb" and value == 0)):
+                raise UserError(f"engine.{name}={value}: too small")
+
     @property
     def slice_bytes(self) -> float:
         """`slice_kb` in bytes; where it is None, more than any map takes."""

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tinytl.engine.autocast import autocast_device
 from tinytl.engine.mixin import Mixin, become
 from tinytl.engine.swap import swapped
+from tinytl.engine.traced import is_traced
 
 
 class Recomputed(Mixin):
@@ -26,6 +27,8 @@ class Recomputed(Mixin):
         """Compute the block, and note how to compute it again."""
         first = inputs[0] if inputs else None
         if options or not isinstance(first, Tensor) or max(first.shape[-2:]) <= self.above_px:
+            return super().forward(*inputs, **options)  # type: ignore[misc]
+        if is_traced(first):
             return super().forward(*inputs, **options)  # type: ignore[misc]
         block: Any = self
         parameters = {name: p for name, p in block.named_parameters() if p.requires_grad}

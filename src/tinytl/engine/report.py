@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from tinytl.errors import UserError
+from tinytl.networks.lean_mark import REPORT, is_lean
 
-REPORT = "lean_report"  # the attribute of a lean network that holds its report
 NAMED = 3  # kinds of layers that the line names
 
 
@@ -57,12 +57,16 @@ class LeanReport:
 
 def lean_report(network: Any) -> LeanReport:
     """Return the report of a network that `make_lean` has converted. Raises UserError for another."""
-    report = getattr(network, REPORT, None)
-    if report is None:
+    if not is_lean(network):
         raise UserError("engine=lean: make_lean has not converted this network")
-    return report
+    return getattr(network, REPORT)
 
 
-def is_lean(network: nn.Module) -> bool:
-    """Whether `make_lean` has converted the network."""
-    return hasattr(network, REPORT)
+def set_report(network: nn.Module, report: LeanReport) -> None:
+    """Note what `make_lean` did to the network; from then on it is lean."""
+    setattr(network, REPORT, report)
+
+
+def forget_report(network: nn.Module) -> None:
+    """From now on the network is not lean."""
+    delattr(network, REPORT)

@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 from tinytl.engine.autocast import outside_autocast
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.plan import EnginePlan
-from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
+from tinytl.engine.traced import is_traced
+from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d, standardize
 
 
 class StandardizedConv2d(WeightStandardizedConv2d):
@@ -34,7 +35,7 @@ class StandardizedConv2d(WeightStandardizedConv2d):
 
     def standardized(self, weight: Tensor) -> Tensor:
         """Standardise the weight, and keep the weight alone."""
-        return _Standardize.apply(weight, self.kernels)
+        return standardize(weight) if is_traced(weight) else _Standardize.apply(weight, self.kernels)
 
 
 class _Standardize(torch.autograd.Function):

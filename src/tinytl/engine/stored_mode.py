@@ -15,6 +15,9 @@ class InEvaluation(Mixin):
         """Stay in evaluation mode."""
         return super().train(False)  # type: ignore[misc]
 
+    def reset_running_stats(self) -> None:
+        """Keep the statistics: torch.optim.swa_utils.update_bn would measure them anew, in training mode."""
+
 
 def keep_modes(network: nn.Module) -> None:
     """Let the layers that `set_train_mode` has put into evaluation mode stay in it.

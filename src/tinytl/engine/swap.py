@@ -8,6 +8,15 @@ from torch import Tensor, nn
 
 
 @contextmanager
+def shapes_only(network: nn.Module) -> Iterator[None]:
+    """Give every parameter and buffer its shape but no values (the meta device) in this context."""
+    tensors = (*network.parameters(), *network.buffers())
+    on_meta = {id(t): t.detach().to("meta").requires_grad_(t.requires_grad) for t in tensors}
+    with swapped(network, lambda tensor: on_meta[id(tensor)]):
+        yield
+
+
+@contextmanager
 def swapped(network: nn.Module, other: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put `other(tensor)` in the place of every parameter and buffer in this context.
 

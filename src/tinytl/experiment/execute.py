@@ -1,6 +1,7 @@
 """Execute an Experiment: turn it into objects, train, test."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,10 @@ from tinytl.training.curves import Curves
 from tinytl.training.exact_resume import ExactResume
 from tinytl.training.patience import Patience
 from tinytl.training.stopping import StopRequests
+from tinytl.weights.adapter_files import save_adapter
+from tinytl.weights.adapter_places import ADAPTER
 from tinytl.weights.build import build_network
-from tinytl.weights.own_checkpoints import own_record, save_trained, trainable_state
+from tinytl.weights.own_checkpoints import own_record, trainable_state
 
 log = logging.getLogger("tinytl")
 STATISTICS_IMAGES = 64  # from which lite residuals with random weights take their stored statistics
@@ -117,7 +120,7 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
         fit_statistics(network, data.example_images(STATISTICS_IMAGES))
     record = own_record(
         step.spec, step.method, step.quantize, step.blocks, network=network, resolution=step.resolution,
-        mean=mean, std=std, class_names=splits.class_names,
+        mean=mean, std=std, class_names=splits.class_names, task=experiment.data.task,
     )  # fmt: skip
     engage(network, step)
     if experiment.verbose and step.engine == "lean":
@@ -200,16 +203,22 @@ def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
     """Test; return the metrics of the tested weights on the test and the validation set, to six decimals."""
     use_best = experiment.recipe.test_weights != "last" and job.checkpoints.load_best(job.module)
     weights = "best" if use_best else "last"
-    state = trainable_state(job.module.network)
-    if job.trainer.is_global_zero:
-        path = experiment.folder / "checkpoints" / "weights.safetensors"
-        if elsewhere := keep(path, lambda path: save_trained(path, state, job.module.record)):
-            log.warning(elsewhere)
     tested = job.trainer.test(job.module, job.data, verbose=False)[0]
     validated = job.curves.last() | (job.checkpoints.best_metrics if use_best else {})
     rounded = {key: round(value, 6) for key, value in {**validated, **tested}.items()}
     part = job.trainer.num_test_batches[0] / len(job.data.test_dataloader())
-    return {**rounded, "test/weights": weights, **({"test/part": part} if part < 1 else {})}
+    metrics = {**rounded, "test/weights": weights, **({"test/part": part} if part < 1 else {})}
+    if job.trainer.is_global_zero:
+        _keep_adapter(experiment.folder / ADAPTER, job.module, metrics)
+    return metrics
+
+
+def _keep_adapter(folder: Path, module: ImageClassifier, metrics: dict[str, Any]) -> None:
+    """Write what was trained, with its record and its metrics."""
+    known = {key: value for key, value in metrics.items() if isinstance(value, str) or math.isfinite(value)}
+    state, record = trainable_state(module.network, module.norm), {**module.record, "metrics": known}
+    if elsewhere := keep(folder, lambda folder: save_adapter(folder, state, record)):
+        log.warning(elsewhere)
 
 
 def _classes(experiment: Experiment, job: Job) -> dict[str, Any]:

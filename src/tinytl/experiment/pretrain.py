@@ -23,6 +23,7 @@ from tinytl.methods import parameter_table
 from tinytl.networks.blocks import silence_residual_branches
 from tinytl.training.curves import Curves
 from tinytl.training.exact_resume import ExactResume
+from tinytl.weights.adapter_places import ADAPTER
 from tinytl.weights.build import build_network, head_classes
 from tinytl.weights.checkpoints import save
 
@@ -41,8 +42,7 @@ def _build_supervised(experiment: Experiment, inspected: Inspected, place: Place
 def _train(experiment: Experiment, job: Job, loggers: list[Any]) -> dict[str, Any]:
     """Train and test, then write the weights: without them the run does not count as finished."""
     figures = execute.fit_and_test(experiment, job, loggers)
-    trained = experiment.folder / "checkpoints" / "weights.safetensors"
-    network = build_network(replace(experiment.step.spec, checkpoint=str(trained)))
+    network = build_network(replace(experiment.step.spec, checkpoint=str(experiment.folder / ADAPTER)))
     _keep(network, experiment)
     return figures
 

@@ -5,6 +5,7 @@ every tensor of a real step appears with its size and lifetime, but no memory is
 computed.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter
 
 from tinytl.assembly import TrainingStep, engage, prepare, trainable
 from tinytl.engine import EnginePlan, lean_report
 from tinytl.engine.optimizer import step_in_backward
 from tinytl.engine.report import LeanReport
-from tinytl.memory.meter import MemoryReport
+from tinytl.engine.swap import shapes_only
+from tinytl.memory.meter import LiveMemory, MemoryReport
 from tinytl.memory.step import metered
 from tinytl.networks.construct import build_on_meta
 
@@ -69,7 +72,36 @@ def predict(step: TrainingStep) -> MemoryReport:
         step, batch_size=step.batch_size // step.micro_batches, plan=replace(step.plan, micro_batch=None)
     )
     with AutocastOnMeta():
-        return metered(micro_step, network, _adam(network, step))
+        return metered(micro_step, network, _adam(network, step.plan if step.engine == "lean" else None))
+
+
+def predict_step_of(network: Any, input_size: Sequence[int], plan: EnginePlan | None) -> MemoryReport:
+    """Predict a training step of a given network, for a batch of `input_size` (B, C, H, W), with Adam.
+
+    It is a second or later step, with cross-entropy as the loss where the network returns (B, classes). With
+    a plan the optimizer is `engine.optimizer.adam` and the micro-batches are the plan's; None: stock PyTorch.
+    """
+    parts = 1 if plan is None else plan.micro_batches(input_size[0])
+    dtype = next(parameter.dtype for parameter in trainable(network))
+    with shapes_only(network), AutocastOnMeta():
+        if parts > 1:
+            for parameter in trainable(network):
+                parameter.grad = torch.empty_like(parameter)
+        optimizer = _adam(network, plan)
+        images = torch.empty(input_size[0] // parts, *input_size[1:], device="meta", dtype=dtype)
+        with LiveMemory(network, optimizer, images) as live:
+            loss = _loss(network(images))
+            live.end_of_forward(loss)
+            loss.backward()
+            optimizer.step()
+        return live.report()
+
+
+def _loss(out: Any) -> Tensor:
+    if isinstance(out, Tensor) and out.ndim == 2:
+        return F.cross_entropy(out, torch.zeros(len(out), dtype=torch.long, device=out.device))
+    tensors = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return torch.stack([tensor.mean() for tensor in tensors]).sum()
 
 
 class AutocastOnMeta(TorchFunctionMode):
@@ -87,13 +119,12 @@ def _cast(argument: Any) -> Any:
     return argument.to(torch.get_autocast_dtype("cpu")) if floating else argument
 
 
-def _adam(network: nn.Module, step: TrainingStep) -> torch.optim.Optimizer:
-    """Return Adam as it is after its first step, with its moments."""
-    lean = step.engine == "lean"
-    optimizer = (_InPlaceAdam if lean else torch.optim.Adam)(trainable(network))
+def _adam(network: nn.Module, plan: EnginePlan | None) -> torch.optim.Optimizer:
+    """Return the plan's Adam (None: PyTorch's) as it is after its first step, with its moments."""
+    optimizer = (_InPlaceAdam if plan else torch.optim.Adam)(trainable(network))
     for parameter in trainable(network):
-        optimizer.state[parameter] = _moments(parameter, step.plan.optimizer_bits if lean else 32)
-    if lean and step.plan.step_in_backward:
+        optimizer.state[parameter] = _moments(parameter, plan.optimizer_bits if plan else 32)
+    if plan and plan.step_in_backward:
         step_in_backward(optimizer)
     return optimizer
 

@@ -1,15 +1,16 @@
 """Lite residual modules: small trainable branches beside frozen blocks (TinyTL, section 3.2)."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinytl.errors import UserError
-from tinytl.networks.blocks import EXPANDED, RESIDUAL, convolutions
+from tinytl.networks.blocks import EXPANDED, RESIDUAL, convolutions, last_block_names
 from tinytl.networks.norms import NormName, norm_layer
 
 # The published code fits kernel sizes to maps as if every image had this resolution.
@@ -25,7 +26,19 @@ class LiteResidualConfig:
     expansion: float = 1.0  # its output channels over its input channels
     pooling: int = 2  # the block's input is average-pooled by this factor; 1: not at all
     upsampling: Literal["bilinear", "nearest"] = "bilinear"
+    blocks: int | None = None  # in this many of the last blocks; None: in all
     pretrained: bool = True  # False: random weights, whatever the checkpoint holds (the paper's Table 4)
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "groups", "pooling"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1 or (name == "kernel_size" and value % 2 == 0):
+                odd = "an odd" if name == "kernel_size" else "a"
+                raise UserError(f"lite_residual.{name}={value}: {odd} positive whole number is needed")
+        if not 0 < self.expansion < math.inf:
+            raise UserError(f"lite_residual.expansion={self.expansion}: a positive number is needed")
+        if self.upsampling not in ("bilinear", "nearest"):
+            raise UserError(f"lite_residual.upsampling={self.upsampling}: one of bilinear, nearest")
 
 
 class LiteResidual(nn.Module):
@@ -92,44 +105,72 @@ class LiteResidualShortcut(nn.Module):
         return shortcut + self.lite_residual(x, shortcut.shape[-2:])
 
 
-def insert_lite_residuals(network: nn.Module, config: LiteResidualConfig, norm: NormName, eps: float) -> int:
+class BlockShape(NamedTuple):
+    """What a lite residual must know of its block."""
+
+    in_channels: int
+    out_channels: int
+    stride: int
+
+
+def insert_lite_residuals(
+    network: nn.Module, config: LiteResidualConfig, norm: NormName, eps: float,
+    shapes: Mapping[str, BlockShape] | None = None,
+) -> int:  # fmt: skip
     """Add a lite residual to every block that can take one, in place; return their number.
 
-    Raises UserError where the configuration does not fit the channels.
+    Blocks are those of timm's types, or those that `shapes` names. Beside a block of another type its lite
+    residual is added to the block's output. Raises UserError, before anything is added, where the
+    configuration does not fit the channels.
     """
+    places = list(_places(network, shapes))
+    last = None if config.blocks is None else last_block_names(network, config.blocks)
+    for path, shape in places:
+        if shape.in_channels % config.groups:
+            raise UserError(
+                f"lite_residual.groups={config.groups} does not divide {shape.in_channels} channels ({path})"
+            )
     resolution, inserted = NOMINAL_RESOLUTION, 0
-    for parent in list(network.modules()):
-        for name, block in list(parent.named_children()):
-            if not isinstance(block, EXPANDED + RESIDUAL):
-                continue
-            shape = _shape(block)
-            if shape is None:
-                continue
-            in_channels, out_channels, stride = shape
-            if in_channels % config.groups:
-                raise UserError(
-                    f"lite_residual.groups={config.groups} does not divide {in_channels} channels"
-                )
-            kernel = _fitting_kernel(config.kernel_size, max(1, resolution // config.pooling))
-            lite = LiteResidual(in_channels, out_channels, stride, kernel, config, norm, eps)
-            resolution = max(1, resolution // stride)
+    for path, shape in places:
+        kernel = _fitting_kernel(config.kernel_size, max(1, resolution // config.pooling))
+        resolution = max(1, resolution // shape.stride)
+        if last is None or path in last:
+            block = network.get_submodule(path)
+            lite = LiteResidual(*shape, kernel, config, norm, eps).to(next(block.parameters()))
+            _insert(network, path, lite)
             inserted += 1
-            if isinstance(block, EXPANDED):
-                setattr(parent, name, LiteResidualBlock(block, lite))
-            else:
-                shortcut: Any = block.downsample or nn.Identity()
-                block.downsample = LiteResidualShortcut(shortcut, lite)
     return inserted
 
 
-def _shape(block: nn.Module) -> tuple[int, int, int] | None:
-    """(input channels, output channels, stride) of a block; None for mixed convolutions."""
+def _insert(network: nn.Module, path: str, lite: LiteResidual) -> None:
+    parent, _, name = path.rpartition(".")
+    block: Any = network.get_submodule(path)
+    if isinstance(block, RESIDUAL):
+        block.downsample = LiteResidualShortcut(block.downsample or nn.Identity(), lite)
+    else:
+        setattr(network.get_submodule(parent), name, LiteResidualBlock(block, lite))
+
+
+def _places(network: nn.Module, shapes: Mapping[str, BlockShape] | None) -> Iterator[tuple[str, BlockShape]]:
+    """Yield (name, shape) of the blocks that take a lite residual."""
+    if shapes is not None:
+        yield from shapes.items()
+        return
+    for parent_name, parent in network.named_modules():
+        for name, block in parent.named_children():
+            shape = _shape(block) if isinstance(block, EXPANDED + RESIDUAL) else None
+            if shape is not None:
+                yield f"{parent_name}.{name}".lstrip("."), shape
+
+
+def _shape(block: nn.Module) -> BlockShape | None:
+    """The shape of a block of timm; None for mixed convolutions."""
     first, *_, last = convolutions(block)
     if not (isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)):
         return None
     strides = (getattr(child, "stride", 1) for child in block.children())  # of convolutions and blur pools
     stride = math.prod(s[0] if isinstance(s, tuple) else s for s in strides)
-    return first.in_channels, last.out_channels, stride
+    return BlockShape(first.in_channels, last.out_channels, stride)
 
 
 def _fitting_kernel(kernel_size: int, resolution: int) -> int:

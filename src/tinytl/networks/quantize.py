@@ -12,6 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tinytl.errors import UserError
+from tinytl.networks.lean_mark import is_lean
+
 QuantizeName = Literal["int8", "kmeans", "off"]
 CENTROIDS = 256
 KMEANS_STEPS = 50  # the published code's limit; we stop earlier if no centroid moves
@@ -72,18 +75,50 @@ def _nearest(weight: Tensor, centroids: Tensor) -> Tensor:
 def codes_of(weight: Tensor) -> QuantizedTensor | None:
     """The 8-bit codes of a weight that `int8` or `kmeans` has rounded before; else None.
 
-    A weight on the meta device gets codes without values, by the quantiser that `quantize_frozen` noted.
+    A weight on the meta device gets codes without values, by the quantiser that `quantize_frozen` or
+    `mark_quantized` noted.
     """
     if weight.is_meta:
         quantizer = getattr(weight, "quantizer", None)
         return quantizer and QUANTIZERS[quantizer](weight)
+    scale = getattr(weight, "int8_scale", None)
+    if scale is not None and (int8 := _by_scale(weight, scale)) is not None:
+        return int8
     int8 = quantize_int8(weight)
     if torch.allclose(int8.dequantize(), weight, rtol=8 * torch.finfo(weight.dtype).eps, atol=0):
         return int8
+    return _by_table(weight)
+
+
+def mark_quantized(weight: Tensor, values: Tensor) -> None:
+    """Note on a weight the values of its codes, so that `codes_of` finds exactly these again."""
+    is_int8 = values.ndim > 1
+    weight.quantizer = "int8" if is_int8 else "kmeans"  # type: ignore[attr-defined]
+    if is_int8:
+        weight.int8_scale = values  # type: ignore[attr-defined]
+
+
+def quantized_again(weight: Tensor, before: QuantizedTensor) -> QuantizedTensor:
+    """Quantise another weight as the one before was; values that are rounded already stay as they are."""
+    if before.codes.dtype == torch.int8:
+        return _by_scale(weight, before.values) or quantize_int8(weight)
+    return _by_table(weight) or quantize_kmeans(weight)
+
+
+def _by_table(weight: Tensor) -> QuantizedTensor | None:
+    """The codes of a weight by a table of its values; None where they are too many."""
+    if weight.is_meta:
+        return None
     values, codes = weight.unique(return_inverse=True)
-    if len(values) <= CENTROIDS:
-        return QuantizedTensor(codes.to(torch.uint8), values)
-    return None
+    return QuantizedTensor(codes.to(torch.uint8), values) if len(values) <= CENTROIDS else None
+
+
+def _by_scale(weight: Tensor, scale: Tensor) -> QuantizedTensor | None:
+    """The int8 codes of a weight by this scale; None where they do not stand for exactly these values."""
+    if weight.is_meta or scale.is_meta or scale.dtype != weight.dtype or scale.device != weight.device:
+        return None
+    int8 = QuantizedTensor((weight / scale).round().clamp(-127, 127).to(torch.int8), scale)
+    return int8 if torch.equal(int8.dequantize(), weight) else None
 
 
 QUANTIZERS = {"int8": quantize_int8, "kmeans": quantize_kmeans}
@@ -94,9 +129,12 @@ def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
     """Round the frozen weights of convolutions and linear layers to 8 bits, in place; return their number.
 
     Norm scales and shifts stay as they are: they have one element per channel, and so would the scales.
+    Raises UserError for a network that is lean already.
     """
     if name == "off":
         return 0
+    if is_lean(network):
+        raise UserError(f"quantize={name}: the network is lean already; round it before make_lean")
     frozen = [p for p in network.parameters() if p.ndim > 1 and not p.requires_grad]
     for parameter in frozen:
         if parameter.is_meta:

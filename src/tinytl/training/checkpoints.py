@@ -1,11 +1,10 @@
-"""Write and read the checkpoints of a run. Its folder holds:
+"""Write and read the checkpoints of a run. Their folder holds:
 
     last.ckpt            everything that training needs to go on
     previous.ckpt        the last.ckpt before; used where last.ckpt is damaged
     best.ckpt            the weights that were best on the validation set
-    weights.safetensors  the weights that were tested
 
-All hold the trained parameters, not the frozen network. Lightning's ModelCheckpoint is not used: it writes
+They hold the trained parameters, not the frozen network. Lightning's ModelCheckpoint is not used: it writes
 `last` only when the best has improved (since 2.6), takes the earliest of equally good epochs as the best,
 and moves files from the temporary folder, which is not atomic where that is on another file system.
 """
@@ -193,7 +192,7 @@ class Checkpoints(Callback):
         return -math.inf if math.isnan(monitored) else monitored, -metrics["val/loss"]
 
     def _save_last(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)  # with the optimizer
         self._saved_at = time.monotonic()
 
     def _save_best(self, trainer: Trainer, module: LightningModule) -> None:

@@ -206,10 +206,14 @@ class ImageClassifier(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
         optimizer.zero_grad()
 
+    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """What training may change, for checkpoints: frozen weights are not expanded for them."""
+        state = trainable_state(self.network, self.norm)
+        return {f"{prefix}network.{name}": tensor for name, tensor in state.items()}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Reduce the weights to the trainable ones, and add the record of what the network is made from."""
-        state = trainable_state(self.network)
-        checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in state.items()}
+        """Put the weights that train, and the record of what the network is made from, into a checkpoint."""
+        checkpoint["state_dict"] = self.state_dict()
         checkpoint[OWN] = self.record
 
 

@@ -18,7 +18,7 @@ from tinytl.weights import checkpoints
 from tinytl.weights.checkpoints import Checkpoint
 from tinytl.weights.load_into_network import fit
 from tinytl.weights.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
-from tinytl.weights.tensor_names import canonical
+from tinytl.weights.tensor_names import STATISTICS, canonical
 
 log = logging.getLogger(__name__)
 
@@ -78,17 +78,26 @@ def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool
 def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
     """Complete one of our own checkpoints, which holds what was trained, by the frozen part of its base."""
     base = _base(checkpoint, record, chain)
-    trained = {canonical(key) for key in trainable_state(base)}
-    wrong = sorted(trained.symmetric_difference(checkpoint.tensors))
+    frozen = {canonical(key): value for key, value in base.state_dict().items()}
+    statistics = {"mean": record.mean, "std": record.std}
+    cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in statistics.items() if value}}
+    return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
+
+
+def _check_names(checkpoint: Checkpoint, record: OwnRecord, base: Any) -> Any:
+    """Return the base. Raises UserError where the checkpoint lacks what was trained, or holds more.
+
+    Older versions also wrote the base's own BatchNorm statistics.
+    """
+    trained = {canonical(key) for key in trainable_state(base, record.spec.norm)}
+    fixed = {canonical(key) for key in base.state_dict() if key.endswith(STATISTICS)} - trained
+    wrong = sorted(trained.symmetric_difference(checkpoint.tensors) - fixed)
     if wrong:
         verb = "lacks" if wrong[0] in trained else "holds the untrained"
         raise UserError(
             f"checkpoint={checkpoint.source}: damaged: it {verb} {wrong[0]} ({len(wrong)} in all)"
         )
-    frozen = {canonical(key): value for key, value in base.state_dict().items()}
-    statistics = {"mean": record.mean, "std": record.std}
-    cfg = {**base.pretrained_cfg, **{key: tuple(value) for key, value in statistics.items() if value}}
-    return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
+    return base
 
 
 def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
@@ -97,17 +106,19 @@ def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
     if here in chain:
         raise UserError(f"checkpoint={source}: it is its own base, directly or through others")
     if record.frozen_sha256 and set(checkpoint.tensors) >= _names(record.spec):
-        return _begun(record, None, chain)  # everything was trained
+        return _check_names(checkpoint, record, _begun(record, None, chain))  # everything was trained
     hashes: dict[str | None, str] = {}
     for name in base_sources(record, here.parent, (*chain, here), source):
         try:
             base = _begun(record, name, (*chain, here))
         except UserError as error:
             raise UserError(f"checkpoint={source}: its base cannot be used: {error}") from error
+        _check_names(checkpoint, record, base)
         if record.frozen_sha256 is None:
             log.warning("%s is of an older version: that %s is its base cannot be checked", source, name)
             return base
-        hashes[name] = frozen_sha256(base)
+        held = [key for key in base.state_dict() if canonical(key) in checkpoint.tensors]
+        hashes[name] = frozen_sha256(base, held)
         if hashes[name] == record.frozen_sha256:
             return base
     name, sha256 = next(iter(hashes.items()))

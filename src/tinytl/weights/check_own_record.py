@@ -21,9 +21,9 @@ def check_record(plain: Any, source: str) -> OwnRecord:
     spec = _mapping(plain.get("spec"), "spec.", source)
     if spec.get("lite_residual") is not None:
         lite = _mapping(spec["lite_residual"], "spec.lite_residual.", source)
-        spec["lite_residual"] = _make(LiteResidualConfig, lite, "spec.lite_residual.", source)
-    plain["spec"] = _make(NetworkSpec, spec, "spec.", source)
-    record = _make(OwnRecord, plain, "", source)
+        spec["lite_residual"] = make_checked(LiteResidualConfig, lite, "spec.lite_residual.", source)
+    plain["spec"] = make_checked(NetworkSpec, spec, "spec.", source)
+    record = make_checked(OwnRecord, plain, "", source)
     if record.method not in METHODS:
         raise _refusal(source, f"method={record.method} is not known here")
     check_statistics({name: getattr(record, name) for name in ("mean", "std")}, source)
@@ -49,7 +49,7 @@ def _mapping(value: Any, where: str, source: str) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def _make(record: type[Record], plain: dict[str, Any], where: str, source: str) -> Record:
+def make_checked(record: type[Record], plain: dict[str, Any], where: str, source: str) -> Record:
     """Make an object of the dataclass `record` from a mapping with its fields and no others."""
     hints = get_type_hints(record)
     for name in plain:
@@ -71,6 +71,10 @@ def _has_type(value: Any, hint: Any) -> bool:
         return any(_has_type(value, argument) for argument in arguments)
     if kind is Literal:
         return value in arguments
+    if kind is dict:
+        return isinstance(value, dict) and all(
+            _has_type(key, arguments[0]) and _has_type(item, arguments[1]) for key, item in value.items()
+        )
     if kind is list:
         return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
     if hint is float:

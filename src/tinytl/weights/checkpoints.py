@@ -19,6 +19,8 @@ from tinytl.errors import UserError
 from tinytl.networks.architecture import architecture
 from tinytl.networks.norms import NormName
 from tinytl.networks.spec import EMBEDDED
+from tinytl.weights.adapter_files import check_config
+from tinytl.weights.adapter_places import file_in
 from tinytl.weights.check_own_record import check_record, check_statistics
 from tinytl.weights.download import cached_path, fetch, is_url, local_path
 from tinytl.weights.own_checkpoints import OwnRecord
@@ -30,7 +32,7 @@ from tinytl.weights.weight_files import PRETRAINED_CFG, read_weights, save_weigh
 STARTING_POINTS = Path(__file__).parent / "starting_points"
 # files in a folder that were probably meant instead of it: of our runs, and of Hugging Face
 LIKELY_FILES = (
-    *("weights.safetensors", "checkpoints/weights.safetensors", "best.ckpt", "last.ckpt"),
+    *("weights.safetensors", "best.ckpt", "last.ckpt"),
     *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors", "pytorch_model.bin"),
 )
 
@@ -49,16 +51,18 @@ class Checkpoint:
 def read(source: str, model: str) -> Checkpoint:
     """Read a checkpoint from a path, a URL or the name of timm weights (`mobilenetv2_100.ra_in1k`).
 
+    A path is a file's, or that of the folder of a run or an adapter.
     No code in a file is run. Raises UserError where nothing has this name, where it cannot be read, and where
     it is a published ProxylessNAS of another model.
     """
     architecture(model)  # refuse an unknown model before anything is fetched
     if is_url(source):
         return _from_file(fetch(source), source, model)
-    if os.path.isdir(source):
-        raise UserError(f"checkpoint={source}: a folder{_meant_in(Path(source))}")
-    if os.path.lexists(source):
-        return _from_file(Path(source), source, model)
+    path = file_in(Path(source))
+    if os.path.isdir(path):
+        raise UserError(f"checkpoint={source}: a folder{_meant_in(path)}")
+    if os.path.lexists(path):
+        return _from_file(path, source, model)
     if timm.is_model_pretrained(source):
         network = timm_network(source)
         tensors = {canonical(key): value for key, value in network.state_dict().items()}
@@ -112,6 +116,7 @@ def save(network: Any, path: Path) -> None:
 def _from_file(path: Path, source: str, model: str) -> Checkpoint:
     content = read_weights(path, source)
     own = None if content.record is None else check_record(content.record, source)
+    check_config(path, content.record, source)
     state = strip_prefix(content.tensors, architecture(model).children)
     if any(key.startswith(f"{PUBLISHED}.") for key in state):
         state = from_published(state, model, source)

@@ -16,6 +16,7 @@ import torch
 
 from tinytl.errors import UserError
 from tinytl.system.files import write_whole
+from tinytl.weights.adapter_places import file_in
 from tinytl.weights.file_kinds import file_kind
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,9 @@ def is_url(source: str) -> bool:
 
 
 def local_path(source: str) -> Path | None:
-    """The file that a path or a file: URL names, if there is one."""
-    path = _path_of_file_url(source) if source.startswith("file:") else source
-    return Path(path) if os.path.isfile(path) else None
+    """The file that a path or a file: URL names, or the folder of a run or adapter, if there is one."""
+    path = file_in(Path(_path_of_file_url(source) if source.startswith("file:") else source))
+    return path if os.path.isfile(path) else None
 
 
 def cached_path(url: str) -> Path:

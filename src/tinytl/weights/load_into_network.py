@@ -1,7 +1,7 @@
 """Load a checkpoint's tensors into a network, and say which do not fit."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +29,7 @@ def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str) -> 
     ignored = _tolerated(tensors, target, source)
     if not has_head:
         ignored |= {name for name in target if name.startswith(f"{head}.")}
-    _check_fit({k: v for k, v in tensors.items() if k not in ignored}, target, ignored, source)
+    check_fit({k: v for k, v in tensors.items() if k not in ignored}, target, ignored, source)
     network.load_state_dict({names[k]: v for k, v in tensors.items() if k in target}, strict=False)
     return has_head
 
@@ -63,7 +63,10 @@ def _tolerated(tensors: dict[str, Tensor], target: dict[str, Tensor], source: st
     return tolerated
 
 
-def _check_fit(tensors: dict[str, Tensor], target: dict[str, Tensor], ignored: set[str], source: str) -> None:
+def check_fit(
+    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], ignored: Collection[str], source: str
+) -> None:
+    """Raise UserError with the first name that is missing, unexpected, mis-shaped or mis-typed."""
     both = [key for key in tensors if key in target]
     missing = [key for key in target if key not in tensors and key not in ignored]
     unexpected = [key for key in tensors if key not in target]

@@ -1,25 +1,29 @@
-"""Our own checkpoints: they hold the tensors that were trained, and a record of the run.
+"""Our own checkpoints and adapters: they hold the tensors that were trained, and a record of the training.
 
-The frozen tensors come from the base, the weights that the run began with. The record names the base by path,
-URL or timm name, and holds a hash of the frozen part, by which a wrong base is recognised.
+All other tensors come from the base, the weights that the training began with. The record names the base by
+path, URL or timm name, and holds a hash of these tensors, by which a wrong base is recognised.
 """
 
 import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from tinytl.errors import UserError
-from tinytl.networks.quantize import QuantizeName
+from tinytl.methods import changing_statistics
+from tinytl.networks.norms import NormName
+from tinytl.networks.quantize import QUANTIZERS, QuantizeName
 from tinytl.networks.spec import EMBEDDED, NetworkSpec
+from tinytl.system.version import VERSION
+from tinytl.weights.adapter_places import file_in
 from tinytl.weights.download import is_url, local_path
-from tinytl.weights.tensor_names import STATISTICS, canonical
+from tinytl.weights.tensor_names import COUNTER, canonical
 from tinytl.weights.weight_files import OWN, save_weights
 
 
@@ -27,35 +31,49 @@ from tinytl.weights.weight_files import OWN, save_weights
 class OwnRecord:
     """The record in our own checkpoint. Fields that older versions did not write are None."""
 
-    spec: NetworkSpec  # the network; its `checkpoint` is the base, as the run's setting named it
+    # The network, by timm's name of the model, or by the class of a network of one's own. Its `checkpoint` is
+    # the base, as the run's setting named it.
+    spec: NetworkSpec
     method: str
     quantize: QuantizeName
     blocks: int | None = None
     base_path: str | None = None  # absolute; None: the base is no file
-    frozen_sha256: str | None = None
+    frozen_sha256: str | None = None  # of all tensors that the file does not hold, rounded to 8 bits
     mean: list[float] | None = None  # mean of the images, per channel
     std: list[float] | None = None  # standard deviation of the images, per channel
     resolution: int | None = None  # pixels
     class_names: list[str] | None = None
+    task: Literal["multiclass", "multilabel"] | None = None
+    metrics: dict[str, float | str] | None = None  # of these weights, as in results.json
+    classifier: str | None = None  # name of the classifier and of the blocks, where timm does not tell them
+    block_names: list[str] | None = None
+    version: str | None = None  # of tinytl
 
 
 def own_record(
     spec: NetworkSpec, method: str, quantize: QuantizeName, blocks: int | None = None, *,
     network: nn.Module, mean: Sequence[float], std: Sequence[float], resolution: int,
-    class_names: Sequence[str],
+    class_names: Sequence[str], task: Literal["multiclass", "multilabel"] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the record of our own checkpoint as plain data.
 
     `network` is the one to train, after `freeze` and `quantize_frozen` and before `make_lean`.
     """
-    base = local_path(spec.checkpoint) if spec.checkpoint else None
     record = OwnRecord(
         spec, method, quantize, blocks,
-        base_path=str(base.absolute()) if base else None, frozen_sha256=frozen_sha256(network),
+        frozen_sha256=frozen_sha256(network, trainable_state(network, spec.norm)),
         mean=[float(value) for value in mean], std=[float(value) for value in std],
         resolution=int(resolution), class_names=[str(name) for name in class_names],
+        task=task, version=VERSION,
     )  # fmt: skip
-    return asdict(record)
+    return asdict(with_base(record, spec.checkpoint))
+
+
+def with_base(record: OwnRecord, base: str | None) -> OwnRecord:
+    """The record with this base: a path, a URL, the name of timm weights, or None for random weights."""
+    path = local_path(base) if base else None
+    spec = replace(record.spec, checkpoint=base)
+    return replace(record, spec=spec, base_path=str(path.absolute()) if path else None)
 
 
 def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -63,20 +81,41 @@ def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
     save_weights(path, state, {OWN: record})
 
 
-def trainable_state(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that training may change: trainable parameters, and BatchNorm statistics."""
-    trainable = {name for name, p in network.named_parameters() if p.requires_grad}
-    return {k: v for k, v in network.state_dict().items() if k in trainable or k.endswith(STATISTICS)}
+def trainable_state(network: nn.Module, norm: NormName) -> dict[str, Tensor]:
+    """The tensors that are not the base's: trainable parameters, and BatchNorm statistics that may change.
+
+    `state_dict` is not asked, because a lean network would expand its frozen weights for it.
+    """
+    parameters = network.named_parameters(remove_duplicate=False)
+    buffers, statistics = network.named_buffers(remove_duplicate=False), changing_statistics(network, norm)
+    trained = {name: parameter.detach() for name, parameter in parameters if parameter.requires_grad}
+    return trained | {name: buffer for name, buffer in buffers if name in statistics}
 
 
-def frozen_sha256(network: nn.Module) -> str:
-    """Hash the names, types, shapes and values of all tensors that training does not change."""
-    trained = trainable_state(network).keys()
-    frozen = {canonical(k): v for k, v in network.state_dict().items() if k not in trained}
+def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeName = "off") -> str:
+    """Hash the names, types, shapes and values of all tensors but those that a file holds.
+
+    BatchNorm's number of batches is left out: nothing depends on it, and some files lack it.
+    `held` are names in the network. With `quantize`, frozen weights are hashed as `quantize_frozen` would
+    round them.
+    """
+    rounded = {
+        name
+        for name, parameter in network.named_parameters(remove_duplicate=False)
+        if quantize != "off" and parameter.ndim > 1 and not parameter.requires_grad
+    }
     digest = hashlib.sha256()
-    for name, tensor in sorted(frozen.items()):
+    state = {
+        canonical(k): (k, v)
+        for k, v in network.state_dict().items()
+        if k not in held and not k.endswith(COUNTER)
+    }
+    for name, (key, tensor) in sorted(state.items()):
+        if key in rounded:
+            tensor = QUANTIZERS[quantize](tensor).dequantize()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(values)
     return digest.hexdigest()
 
 
@@ -95,7 +134,8 @@ def base_sources(record: OwnRecord, folder: Path, chain: Collection[Path], sourc
     file = local_path(given) or Path(given)
     recorded = Path(record.base_path or file)
     around = [parent / file for parent in (folder, *folder.parents)]
-    places = [place for place in (recorded, file, *around, folder / file.name) if os.path.isfile(place)]
+    candidates = map(file_in, (recorded, file, *around, folder / file.name))
+    places = [place for place in candidates if os.path.isfile(place)]
     files = dict.fromkeys(place.resolve() for place in places)
     usable: list[str | None] = [str(path) for path in files if path not in chain]
     if not usable and record.base_path is None and timm.is_model_pretrained(given):

@@ -10,7 +10,8 @@ from torch import Tensor
 from tinytl.errors import UserError
 from tinytl.networks.proxylessnas import ARCHITECTURES
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # the last parts of BatchNorm's buffers
+COUNTER = "num_batches_tracked"
+STATISTICS = ("running_mean", "running_var", COUNTER)  # the last parts of BatchNorm's buffers
 # parts of names from the wrappers of lite residuals: (in the network, in the canonical name)
 WRAPPERS = (
     (".main_branch.", "."),

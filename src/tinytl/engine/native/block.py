@@ -13,6 +13,7 @@ from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.device import check_device
 from tinytl.engine.native.lite_residual import Kept, NativeLiteResidual
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import is_traced
 from tinytl.networks.lite_residual import LiteResidualBlock
 
 
@@ -41,6 +42,9 @@ class NativeLiteResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
         """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
         main, lite = self.main_branch, self.lite_residual
+        if is_traced(x):
+            out = main(x)
+            return out + lite(x, out.shape[-2:])
         own, dtype = main.tensors(), autocast_dtype(x)
         check_device(x, own[0].dtype)
         check_dtype(x, own[0].dtype)
@@ -60,7 +64,7 @@ class _Block(torch.autograd.Function):
         of_main, of_lite = tensors[:count], tensors[count:]
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + count])
         maps = x.to(of_main[0].dtype)
-        out, normed, statistics = block.main_branch.compute(
+        out, normed, statistics = block.main_branch.calls.compute(
             maps, of_main, stored[0], needs, block.main_branch.has_skip
         )
         kept = block.lite_residual.add(maps, out, of_lite, stored[1])
@@ -79,7 +83,7 @@ class _Block(torch.autograd.Function):
         maps, grad = x.to(dtype), grad.to(dtype).contiguous()
         grad_x, grad_main = None, [None] * count
         if needs_x or any(needs[:count]):
-            grad_x, grad_main = main.gradients(
+            grad_x, grad_main = main.calls.gradients(
                 maps, grad, None if normed is None else normed.to(dtype), statistics, tensors[:count],
                 main_stored, (needs_x, *needs[:count]), main.has_skip,
             )  # fmt: skip

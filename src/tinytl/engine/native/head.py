@@ -46,6 +46,7 @@ from tinytl.engine.native.trained_weight import (
 )
 from tinytl.engine.norms import lean_norm
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import convolve, is_traced
 from tinytl.errors import UserError
 
 SLICE_LANES = 128  # their weights towards 32 input channels take half of a first-level cache of 32 kB
@@ -72,19 +73,26 @@ class _Sizes(NamedTuple):
 class NativeHead(nn.Module):
     """Computes a 1x1 convolution, the norm and activation after it, and global average pooling.
 
-    A weight that trains is its parameter, as it was the convolution's. The norm stays registered where it
+    The weight is its parameter, as it was the convolution's. The norm stays registered where it
     was. The output is a map of one pixel, which an average over pixels leaves as it is. It computes
     float32 and float64 on the CPU, and shapes on the meta device.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: Any, act: Activation) -> None:
         super().__init__()
+        self.weight = conv.weight
+        self.trained: TrainedWeight | None = TrainedWeight(conv, rows=_packing(conv, norm))
+        self._describe(conv, norm, act)
+
+    @staticmethod
+    def of_parts(conv: nn.Conv2d, norm: Any, act: Activation) -> "NativeHead":
+        """The lean layer for these parts, whether the convolution trains or not."""
+        return (NativeHead if conv.weight.requires_grad else FrozenHead)(conv, norm, act)
+
+    def _describe(self, conv: nn.Conv2d, norm: Any, act: Activation) -> None:
         self.outside = (norm,)  # in a tuple, so that it is registered once
         self.described_norms = [NativeNorm.of(norm, act)]
-        self.packing = Packing.of(conv.out_channels, max(1, channels_per_group(norm)))
-        trains = conv.weight.requires_grad
-        self.packed = (TrainedWeight if trains else PackedWeight)(conv, rows=self.packing)
-        self.weight = conv.weight if trains else None
+        self.packing = _packing(conv, norm)
         self.in_channels = conv.in_channels
         unit = self.packing.unit_lanes
         self.step = 2 * unit if unit == PACK else unit
@@ -100,7 +108,7 @@ class NativeHead(nn.Module):
             and conv.groups == 1
             and is_plain_norm(norm)
             and act is not None
-            and Packing.of(conv.out_channels, max(1, channels_per_group(norm))).unit_lanes <= MAX_UNIT
+            and _packing(conv, norm).unit_lanes <= MAX_UNIT
         )
 
     @classmethod
@@ -113,11 +121,11 @@ class NativeHead(nn.Module):
         if type(pool) is not SelectAdaptivePool2d or pool.pool_type != "avg" or norm is None:
             return None
         act = native_activation(norm)
-        return None if act is None or not cls.supports(conv, norm, act) else cls(conv, norm, act)
+        return None if act is None or not cls.supports(conv, norm, act) else cls.of_parts(conv, norm, act)
 
     def extra_repr(self) -> str:
         """The size of the convolution."""
-        return f"{self.in_channels}, {self.packing.channels}"
+        return f"{self.in_channels}, {self.packing.channels}, native"
 
     def _replicate_for_data_parallel(self) -> Any:
         raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
@@ -125,12 +133,14 @@ class NativeHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, 1, 1)
         """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
         (norm,), dtype = self.outside, autocast_dtype(x)
+        if is_traced(x):
+            return norm.stock_forward(convolve(self, x)).mean((2, 3), keepdim=True)
         check_device(x, norm.weight.dtype)
         check_dtype(x, norm.weight.dtype)
         refuse_hooks(self.outside)
         with without_autocast(x):
             stored = [StoredStatistics.of(norm)]
-            weights = () if self.weight is None else (self.weight.contiguous(),)  # channels last
+            weights = () if self.trained is None else (self.weight.contiguous(),)  # channels last
             out = _Head.apply(x.contiguous(), self, dtype, stored, norm.weight, norm.bias, *weights)
         return out[:, :, None, None]
 
@@ -171,8 +181,8 @@ class NativeHead(nn.Module):
         if not x.is_meta:
             norms = describe_norms(self.described_norms, affine, stored, statistics, len(x), rows)
             trained = NO_CONVOLUTION
-            if copy is not None and isinstance(self.packed, TrainedWeight):
-                trained = self.packed.describe(weights[0], of_weights.targets[0], copy)
+            if copy is not None and self.trained is not None:
+                trained = self.trained.describe(weights[0], of_weights.targets[0], copy)
             described = _HEAD.pack(*self._addresses(copy), *norms, *numbers, *trained)
             run_native("head_backward", described, x, grad, grad_x, rows, gradients, scratch)
         of_norm = split_gradients(gradients, self.described_norms)
@@ -181,13 +191,9 @@ class NativeHead(nn.Module):
 
     def _pack(self, tensors: Sequence[Tensor]) -> PackedCopy | None:
         """A copy of the weight if it trains."""
-        return (
-            self.packed.pack(tensors[2], tensors[0].dtype) if isinstance(self.packed, TrainedWeight) else None
-        )
+        return self.trained and self.trained.pack(tensors[2], tensors[0].dtype)
 
     def _addresses(self, copy: PackedCopy | None) -> tuple[int, ...]:
-        if isinstance(self.packed, PackedWeight):
-            return self.packed.addresses()
         return NO_WEIGHT if copy is None else copy.addresses
 
     def numbers(self, x: Tensor, backward: bool) -> tuple[int, ...]:
@@ -202,11 +208,27 @@ class NativeHead(nn.Module):
             factors=self.slice if backward else 0,
             sums=10 * self.step,
         )
-        if backward and isinstance(self.packed, TrainedWeight):
+        if backward and self.trained is not None:
             sums = self.step * self.in_channels
-            sizes = sizes._replace(weight_sums=sums, natural=self.packed.natural_size())
+            sizes = sizes._replace(weight_sums=sums, natural=self.trained.natural_size())
         own = (images, self.in_channels, area, threads_for(x), self.step, self.slice)
         return *self.packing, *own, *sizes, sizes.total(x.element_size())
+
+
+class FrozenHead(PackedWeight, NativeHead):
+    """The same where the convolution is frozen: the weight is packed once."""
+
+    def __init__(self, conv: nn.Conv2d, norm: Any, act: Activation) -> None:
+        PackedWeight.__init__(self, conv, rows=_packing(conv, norm))
+        self.trained = None
+        self._describe(conv, norm, act)
+
+    def _addresses(self, copy: PackedCopy | None) -> tuple[int, ...]:
+        return self.addresses()
+
+
+def _packing(conv: nn.Conv2d, norm: Any) -> Packing:
+    return Packing.of(conv.out_channels, max(1, channels_per_group(norm)))
 
 
 class _Head(torch.autograd.Function):

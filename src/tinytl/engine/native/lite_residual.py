@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.hooks import has_hooks, refuse_hooks
@@ -28,6 +28,7 @@ from tinytl.engine.native.packing import round_up
 from tinytl.engine.native.trained_weight import CONVOLUTION_FORMAT, WeightGradients
 from tinytl.engine.norms import lean_norm
 from tinytl.engine.plan import EnginePlan
+from tinytl.engine.traced import is_traced
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
@@ -132,11 +133,12 @@ class NativeLiteResidual(nn.Module):
     float32 and float64 on the CPU, and shapes on the meta device.
     """
 
-    def __init__(self, lite: LiteResidual) -> None:
+    def __init__(self, lite: LiteResidual, bn1: nn.Module | None = None, final_bn: Any = None) -> None:
         super().__init__()
         self.pooling, self.upsampling = lite.pooling, lite.upsampling
-        self.conv1, self.bn1 = lite.conv1, lite.bn1
-        self.conv2, self.final_bn = lite.conv2, lite.final_bn
+        self.conv1, self.bn1 = lite.conv1, bn1 or lite.bn1
+        self.act = lite.act
+        self.conv2, self.final_bn = lite.conv2, final_bn or lite.final_bn
         self.layers: tuple[Any, ...] = (self.conv1, self.conv2, self.bn1, self.final_bn)
         acts = (ACTIVATIONS[nn.ReLU], LINEAR)
         self.described_norms = [
@@ -152,10 +154,11 @@ class NativeLiteResidual(nn.Module):
         if not cls.supports(lite) or not is_native(kernels, lite.conv1):
             return None
         bn1, final_bn = (lean_norm(norm, plan, kernels) for norm in (lite.bn1, lite.final_bn))
-        if bn1 is None or final_bn is None:
-            return None
-        lite.bn1, lite.final_bn = bn1, final_bn
-        return cls(lite)
+        return None if bn1 is None or final_bn is None else cls(lite, bn1, final_bn)
+
+    def extra_repr(self) -> str:
+        """How it resizes maps."""
+        return f"pooling={self.pooling}, upsampling={self.upsampling}, native"
 
     @staticmethod
     def supports(lite: Any) -> bool:
@@ -174,22 +177,22 @@ class NativeLiteResidual(nn.Module):
             and not any(has_hooks(module) for module in lite.modules())
         )
 
-    def forward(self, x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
-        """(B, in, H, W) -> (B, out, *size), added to `out` in place where it is given.
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, in, H, W) -> (B, out, *size).
 
         It computes in the type of the weights; under autocast the output and the kept input are of its type.
         """
+        if is_traced(x):
+            return LiteResidual.forward(self, x, size)  # type: ignore[arg-type]
         tensors, dtype = self.tensors(), autocast_dtype(x)
         own = tensors[0].dtype
         check_device(x, own)
         check_dtype(x, own)
         refuse_hooks(self.layers)
         with without_autocast(x):
-            if out is None:
-                out = x.new_zeros(len(x), self.conv2.out_channels, *size, dtype=own)
             stored = self.stored_statistics()
-            total: Any = _LiteResidual.apply(out.contiguous(), x.contiguous(), self, stored, *tensors)
-            return total.to(dtype)
+            out: Any = _LiteResidual.apply(x.contiguous(), self, tuple(size), stored, *tensors)
+            return out.to(dtype)
 
     def tensors(self) -> list[Tensor]:
         """The weights of both convolutions, then scale and shift of both norms."""
@@ -350,7 +353,7 @@ def _is_plain(conv: Any) -> bool:
 
 
 def _is_plain_norm(norm: Any) -> bool:
-    stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
+    stored = isinstance(norm, _NormBase) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
 
 
@@ -358,14 +361,14 @@ class _LiteResidual(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        out: Tensor,
         x: Tensor,
         lite: NativeLiteResidual,
+        size: tuple[int, int],
         stored: Sequence[StoredStatistics | None],
         *tensors: Tensor,
     ) -> Tensor:
+        out = x.new_zeros(len(x), lite.conv2.out_channels, *size, dtype=tensors[0].dtype)  # type: ignore[arg-type]
         kept = lite.add(x.to(out.dtype), out, tensors, stored)
-        ctx.mark_dirty(out)
         ctx.lite, ctx.stored = lite, stored
         ctx.save_for_backward(x, *kept, *tensors)
         return out
@@ -375,8 +378,8 @@ class _LiteResidual(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *saved = ctx.saved_tensors
         kept, tensors = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
-        needs_out, needs_x, _, _, *needs = ctx.needs_input_grad
+        needs_x, _, _, _, *needs = ctx.needs_input_grad
         maps = x.to(grad.dtype)
         grad_x = torch.zeros_like(maps) if needs_x else None
         grads = ctx.lite.gradients(maps, grad.contiguous(), kept, tensors, ctx.stored, needs, grad_x)
-        return grad if needs_out else None, None if grad_x is None else grad_x.to(x.dtype), None, None, *grads
+        return None if grad_x is None else grad_x.to(x.dtype), None, None, None, *grads

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from timm.layers.activations import Sigmoid
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 INFINITY = float("inf")
 
@@ -45,12 +45,12 @@ def native_activation(norm: Any) -> Activation | None:
 
 def channels_per_group(norm: Any) -> int:
     """Channels in a group of a GroupNorm; 0 for a BatchNorm, which uses its stored statistics."""
-    return 0 if isinstance(norm, _BatchNorm) else norm.num_channels // norm.num_groups
+    return 0 if isinstance(norm, _NormBase) else norm.num_channels // norm.num_groups
 
 
 def is_plain_norm(norm: Any) -> bool:
     """Whether it is a GroupNorm, or a BatchNorm with stored statistics, with scale and shift."""
-    stored = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
+    stored = isinstance(norm, _NormBase) and not norm.training and norm.running_var is not None
     return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None and norm.bias is not None
 
 
@@ -77,7 +77,7 @@ class StoredStatistics(NamedTuple):
     @staticmethod
     def of(norm: Any) -> "StoredStatistics | None":
         """The statistics that the norm has stored; None for a GroupNorm."""
-        if isinstance(norm, _BatchNorm):
+        if isinstance(norm, _NormBase):
             assert norm.running_mean is not None and norm.running_var is not None
             return StoredStatistics(norm.running_mean, norm.running_var)
         return None

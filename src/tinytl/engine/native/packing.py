@@ -53,67 +53,58 @@ class Packing(NamedTuple):
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Rows of lanes to rows of channels."""
-        return packed[(self.channel_of_lane() >= 0).nonzero()[:, 0].to(packed.device)]
+        units = packed.unflatten(0, (-1, self.unit_lanes))[:, : self.unit_channels]
+        return units.flatten(0, 1)[: self.channels]
 
 
-class PackedWeight(nn.Module):
-    """A frozen weight in the order in which the native blocks read it; its fields are FrozenWeight's.
+class PackedWeight(FrozenWeight):
+    """A frozen weight in the order in which the native blocks read it.
 
     `rows` packs its output channels: codes are (lanes / 16, elements of a channel, 16). Otherwise `columns`
     packs the input channels of a 1x1 convolution: codes are (lanes, out), out rounded up to 16.
     """
 
-    codes: Tensor
-    scale: Tensor
-    shift: Tensor | None
-    table: Tensor | None
-
     def __init__(
         self, layer: nn.Conv2d, *, rows: Packing | None = None, columns: Packing | None = None
     ) -> None:
-        super().__init__()
-        self.rows, self.columns, self.shape = rows, columns, tuple(layer.weight.shape)
-        frozen = FrozenWeight(layer)
-        self.register_buffer("codes", self._packed_codes(frozen.codes.flatten(1)), persistent=False)
-        for name, values in (("scale", frozen.scale), ("shift", frozen.shift)):
-            packed = None if values is None else self._packed_values(values)
-            self.register_buffer(name, packed, persistent=False)
-        self.register_buffer("table", frozen.table, persistent=False)
+        packing = rows or columns
+        assert packing is not None
+        self.packing, self.packs_rows = packing, rows is not None  # before `super`, which packs
+        super().__init__(layer)
+
+    def extra_repr(self) -> str:
+        """What the stock layer says of itself, and how its weight is stored."""
+        return f"{super().extra_repr()}, native"
 
     def addresses(self) -> tuple[int, ...]:
         """The fields of Weight in native/vectors.h: codes, indices or values; table, scale and shift."""
-        codes, scale, shift, table = self._buffers.values()
-        assert codes is not None and scale is not None
-        values = (scale.data_ptr(), 0 if shift is None else shift.data_ptr())
+        codes, table = self.codes, self.table
+        values = (self.scale.data_ptr(), 0 if self.shift is None else self.shift.data_ptr())
         if table is not None:
             return 0, codes.data_ptr(), 0, table.data_ptr(), *values
         if codes.dtype == torch.int8:
             return codes.data_ptr(), 0, 0, 0, *values
         return 0, 0, codes.data_ptr(), 0, *values
 
-    def unpacked(self) -> Tensor:
-        """The weight in floating point, in the layer's shape."""
-        codes, scale, shift = self.codes, self.scale, self.shift
-        if self.rows:
-            rows = self.rows
-            codes = rows.unpack(codes.transpose(1, 2).flatten(0, 1))  # (out, elements)
-            scale, shift = (v if v is None else rows.unpack(v) for v in (scale, shift))
-        else:
-            assert self.columns
-            codes = self.columns.unpack(codes).t()[: self.shape[0]]
-            scale, shift = (v if v is None else v[: self.shape[0]] for v in (scale, shift))
-        assert scale is not None
-        values = codes if self.table is None else self.table[codes.long()]
-        weight = values * scale[:, None]
-        return (weight if shift is None else weight + shift[:, None]).reshape(self.shape)
+    def _stored_codes(self, codes: Tensor) -> Tensor:
+        flat = codes.flatten(1)  # (out, elements of a channel)
+        if self.packs_rows:
+            return self.packing.pack(flat).unflatten(0, (-1, PACK)).transpose(1, 2).contiguous()
+        return F.pad(self.packing.pack(flat.t()), (0, round_up(len(flat)) - len(flat))).contiguous()
 
-    def _packed_codes(self, codes: Tensor) -> Tensor:  # (out, elements of a channel)
-        if self.rows:
-            return self.rows.pack(codes).unflatten(0, (-1, PACK)).transpose(1, 2).contiguous()
-        assert self.columns
-        return F.pad(self.columns.pack(codes.t()), (0, round_up(len(codes)) - len(codes))).contiguous()
-
-    def _packed_values(self, values: Tensor) -> Tensor:
+    def _stored_values(self, values: Tensor) -> Tensor:
         out = self.shape[0]
         values = values.flatten().expand(out)
-        return self.rows.pack(values) if self.rows else F.pad(values, (0, round_up(out) - out)).contiguous()
+        return (
+            self.packing.pack(values)
+            if self.packs_rows
+            else F.pad(values, (0, round_up(out) - out)).contiguous()
+        )
+
+    def _natural_codes(self, codes: Tensor) -> Tensor:
+        if self.packs_rows:
+            return self.packing.unpack(codes.transpose(1, 2).flatten(0, 1))
+        return self.packing.unpack(codes).t()[: self.shape[0]]
+
+    def _natural_values(self, values: Tensor) -> Tensor:
+        return self.packing.unpack(values) if self.packs_rows else values[: self.shape[0]]

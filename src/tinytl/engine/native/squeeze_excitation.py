@@ -28,6 +28,7 @@ class NativeSqueezeExcitation(nn.Module):
         )
         self.conv_reduce = _layer(squeeze.conv_reduce, self.weights[0])
         self.conv_expand = _layer(squeeze.conv_expand, self.weights[1])
+        self.act1, self.gate = squeeze.act1, squeeze.gate
         self.acts = [act for act in _activations(squeeze) if act is not None]
 
     @staticmethod
@@ -70,11 +71,8 @@ def _activations(squeeze: Any) -> list[Activation | None]:
 
 
 def _layer(conv: Any, weight: PackedWeight | TrainedWeight) -> nn.Module:
-    """What holds the bias, and the weight if it trains: the convolution, or else its packed weight."""
-    if isinstance(weight, TrainedWeight):
-        return conv
-    weight.register_parameter("bias", conv.bias)
-    return weight
+    """What holds bias and weight: the convolution if its weight trains, or else its packed weight."""
+    return conv if isinstance(weight, TrainedWeight) else weight
 
 
 def _is_pointwise(conv: Any) -> bool:

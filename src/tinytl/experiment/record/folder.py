@@ -15,6 +15,7 @@ from tinytl.experiment.record.settings import Settings, recorded
 from tinytl.records.results import read_record
 from tinytl.system.files import remove_unfinished
 from tinytl.training.checkpoints import PREVIOUS, SETTINGS, checkpoint_to_resume
+from tinytl.weights.adapter_places import ADAPTER
 
 log = logging.getLogger("tinytl")
 MOST_NAMED = 6  # differences that an error names
@@ -92,7 +93,7 @@ class InUse(UserError):
 
 def remove_leftovers(folder: Path) -> None:
     """Remove files that killed processes left unfinished."""
-    for place in (folder, folder / "checkpoints"):
+    for place in (folder, folder / "checkpoints", folder / ADAPTER):
         remove_unfinished(place)
     shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
 
@@ -105,8 +106,8 @@ def clear(folder: Path, start: Beginning) -> None:
     if start.resumes is None:
         for path in (results, folder / METRICS, *folder.glob("confusion.*")):
             path.unlink(missing_ok=True)
-        for name in ("checkpoints", TENSORBOARD):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        for place in ("checkpoints", ADAPTER, TENSORBOARD):
+            shutil.rmtree(folder / place, ignore_errors=True)
 
 
 def beginning(folder: Path, asked: Settings, *, resume: bool, overwrite: bool) -> Beginning:

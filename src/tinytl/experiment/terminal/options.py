@@ -35,18 +35,34 @@ def key_values(arguments: list[str], options: type[Options]) -> Options:
             raise UserError(f"{argument}: unknown{hint}")
         if not equals:
             raise UserError(f"{argument}: not key=value; {key}=VALUE sets it")
+    texts, others = _texts(arguments, known)
     try:
-        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
+        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(others))
     except YAMLError as error:
-        raise UserError(f"{' '.join(arguments)}: not key=value ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{' '.join(others)}: not key=value ({str(error).splitlines()[0]})") from error
     for key, value in given.items():
         if "list" in str(known[key].type) and not isinstance(value, list):
             given[key] = str(value).split(",")
     try:
-        parsed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), given))
+        parsed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), {**given, **texts}))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     return parsed
+
+
+def _texts(arguments: list[str], known: dict[str, Any]) -> tuple[dict[str, str | None], list[str]]:
+    """Return the values that are texts, such as paths, as they are typed; and the other arguments.
+
+    YAML would read `007`, `a: b` or `[1].jpg` as something else. It still reads values in quotes, and `null`.
+    """
+    texts, others = {}, []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if known[key].type in (str, str | None) and value[:1] not in ("'", '"') and value != "null":
+            texts[key] = value
+        else:
+            others.append(argument)
+    return texts, others
 
 
 def _help(options: type[Any]) -> str:

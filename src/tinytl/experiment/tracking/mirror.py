@@ -20,9 +20,10 @@ from tinytl.experiment.record.folder import TEMPORARY
 from tinytl.experiment.record.predictions import PICTURE
 from tinytl.paper import tables as paper
 from tinytl.system.processes import is_first_process
+from tinytl.weights.adapter_places import ADAPTER, CONFIG, MODEL
 
 log = logging.getLogger("tinytl")
-WEIGHTS = "weights.safetensors"
+WHOLE = "weights.safetensors"  # what a pre-training ends with
 SECONDS = 60  # that W&B may take to begin a run, and to end it
 CHOICES = ("data", "model", "method", "norm", "engine")
 
@@ -216,14 +217,17 @@ def paper_table(data: str) -> Any:
 
 def upload(logger: MirrorLogger | None, folder: Path) -> None:
     """Upload the weights that a run has tested, or those that a pre-training ended with."""
-    files = [path for place in ("checkpoints", ".") if (path := folder / place / WEIGHTS).is_file()]
+    adapter = folder / ADAPTER
+    files = [path for path in (adapter / MODEL, adapter / CONFIG) if path.is_file()]
+    files = files or [path for path in (folder / WHOLE,) if path.is_file()]
     if logger is None or not files:
         return
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name)[:128]  # what W&B allows
     import wandb
 
     artifact = wandb.Artifact(
-        name, type="model", description="The trainable part: load with checkpoint=FILE."
+        name, type="model", description="What was trained: load with checkpoint=FOLDER_OR_FILE."
     )
-    artifact.add_file(str(files[0]))
+    for file in files:
+        artifact.add_file(str(file))
     logger.experiment.log_artifact(artifact)
