@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.norms import NormName
 
-EMBEDDED = "embedded"  # names the weights that come with the package, as `checkpoint`
+# Names of starting weights, as `checkpoint`.
+EMBEDDED = "embedded"  # those that come with the package
+TINYTL = "tinytl"  # the published ProxylessNAS-Mobile of TinyTL
+IMAGENET = "imagenet"  # those of a package of the package index
+NAMED = (EMBEDDED, TINYTL, IMAGENET)
 
 
 @dataclass(frozen=True)
@@ -17,5 +21,5 @@ class NetworkSpec:
     num_classes: int
     lite_residual: LiteResidualConfig | None = None  # None: no lite residual modules
     dropout: float = 0.2  # before the classifier
-    checkpoint: str | None = None  # path, URL, name of timm weights, "embedded"; None: random weights
+    checkpoint: str | None = None  # path, URL, name (NAMED, or of timm weights); None: random weights
     seed: int = 0  # of the weights that are drawn at random

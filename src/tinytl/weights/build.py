@@ -49,6 +49,7 @@ def _build(spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None = 
 def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None) -> bool:
     """Load the starting weights into the network; return whether they have a classifier for it."""
     source, head = spec.checkpoint or "", head_name(network)
+    checkpoints.check_name(source, spec.model, spec.norm)
     if source == EMBEDDED:
         checkpoint = checkpoints.embedded(spec.model, spec.norm)
     else:

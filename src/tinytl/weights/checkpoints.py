@@ -18,7 +18,8 @@ from torch import Tensor
 from tinytl.errors import UserError
 from tinytl.networks.architecture import architecture
 from tinytl.networks.norms import NormName
-from tinytl.networks.spec import EMBEDDED
+from tinytl.networks.spec import EMBEDDED, IMAGENET, TINYTL
+from tinytl.weights import imagenet, published
 from tinytl.weights.adapter_files import check_config
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.check_own_record import check_record, check_statistics
@@ -49,13 +50,15 @@ class Checkpoint:
 
 
 def read(source: str, model: str) -> Checkpoint:
-    """Read a checkpoint from a path, a URL or the name of timm weights (`mobilenetv2_100.ra_in1k`).
+    """Read a checkpoint from a path, a URL or a name: `tinytl`, `imagenet`, or that of timm weights.
 
     A path is a file's, or that of the folder of a run or an adapter.
     No code in a file is run. Raises UserError where nothing has this name, where it cannot be read, and where
     it is a published ProxylessNAS of another model.
     """
     architecture(model)  # refuse an unknown model before anything is fetched
+    if source in (TINYTL, IMAGENET):
+        return _by_name(source, model)
     if is_url(source):
         return _from_file(fetch(source), source, model)
     path = file_in(Path(source))
@@ -78,7 +81,7 @@ def holds_lite_residuals(source: str | None, model: str) -> bool:
 
     Raises UserError where they are here, but cannot be read.
     """
-    if source == EMBEDDED:
+    if source in (EMBEDDED, TINYTL):
         return True
     path = None if source is None else local_path(source)
     if path is None and source is not None and source.startswith(("http://", "https://")):
@@ -101,6 +104,25 @@ def embedded(model: str, norm: NormName) -> Checkpoint:
     checkpoint = _from_file(path, EMBEDDED, model)
     body = {key: value for key, value in checkpoint.tensors.items() if not key.startswith("classifier.")}
     return replace(checkpoint, tensors=body)
+
+
+def check_name(source: str | None, model: str, norm: NormName) -> None:
+    """Raise UserError where weights by name are of another model or norm. Nothing is fetched or read."""
+    if source == TINYTL:
+        published.check_model(model)
+        published.check_norm(norm)
+    if source == IMAGENET:
+        imagenet.check_model(model)
+
+
+def _by_name(source: str, model: str) -> Checkpoint:
+    """Read `checkpoint=tinytl` or `checkpoint=imagenet`, which are of one model each."""
+    if source == TINYTL:
+        published.check_model(model)
+        return _from_file(published.fetch_published(published.FILES[source], source), source, model)
+    imagenet.check_model(model)
+    tensors = imagenet.by_timm_names(read_weights(imagenet.package_file(), source).tensors)
+    return Checkpoint(source, tensors, pretrained_cfg=dict(imagenet.STATISTICS))
 
 
 def save(network: Any, path: Path) -> None:

@@ -20,7 +20,7 @@ from tinytl.errors import UserError
 from tinytl.methods import changing_statistics
 from tinytl.networks.norms import NormName
 from tinytl.networks.quantize import QUANTIZERS, QuantizeName
-from tinytl.networks.spec import EMBEDDED, NetworkSpec
+from tinytl.networks.spec import NAMED, NetworkSpec
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.download import is_url, local_path
 from tinytl.weights.tensor_names import canonical
@@ -71,7 +71,7 @@ def own_record(
 
 def with_base(record: OwnRecord, base: str | None) -> OwnRecord:
     """The record with this base: a path, a URL, the name of timm weights, or None for random weights."""
-    path = local_path(base) if base else None
+    path = local_path(base) if base and base not in NAMED else None
     spec = replace(record.spec, checkpoint=base)
     return replace(record, spec=spec, base_path=str(path.absolute()) if path else None)
 
@@ -121,7 +121,7 @@ def base_sources(record: OwnRecord, folder: Path, chain: Collection[Path], sourc
     """
     given = record.spec.checkpoint
     certainly_no_file = record.base_path is None and (record.frozen_sha256 is not None or is_url(given or ""))
-    if given is None or given == EMBEDDED or certainly_no_file:
+    if given is None or given in NAMED or certainly_no_file:
         return [given]
     file = local_path(given) or Path(given)
     recorded = Path(record.base_path or file)

@@ -183,6 +183,7 @@ def _combinations(cfg: Any) -> None:
             raise UserError("method=auto needs a memory_budget_mb to choose by, and chooses blocks itself")
     elif METHODS[cfg.method.name].needs_lite_residual and cfg.lite_residual.enabled is False:
         raise UserError(f"method={cfg.method.name} has nothing to train with lite_residual.enabled=false")
+    checkpoints.check_name(cfg.checkpoint, cfg.model.name, cfg.norm.name)
     _engine(cfg)
     if cfg.data.stream and (cfg.epochs > 1 or cfg.batch_size > 1):
         raise UserError("data.stream=true sees each image once, one at a time: epochs=1 batch_size=1")
@@ -203,6 +204,7 @@ def _pretraining(cfg: Any) -> None:
         raise UserError("probe=...: compares with a teacher; teacher=... must be given")
     if probe is not None and not Path(probe).is_dir():
         raise UserError(f"probe={probe}: no such folder")
+    checkpoints.check_name(teacher, cfg.model.name, "bn_frozen")
     if teacher is not None and cfg.norm.name != "gn":
         raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
 
