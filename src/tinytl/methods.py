@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from tinytl.errors import UserError
 from tinytl.networks.blocks import before_last_blocks, classifiers
-from tinytl.networks.lite_residual import LiteResidual
+from tinytl.networks.lite_residual import LiteResidual, has_lite_residuals
 from tinytl.networks.norms import NORM_NAMES, NormName
 
 
@@ -105,11 +105,6 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     actual = {id(p): p.requires_grad for p in network.parameters()}
     assert actual == decided, "a parameter has no role"
     assert all(p.requires_grad for p in _head_parameters(network)), "the classifier is frozen"
-
-
-def has_lite_residuals(network: nn.Module) -> bool:
-    """Whether the network contains lite residual modules."""
-    return any(isinstance(module, LiteResidual) for module in network.modules())
 
 
 def _head_parameters(network: Any) -> Iterator[nn.Parameter]:

@@ -51,9 +51,9 @@ def fetch(
 ) -> Path:
     """Return the file of a URL; download it unless it was downloaded before.
 
-    A download is kept only if it is as long as the server said, has the hash that is in its name, and is a
-    file of weights, or whatever `check` accepts. Raises UserError where it is not, for URLs other than http, https and file, and where the
-    server says nothing for `silence_s` seconds.
+    A download is kept only if it is as long as the server said, has the hash that is in its name, and
+    `check` accepts it (raises no UserError). Raises UserError where it is not, for URLs other than http,
+    https and file, and where the server says nothing for `silence_s` seconds.
     """
     try:
         scheme = urlsplit(url).scheme

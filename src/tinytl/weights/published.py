@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tinytl.errors import UserError
-from tinytl.networks.spec import TINYTL
 from tinytl.weights.download import cached_path, fetch
 from tinytl.weights.file_kinds import file_kind
 
@@ -23,7 +22,7 @@ HOSTS = ("https://hanlab18.mit.edu", "https://hanlab.mit.edu")
 HOSTS_VARIABLE = "TINYTL_HOSTS"
 FOLDER = "projects/tinyml/tinyTL/files"
 MODEL = "proxylessnas_mobile"  # of checkpoint=tinytl
-FILES = {TINYTL: "proxylessnas_mobile+lite_residual@imagenet@ws+gn"}
+TINYTL_FILE = "proxylessnas_mobile+lite_residual@imagenet@ws+gn"
 
 
 def hosts() -> tuple[str, ...]:
@@ -61,15 +60,3 @@ def fetch_published(file: str, source: str, check: Callable[[Path, str], Any] = 
             log.info("%s: %s", address, refusals[-1])
     told = "; ".join(f"{a}: {reason}" for a, reason in zip(addresses(file), refusals, strict=True))
     raise UserError(f"checkpoint={source}: none of its addresses has it: {told}")
-
-
-def check_model(model: str) -> None:
-    """Raise UserError for a model that the weights `checkpoint=tinytl` are not of."""
-    if model != MODEL:
-        raise UserError(f"checkpoint={TINYTL}: weights of model={MODEL}, not {model}")
-
-
-def check_norm(norm: str) -> None:
-    """Raise UserError for another norm than that of the weights `checkpoint=tinytl`."""
-    if norm != "gn":
-        raise UserError(f"checkpoint={TINYTL}: weights for norm=gn, not norm={norm}")
