@@ -14,6 +14,7 @@ from torch import nn
 from tinytl.networks.quantize import quantize_kmeans
 
 ACTS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish, None: nn.Identity}
+ZERO = {"name": "ZeroLayer", "stride": 1}
 GN = {"momentum": 0.1, "eps": 1e-3, "gn_channel_per_group": 8, "ws_eps": 1e-5}
 
 
@@ -25,7 +26,9 @@ def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, **more: An
     }  # fmt: skip
 
 
-def bottleneck(inputs: int, outputs: int, kernel: int, stride: int, ratio: float, **more: Any) -> dict[str, Any]:
+def bottleneck(
+    inputs: int, outputs: int, kernel: int, stride: int, ratio: float, **more: Any
+) -> dict[str, Any]:
     return {
         "name": "MBConvLayer", "in_channels": inputs, "out_channels": outputs, "kernel_size": kernel,
         "stride": stride, "expand_ratio": ratio, "mid_channels": None, "act_func": "relu6", "use_se": False,
@@ -48,25 +51,32 @@ def block(layer: dict[str, Any] | None, shortcut: Any = None) -> dict[str, Any]:
     return {"name": "ResidualBlock", "conv": layer, "shortcut": shortcut}
 
 
+def blocks() -> list[dict[str, Any]]:
+    """Every kind of block, and some that compute nothing."""
+    gated = bottleneck(24, 24, 3, 1, 2, mid_channels=40, act_func="h_swish", use_se=True)
+    reduced = {**bottleneck(24, 24, 3, 1, 2, groups=6), "name": "ReducedMBConvLayer"}
+    downwards = {**bottleneck(24, 32, 3, 2, 2, groups=2, use_se=True), "name": "ReducedMBConvLayer"}
+    return [
+        block(bottleneck(16, 16, 3, 1, 1)),
+        block(with_lite(bottleneck(16, 24, 5, 2, 3))),
+        block(with_lite(gated), "identity"),
+        block(None, "identity"),
+        block(ZERO, "identity"),
+        block(with_lite(reduced), "identity"),
+        block(downwards, ZERO),
+        block(conv(32, 32, 3, act_func="relu"), "identity"),
+        block(bottleneck(32, 32, 3, 1, 2, groups=4), conv(32, 32, 1, act_func=None)),
+        block(with_lite(bottleneck(32, 64, 3, 2, 4, mid_channels=36), 1, None)),
+        block(with_lite(bottleneck(64, 64, 3, 1, 2), 3), "identity"),
+    ]
+
+
 def config(classes: int = 6, bn: Any = GN) -> dict[str, Any]:
     """A network with every kind of layer."""
-    zero = {"name": "ZeroLayer", "stride": 1}
     return {
         "name": "ProxylessNASNets", "bn": bn,
         "first_conv": conv(3, 16, 3, 2),
-        "blocks": [
-            block(bottleneck(16, 16, 3, 1, 1)),
-            block(with_lite(bottleneck(16, 24, 5, 2, 3))),
-            block(with_lite(bottleneck(24, 24, 3, 1, 2, mid_channels=40, act_func="h_swish", use_se=True)), "identity"),
-            block(None, "identity"),
-            block(zero, "identity"),
-            block(with_lite({**bottleneck(24, 24, 3, 1, 2, groups=6), "name": "ReducedMBConvLayer"}), "identity"),
-            block({**bottleneck(24, 32, 3, 2, 2, groups=2, use_se=True), "name": "ReducedMBConvLayer"}, zero),
-            block(conv(32, 32, 3, dilation=1, act_func="relu"), "identity"),
-            block(bottleneck(32, 32, 3, 1, 2, groups=4), conv(32, 32, 1, act_func=None)),
-            block(with_lite(bottleneck(32, 64, 3, 2, 4, mid_channels=36), 1, None)),
-            block(with_lite(bottleneck(64, 64, 3, 1, 2), 3), "identity"),
-        ],
+        "blocks": blocks(),
         "feature_mix_layer": conv(64, 96),
         "classifier": {
             "name": "LinearLayer", "in_features": 96, "out_features": classes, "bias": True, "use_bn": False,
@@ -83,10 +93,12 @@ class Layers(nn.Sequential):
 
 
 class Standardized(nn.Conv2d):
-    def forward(self, x):  # noqa: ANN001, ANN201
+    def forward(self, x):
         flat = self.weight.flatten(1)
         flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)
-        return F.conv2d(x, flat.view_as(self.weight), None, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            x, flat.view_as(self.weight), None, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 class Gate(nn.Module):
@@ -99,7 +111,7 @@ class Gate(nn.Module):
             expand=nn.Conv2d(reduced, channels, 1), gate=nn.Hardsigmoid(),
         )  # fmt: skip
 
-    def forward(self, x):  # noqa: ANN001, ANN201
+    def forward(self, x):
         return x * self.fc(x.mean((2, 3), keepdim=True))
 
 
@@ -113,7 +125,7 @@ class Lite(nn.Module):
         self.bn1, self.act = make.norm(middle), nn.ReLU()
         self.conv2, self.final_bn = make.conv(middle, c["out_channels"], 1), make.norm(c["out_channels"])
 
-    def forward(self, x, size):  # noqa: ANN001, ANN201
+    def forward(self, x, size):
         x = F.adaptive_avg_pool2d(x, 1) if self.ratio is None else F.avg_pool2d(x, self.ratio)
         x = self.final_bn(self.conv2(self.act(self.bn1(self.conv1(x)))))
         return x if self.ratio is None else F.interpolate(x, size, mode=self.mode, align_corners=False)
@@ -124,7 +136,7 @@ class WithLite(nn.Module):
         super().__init__()
         self.main_branch, self.lite_residual = make.layer(c["main"]), Lite(c["lite_residual"], make)
 
-    def forward(self, x):  # noqa: ANN001, ANN201
+    def forward(self, x):
         out = self.main_branch(x)
         return out + self.lite_residual(x, out.shape[2:])
 
@@ -134,7 +146,7 @@ class Block(nn.Module):
         super().__init__()
         self.conv, self.shortcut = make.layer(c["conv"]), make.layer(c["shortcut"])
 
-    def forward(self, x):  # noqa: ANN001, ANN201
+    def forward(self, x):
         if self.conv is None:
             return x
         return self.conv(x) if self.shortcut is None else self.conv(x) + self.shortcut(x)
@@ -163,14 +175,20 @@ class Maker:
         if c["name"] == "LiteResidualModule":
             return WithLite(c, self)
         if c["name"] == "ConvLayer":
-            return self._cna(c, c["in_channels"], c["out_channels"], c["kernel_size"], c["stride"], c["groups"])
+            return self._cna(
+                c, c["in_channels"], c["out_channels"], c["kernel_size"], c["stride"], c["groups"]
+            )
         middle = c["mid_channels"] or round(c["in_channels"] * c["expand_ratio"])
         ends = Layers(conv=self.conv(middle, c["out_channels"], 1), bn=self.norm(c["out_channels"]))
         window = (c["kernel_size"], c["stride"], c["groups"] or middle)
         if c["name"] == "ReducedMBConvLayer":
             return Layers(expand_conv=self._cna(c, c["in_channels"], middle, *window), reduce_conv=ends)
         plain = {**c, "use_se": False}
-        first = {} if c["expand_ratio"] == 1 else {"inverted_bottleneck": self._cna(plain, c["in_channels"], middle)}
+        first = (
+            {}
+            if c["expand_ratio"] == 1
+            else {"inverted_bottleneck": self._cna(plain, c["in_channels"], middle)}
+        )
         return Layers(**first, depth_conv=self._cna(c, middle, middle, *window), point_linear=ends)
 
     def _cna(
@@ -191,14 +209,16 @@ class Network(nn.Module):
         self.first_conv = make.layer(c["first_conv"])
         self.blocks = nn.ModuleList([Block(entry, make) for entry in c["blocks"]])
         self.feature_mix_layer = make.layer(c["feature_mix_layer"])
-        self.classifier = Layers(linear=nn.Linear(c["classifier"]["in_features"], c["classifier"]["out_features"]))
+        self.classifier = Layers(
+            linear=nn.Linear(c["classifier"]["in_features"], c["classifier"]["out_features"])
+        )
         for parameter in self.parameters():  # away from the starting values of norms
             if parameter.ndim == 1:
                 parameter.data += 0.2 * torch.randn_like(parameter)
             elif parameter.ndim == 4:  # rounded to 256 values, as the published ones are
                 parameter.data.copy_(quantize_kmeans(parameter.data).dequantize())
 
-    def forward(self, x):  # noqa: ANN001, ANN201
+    def forward(self, x):
         x = self.first_conv(x)
         for entry in self.blocks:
             x = entry(x)
@@ -206,7 +226,7 @@ class Network(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-def write(folder, c: dict[str, Any], seed: int = 0) -> Network:  # noqa: ANN001
+def write(folder, c: dict[str, Any], seed: int = 0) -> Network:
     """Write net.config and init into a folder; return the network."""
     folder.mkdir(parents=True, exist_ok=True)
     network = Network(c, seed)

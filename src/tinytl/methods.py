@@ -24,6 +24,7 @@ class Role:
     tensor: str  # its name in that layer: "weight" or "bias"
     part: Literal["backbone", "lite_residual", "head"]
     is_last_lite_shift: bool = False  # shift of a lite residual's last norm
+    is_last_conv: bool = False  # of the backbone's last convolution, in the order of its layers
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ def _tinytl(role: Role) -> bool:
     return not role.is_last_lite_shift and (_tinytl_l(role) or _bias(role))
 
 
+def _tinytl_last_two(role: Role) -> bool:
+    return role.is_last_conv or _tinytl(role)
+
+
 AUTO = "auto"  # not a method: lets `tinytl.planner.method` choose one
 # Measured on one data set for `tinytl` (0.25, 0.5) and `full` (docs/results.md, "Which blocks"). The figure
 # at 0.75 is interpolated linearly. Other methods are given the figures of `tinytl`.
@@ -74,6 +79,9 @@ METHODS = {
     ),
     "tinytl": Method(
         _tinytl, "lite residuals, biases and the classifier (TinyTL-L+B)", True, gain_kept=KEPT_BY_TINYTL
+    ),
+    "tinytl_last_two": Method(
+        _tinytl_last_two, "lite residuals, biases, and the weights of the last two layers", True
     ),
     "full": Method(lambda role: True, "every parameter", gain_kept=KEPT_BY_FULL),
 }
@@ -117,6 +125,7 @@ def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
     lite = {name: m for name, m in network.named_modules() if isinstance(m, LiteResidual)}
     in_lite = {id(p) for m in lite.values() for p in m.parameters()}
     last_shifts = {id(m.final_bn.bias) for m in lite.values()}
+    last_conv = _last_conv(network, head | in_lite)
     seen: set[int] = set()
     for prefix, module in network.named_modules():
         for tensor, parameter in module.named_parameters(recurse=False):
@@ -130,8 +139,14 @@ def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
                 if id(parameter) in in_lite
                 else "backbone"
             )
-            role = Role(_kind(module), tensor, part, id(parameter) in last_shifts)
+            role = Role(_kind(module), tensor, part, id(parameter) in last_shifts, module is last_conv)
             yield f"{prefix}.{tensor}", parameter, role
+
+
+def _last_conv(network: nn.Module, others: set[int]) -> nn.Module | None:
+    """The last convolution none of whose parameters is among `others`."""
+    convs = [module for module in network.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    return next((conv for conv in reversed(convs) if id(conv.weight) not in others), None)
 
 
 def _kind(module: nn.Module) -> Literal["conv", "norm", "linear", "other"]:
