@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinytl.networks.quantize import quantize_kmeans
-
 ACTS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish, None: nn.Identity}
 ZERO = {"name": "ZeroLayer", "stride": 1}
 GN = {"momentum": 0.1, "eps": 1e-3, "gn_channel_per_group": 8, "ws_eps": 1e-5}
@@ -74,7 +72,7 @@ def blocks() -> list[dict[str, Any]]:
 def config(classes: int = 6, bn: Any = GN) -> dict[str, Any]:
     """A network with every kind of layer."""
     return {
-        "name": "ProxylessNASNets", "bn": bn,
+        "name": "ProxylessNASNets", "bn": dict(bn),
         "first_conv": conv(3, 16, 3, 2),
         "blocks": blocks(),
         "feature_mix_layer": conv(64, 96),
@@ -216,7 +214,8 @@ class Network(nn.Module):
             if parameter.ndim == 1:
                 parameter.data += 0.2 * torch.randn_like(parameter)
             elif parameter.ndim == 4:  # rounded to 256 values, as the published ones are
-                parameter.data.copy_(quantize_kmeans(parameter.data).dequantize())
+                step = parameter.data.abs().max() / 127
+                parameter.data.copy_((parameter.data / step).round() * step)
 
     def forward(self, x):
         x = self.first_conv(x)
