@@ -165,7 +165,7 @@ class Maker:
         size = next(s for s in range(size, 0, -1) if channels % s == 0)
         return nn.GroupNorm(channels // size, channels, eps=self.bn["eps"])
 
-    def layer(self, c: dict[str, Any] | None) -> nn.Module | None:
+    def layer(self, c: dict[str, Any] | None) -> Any:
         if c is None or c["name"] == "ZeroLayer":
             return None
         if c["name"] == "IdentityLayer":

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from typing import Any
 
 import published_networks as published
 import pytest
@@ -12,8 +13,8 @@ from tinytl.assembly import TrainingStep, engage, prepare
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
 from tinytl.networks.lite_residual import LiteResidualConfig
-from tinytl.networks.net_config import parse
 from tinytl.networks.proxylessnas import ARCHITECTURES
+from tinytl.networks.read_net_config import parse
 from tinytl.networks.spec import NetworkSpec
 from tinytl.paper.count import count_as_paper
 from tinytl.weights.build import build_network
@@ -22,7 +23,7 @@ from tinytl.weights.specialized_files import net_config
 BN = {"momentum": 0.1, "eps": 1e-3}
 
 
-def spec(source, norm="gn", classes=6):
+def spec(source, norm: Any = "gn", classes=6):
     text = net_config(str(source))
     return NetworkSpec(
         "tinytl_specialized", norm, classes, LiteResidualConfig(), 0.0, str(source), net_config=text

@@ -22,7 +22,7 @@ from tinytl.memory.predict import predicted_bytes
 from tinytl.methods import AUTO, METHODS
 from tinytl.networks import specialized
 from tinytl.networks.lite_residual import LiteResidualConfig
-from tinytl.networks.net_config import parse
+from tinytl.networks.read_net_config import parse
 from tinytl.networks.spec import NetworkSpec
 from tinytl.planner import method as method_planner
 from tinytl.planner.engine_plan import RESOLUTIONS, Planner
@@ -258,9 +258,7 @@ def _check_specialized(cfg: Any, net_config: str) -> None:
     if not parse(net_config).has_lite_residuals:
         return
     if cfg.lite_residual.enabled is False:
-        raise UserError(
-            "lite_residual.enabled=false: this network has lite residual modules (net.config)"
-        )
+        raise UserError("lite_residual.enabled=false: this network has lite residual modules (net.config)")
     shape = lite_residual_shape(cfg)
     if replace(shape, pretrained=True) != LiteResidualConfig():
         raise UserError("lite_residual: the net.config decides the shape; only `pretrained` can be set")

@@ -14,8 +14,9 @@ from tinytl.networks import (
     specialized,
 )
 from tinytl.networks.blocks import classifiers
-from tinytl.networks.net_config import NetConfig, parse
+from tinytl.networks.net_config import NetConfig
 from tinytl.networks.norms import batch_norm_eps
+from tinytl.networks.read_net_config import parse
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from tinytl.errors import UserError
 from tinytl.networks import specialized
 from tinytl.networks.architecture import architecture
 from tinytl.networks.lite_residual import LiteResidual, has_lite_residuals, insert_lite_residuals
-from tinytl.networks.net_config import parse
 from tinytl.networks.norms import check_norm, norm_layer, replace_batch_norm, standardize_weights
+from tinytl.networks.read_net_config import parse
 from tinytl.networks.spec import NetworkSpec
 
 

@@ -127,7 +127,7 @@ def keep_rounded(network: nn.Module) -> None:
     setattr(network, KEEPS_ROUNDED, True)
 
 
-def rounded(weight: Tensor, name: QuantizeName, network: nn.Module) -> Tensor:
+def rounded_weight(weight: Tensor, name: QuantizeName, network: nn.Module) -> Tensor:
     """A frozen weight of the network as it is after `quantize_frozen`."""
     if hasattr(network, KEEPS_ROUNDED) and len(weight.unique()) <= CENTROIDS:
         return weight
@@ -153,5 +153,5 @@ def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
         if parameter.is_meta:
             parameter.quantizer = name  # type: ignore[attr-defined]
             continue
-        parameter.copy_(rounded(parameter, name, network))
+        parameter.copy_(rounded_weight(parameter, name, network))
     return sum(parameter.numel() for parameter in frozen)

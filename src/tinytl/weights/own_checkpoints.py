@@ -19,7 +19,7 @@ import tinytl
 from tinytl.errors import UserError
 from tinytl.methods import changing_statistics
 from tinytl.networks.norms import NormName
-from tinytl.networks.quantize import QuantizeName
+from tinytl.networks.quantize import QuantizeName, rounded_weight
 from tinytl.networks.spec import NetworkSpec, is_named
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.download import is_url, local_path
@@ -104,7 +104,7 @@ def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeN
     state = {canonical(k): (k, v) for k, v in network.state_dict().items() if k not in held}
     for name, (key, tensor) in sorted(state.items()):
         if key in rounded:
-            tensor = rounded(tensor, quantize, network)
+            tensor = rounded_weight(tensor, quantize, network)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest.update(values)

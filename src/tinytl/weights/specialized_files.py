@@ -7,7 +7,7 @@ lie in the same way: the path or URL of the weights is the checkpoint, and `net.
 from pathlib import Path
 
 from tinytl.errors import UserError
-from tinytl.networks.net_config import parse
+from tinytl.networks.read_net_config import parse
 from tinytl.networks.spec import SPECIALIZED, is_specialized
 from tinytl.networks.specialized import MODEL
 from tinytl.weights.adapter_places import file_in

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from tinytl.networks.net_config import Bottleneck, Layer, parse
+from tinytl.networks.net_config import Bottleneck, Layer
+from tinytl.networks.read_net_config import parse
 from tinytl.networks.specialized import block_names
 
 # Of squeeze and excitation.
