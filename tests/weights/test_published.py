@@ -1,6 +1,7 @@
 """The published files of TinyTL, written in their form and served over HTTP from two addresses."""
 
 import json
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -141,14 +142,23 @@ def specialized(folder, data_set="car"):
 FAST = ["norm=gn", *IMAGES, "resolution=64", "data.num_classes=6"]
 
 
-@pytest.mark.parametrize("data", ["cars", "flowers102"])
-def test_the_network_of_the_data_set(served, data):
+@pytest.mark.parametrize(
+    ("data", "checkpoint", "base"),
+    [
+        ("cars", "specialized", "specialized/car"),
+        ("pets", "specialized", "specialized/pets"),
+        ("digits", "specialized/cub200", "specialized/cub200"),
+        ("digits", "{host}/specialized/food101/init", "{host}/specialized/food101/init"),
+    ],
+)
+def test_the_network_of_the_data_set(served, data, checkpoint, base):
     """Built from its net.config, with its own weights; what is rounded already is not rounded again."""
     _, (folder,) = served("only")
-    names = {"cars": "car", "flowers102": "flowers102"}
-    plain = specialized(folder, names[data])
-    step = experiment("model=tinytl_specialized", f"data={data}", *FAST).step
-    assert step.spec.checkpoint == f"specialized/{names[data]}" and step.spec.lite_residual is not None
+    host = f"{os.environ['TINYTL_HOSTS']}/{FOLDER}"
+    plain = specialized(folder, base.removesuffix("/init").rpartition("/")[2])
+    settings = [f"data={data}", f"checkpoint={checkpoint.format(host=host)}", "method=bias"]
+    step = experiment("model=tinytl_specialized", *settings, *FAST).step
+    assert step.spec.checkpoint == base.format(host=host) and step.spec.lite_residual is not None
     network = build_network(step.spec)
     freeze(network, "tinytl")
     quantize_frozen(network, "int8")

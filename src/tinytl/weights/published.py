@@ -54,9 +54,11 @@ def fetch_published(file: str, source: str, check: Callable[[Path, str], Any] = 
     refusals = []
     for address in addresses(file):
         try:
-            return fetch(address, check=check)
+            path = fetch(address, check=check)
         except UserError as error:
-            refusals.append(str(error).removeprefix(f"checkpoint={address}: "))
-            log.info("%s: %s", address, refusals[-1])
-    told = "; ".join(f"{a}: {reason}" for a, reason in zip(addresses(file), refusals, strict=True))
-    raise UserError(f"checkpoint={source}: none of its addresses has it: {told}")
+            refusals.append(str(error).removeprefix("checkpoint="))
+            continue
+        if refusals:
+            log.warning("%s: from %s, because %s", source, address, "; ".join(refusals))
+        return path
+    raise UserError(f"checkpoint={source}: none of its addresses has it: {'; '.join(refusals)}")
