@@ -68,23 +68,20 @@ class LiteResidual(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, in, H, W) -> (B, out, *size)."""
-        x = self.act(self.bn1(self.conv1(self.pooled(x))))  # (B, middle, H/2/stride, W/2/stride)
+        if self.pooling > 1 and min(x.shape[-2:]) >= self.pooling:  # a 1x1 map cannot be pooled
+            x = F.avg_pool2d(x, self.pooling)  # (B, in, H/2, W/2)
+        x = self.act(self.bn1(self.conv1(x)))  # (B, middle, H/2/stride, W/2/stride)
         x = self.final_bn(self.conv2(x))  # (B, out, H/2/stride, W/2/stride)
         align = {"align_corners": False} if self.upsampling == "bilinear" else {}
         return F.interpolate(x, size, mode=self.upsampling, **align)
-
-    def pooled(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, in, H/2, W/2)
-        """Average-pool the input, unless it is too small."""
-        too_small = min(x.shape[-2:]) < self.pooling  # a 1x1 map cannot be pooled
-        return x if self.pooling == 1 or too_small else F.avg_pool2d(x, self.pooling)
 
 
 class GlobalLiteResidual(LiteResidual):
     """A lite residual of the whole map's average, which is added to every pixel."""
 
-    def pooled(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, in, 1, 1)
-        """Average over all pixels."""
-        return x.mean((2, 3), keepdim=True)
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, in, H, W) -> (B, out, *size)."""
+        return super().forward(x.mean((2, 3), keepdim=True), size)
 
 
 class LiteResidualBlock(nn.Module):
