@@ -9,9 +9,11 @@ import published_networks as published
 import pytest
 import torch
 
-from tinytl.assembly import TrainingStep, engage, prepare
+from tinytl.assembly import TrainingStep, adam, engage, prepare, trainable
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
+from tinytl.memory.meter import LiveMemory
+from tinytl.memory.predict import predicted_bytes
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.proxylessnas import ARCHITECTURES
 from tinytl.networks.read_net_config import parse
@@ -59,6 +61,25 @@ def test_gradients_of_the_lean_engine(tmp_path, method):
     assert expected.keys() == found.keys() and len(expected) > 40
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, rtol=1e-8, atol=1e-8 * gradient.abs().max()), name
+
+
+def test_a_step_takes_what_is_predicted(tmp_path):
+    """Its frozen weights are held in 8 bits, though they were rounded elsewhere."""
+    published.write(tmp_path, published.config())
+    step = TrainingStep(spec(tmp_path / "init"), "tinytl", 8, 64)
+    network = build_network(step.spec)
+    prepare(network, step)
+    engage(network, step)
+    optimizer = adam(trainable(network), step, lr=1e-3)
+    images = torch.randn(8, 3, 64, 64)
+    for _ in range(2):  # Adam makes its state in the first step
+        with LiveMemory(network, optimizer, images) as live:
+            loss = network(images).mean()
+            live.end_of_forward(loss)
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+    assert live.report().peak_mb == pytest.approx(predicted_bytes(step) / 1e6, rel=0.03)
 
 
 def changed(place, **changes):
