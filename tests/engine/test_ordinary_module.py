@@ -288,8 +288,8 @@ def test_lightnings_average_of_weights(tmp_path):
     network = own(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     normed = nn.Sequential(*network[:1], nn.BatchNorm2d(8).double().eval(), *network[1:])
     images = torch.utils.data.TensorDataset(IMAGES, torch.arange(3))
-    averaged = []
-    for module in (Module(copy.deepcopy(network)), *(Module(lean_copy(n)) for n in (network, normed))):
+    averaged, with_norm = [], Module(lean_copy(normed))
+    for module in (Module(copy.deepcopy(network)), Module(lean_copy(network)), with_norm):
         trainer = Trainer(
             max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
@@ -298,7 +298,7 @@ def test_lightnings_average_of_weights(tmp_path):
         trainer.fit(module, torch.utils.data.DataLoader(images, batch_size=3))
         averaged.append({n: p.detach() for n, p in module.network.named_parameters() if p.requires_grad})
     assert_close(averaged[1], averaged[0])
-    norm: Any = module.network[1]  # whose statistics Lightning would measure anew
+    norm = with_norm.network[1]  # whose statistics Lightning would measure anew
     assert torch.equal(norm.running_mean, torch.zeros(8).double()) and norm.num_batches_tracked == 0
     assert not norm.training
 
