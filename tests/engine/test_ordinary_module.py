@@ -12,7 +12,7 @@ import tinytl  # noqa: F401  (first, also in the processes that a test starts)
 import timm.optim
 import torch
 import torch.nn.functional as F
-from lean_networks import IMAGES, assert_same, frozen, lean_copy, own, tinytl_network
+from lean_networks import IMAGES, PLAN, assert_same, frozen, lean_copy, own, tinytl_network
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 from timm.utils import ModelEmaV3
@@ -24,6 +24,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from tinytl.engine import EnginePlan, codes_in_state_dict, lean_report, make_lean, make_plain
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.errors import UserError
+from tinytl.methods import set_train_mode
 from tinytl.networks.quantize import QuantizeName, quantize_frozen
 from tinytl.weights.own_checkpoints import trainable_state
 
@@ -89,20 +90,21 @@ def test_the_way_back(name, plan):
         m.training for m in network.modules() if "Norm" in str(type(m)) or "Drop" in str(type(m))
     ]
     assert not any("stock" in vars(m) or "above_px" in vars(m) for m in plain.modules())
-    assert_same(network, plain)
+    assert torch.equal(plain.eval()(IMAGES), network.eval()(IMAGES))
     with pytest.raises(UserError, match="make_plain: the network is not lean"):
         make_plain(plain)
+    set_train_mode(plain, "gn" if name in ("ends", "gn") else "bn_frozen")
     assert torch.equal(make_lean(plain, plan).eval()(IMAGES), out)
 
 
 @pytest.mark.parametrize("quantize", ["kmeans", "off"])
-def test_the_way_back_with_other_codes(quantize, plan):
+def test_the_way_back_with_other_codes(quantize):
     network = quantized("gn", quantize)
-    lean = lean_copy(network, plan)
+    lean = lean_copy(network)
     out, expected = lean(IMAGES), network.state_dict()
     plain = make_plain(lean)
     assert all(torch.equal(tensor, expected[n]) for n, tensor in plain.state_dict().items())
-    assert torch.equal(make_lean(plain, plan)(IMAGES), out)
+    assert torch.equal(make_lean(plain, PLAN)(IMAGES), out)
 
 
 def test_hooks_and_changed_tensors_go_along_the_way_back():
@@ -251,7 +253,7 @@ AVERAGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("average", AVERAGES)
-@pytest.mark.parametrize("quantize", ["int8", "kmeans", "off"])
+@pytest.mark.parametrize("quantize", ["int8", "kmeans"])
 def test_averages_of_parameters(average, quantize):
     network = quantized("tiny", quantize)
     lean = lean_copy(network)
