@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
@@ -132,6 +133,8 @@ class NativeLiteResidual(nn.Module):
     there already, and autograd is told of none: so there is no second tensor of that size. It computes
     float32 and float64 on the CPU, and shapes on the meta device.
     """
+
+    act = staticmethod(F.relu)  # what a LiteResidual calls, whose forward pass is traced
 
     def __init__(self, lite: LiteResidual, bn1: nn.Module | None = None, final_bn: Any = None) -> None:
         super().__init__()
