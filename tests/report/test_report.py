@@ -45,7 +45,7 @@ RECORD = {
     "metrics": {"test/top1": 0.85, "test/loss": 0.5},
     "curves": {"epoch": [1, 2], "train/loss": [2.0, 1.0], "val/top1": [0.5, None]},
     "memory": {
-        "paper_mb": 37.5, "predicted_mb": 84.0, "measured_mb": 83.5, "process_mb": 400.0,
+        "paper_mb": 37.5, "predicted_mb": 84.0, "measured_mb": 83.5, "lean_mb": 60.0, "process_mb": 400.0,
         "measured_split_mb": {"parameters": 40.0, "activations": 43.5},
         "activation_bits": {"ReLU6": 1.0},
     },
@@ -277,10 +277,11 @@ def test_the_page_in_a_browser(outputs, reported):
     assert rows and rows[0].count("<tr") == 1 + 2  # of three runs those on cars
     assert 'href="../outputs/run%200/results.json"' in rows[0]
     plots = re.findall(r'<div id="(\w+)" class="plot js-plotly-plot"', dom)
-    assert plots == ["scatter", "split", "curves"]
+    assert plots == ["split", "curves"]
+    assert dom.count('class="plot js-plotly-plot"') == 3  # those, and the panel of cars
     built = re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL)
     assert "modebar-btn" in built and "Share chart" not in built  # it would upload the figure
-    assert dom.count('class="point"') >= 2 and "Pareto front" in dom
+    assert dom.count('class="point"') >= 2 and "What fits" in dom
     assert (page.parent / "../outputs/run 0/results.json").is_file()
 
 

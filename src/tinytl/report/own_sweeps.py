@@ -1,0 +1,56 @@
+"""Tables of the user's own sweeps: rows and columns are made of what varies in the sweep."""
+
+from typing import Any
+
+import pandas
+
+MOST_COLUMNS = 6  # values of the setting that goes across; one with more goes down
+SHOWN_FIRST = ("method", "data", "norm")  # settings that go across where they vary
+
+
+def own_sweeps(groups: pandas.DataFrame, keys: list[str], known: set[str]) -> dict[str, pandas.DataFrame]:
+    """The table of each sweep whose name is not among those `known`, by the sweep's name.
+
+    A cell has the mean test accuracy in %, its standard deviation over seeds, and the memory under the lean
+    engine in MB. Where runs were not tested, the accuracy on the validation set stands in brackets.
+    """
+    names = sorted({name for names in groups.get("sweeps", []) for name in names} - known)
+    return {name: _table(groups[[name in names for names in groups.sweeps]], keys) for name in names}
+
+
+def _table(groups: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
+    varying = [key for key in keys if groups[key].nunique() > 1]
+    across = _across(groups, varying)
+    down = [key for key in varying if key != across]
+    texts = groups.assign(text=[_text(group) for group in groups.to_dict("records")])
+    if not across:
+        return texts[[*down, "text"]].rename(columns={"text": "accuracy, memory"})
+    rows = texts.groupby([*down, across], dropna=False, sort=False).text.agg("; ".join).unstack(across)
+    if not down:
+        return texts[[across, "text"]].rename(columns={"text": "accuracy, memory"})
+    return rows[sorted(rows.columns, key=_natural)].fillna("—").reset_index()
+
+
+def _across(groups: pandas.DataFrame, varying: list[str]) -> str | None:
+    """The setting that goes across: a usual one, or else the last one with few values."""
+    few = [key for key in varying if groups[key].nunique() <= MOST_COLUMNS]
+    usual = [key for key in SHOWN_FIRST if key in few]
+    return (usual or few[::-1] or [None])[0]
+
+
+def _natural(value: Any) -> tuple[bool, float, str]:
+    """Order by which numbers come by their size, before words."""
+    try:
+        return False, float(value), ""
+    except ValueError:
+        return True, 0.0, str(value)
+
+
+def _text(group: dict[str, Any]) -> str:
+    if pandas.isna(group["accuracy"]):
+        accuracy = "—" if pandas.isna(group["val_accuracy"]) else f"[{group['val_accuracy']:.1f}]"
+    else:
+        accuracy = f"{group['accuracy']:.1f}" + (
+            "" if pandas.isna(group["std"]) else f" ± {group['std']:.1f}"
+        )
+    return accuracy + ("" if pandas.isna(group["lean_mb"]) else f", {group['lean_mb']:.1f} MB")
