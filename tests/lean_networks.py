@@ -38,8 +38,8 @@ def frozen(name, method="bias", norm: Any = "bn_frozen", **options) -> Any:
     return network
 
 
-def tinytl_network(norm: Any = "gn") -> Any:
-    network = moved(build_network(NetworkSpec("proxylessnas_w03", norm, 5, LiteResidualConfig(), 0.0)))
+def tinytl_network(norm: Any = "gn", model: str = "proxylessnas_w03") -> Any:
+    network = moved(build_network(NetworkSpec(model, norm, 5, LiteResidualConfig(), 0.0)))
     freeze(network, "tinytl")
     set_train_mode(network, norm)
     return network

@@ -35,6 +35,7 @@ class Grids(BasicSweeper):
         # Not at the top: Hydra imports plugins for a single run, too.
         from tinytl.experiment.sweep import table
         from tinytl.experiment.sweep.grids import points
+        from tinytl.experiment.tracking.login import check_login
         from tinytl.experiment.validation.validate import refuse_unknown_keys
 
         assert self.config is not None and self.launcher is not None
@@ -42,7 +43,10 @@ class Grids(BasicSweeper):
         self.validate_batch_is_legal(jobs)
         for job in {frozenset(setting.partition("=")[0] for setting in job): job for job in jobs}.values():
             refuse_unknown_keys(self._config_of(job))
-        progress = table.begin(self._config_of(jobs[0]), len(jobs))
+        first = self._config_of(jobs[0])
+        if not first.dry_run:
+            check_login(first.wandb.mode)
+        progress = table.begin(first, jobs)
         try:
             with StopRequests():
                 outcomes = self._outcomes(jobs)
@@ -52,7 +56,7 @@ class Grids(BasicSweeper):
         finally:
             if progress is not None:
                 progress.end()
-        if not table.show(outcomes):
+        if not table.show(outcomes, first.json):
             sys.exit(1)
         return outcomes
 

@@ -38,12 +38,14 @@ def layers():
     )  # fmt: skip
 
 
-# Weight standardisation and lite residuals; squeeze and excitation; ResNet's blocks; convolutions that train.
+# Both ends fused; weight standardisation and lite residuals; squeeze and excitation; ResNet's blocks;
+# TensorFlow's padding; convolutions that train.
 NETWORKS: dict[str, Any] = {
-    "gn": tinytl_network,
-    "mobilenetv3": lambda: frozen("mobilenetv3_small_100", drop_rate=0.0),
-    "resnet18": lambda: frozen("resnet18"),
-    "same padding": lambda: frozen("tf_mobilenetv3_small_minimal_100", drop_path_rate=0.1, drop_rate=0.0),
+    "ends": tinytl_network,
+    "gn": lambda: tinytl_network(model="tinytl_tiny"),
+    "squeeze": lambda: frozen("test_efficientnet", drop_rate=0.0),
+    "resnet": lambda: frozen("test_resnet"),
+    "same padding": lambda: frozen("test_efficientnet", pad_type="same", drop_path_rate=0.1, drop_rate=0.0),
     "full": lambda: frozen("tinytl_tiny", "full"),
     "tiny": lambda: frozen("tinytl_tiny"),
     "layers": layers,
@@ -61,7 +63,10 @@ def plan(request):
     return PLANS[request.param]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+CASES = [*((name, PLANS["auto"]) for name in NETWORKS), *((name, PLANS["off"]) for name in ("gn", "resnet"))]
+
+
+@pytest.mark.parametrize(("name", "plan"), CASES)
 def test_the_way_back(name, plan):
     """Stock modules with the same tensors; converted again, it computes the same bits."""
     network = quantized(name)
@@ -114,7 +119,7 @@ def test_hooks_and_changed_tensors_go_along_the_way_back():
     assert seen == [lean.blocks[1][0], plain.blocks[1][0]]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "plan"), CASES)
 def test_state_and_counts_are_the_stock_networks(name, plan):
     network = quantized(name)
     lean, state = lean_copy(network, plan), network.state_dict()
@@ -154,10 +159,10 @@ def test_loaded_weights_are_rounded_as_those_before():
 
 
 @pytest.mark.parametrize("quantize", ["int8", "kmeans", "off"])
-def test_codes_in_the_state(quantize, plan):
+def test_codes_in_the_state(quantize):
     """They are exact, a network under any plan loads them, and only inside the context are there any."""
     network = quantized("tiny", quantize).float()
-    lean, images = lean_copy(network, plan), IMAGES.float()
+    lean, images = lean_copy(network), IMAGES.float()
     with codes_in_state_dict(lean):
         state = lean.state_dict()
     whole = lean.state_dict()
@@ -197,7 +202,7 @@ def test_checkpoints_of_runs_expand_no_frozen_weight(monkeypatch):
     lean = lean_copy(network)
     monkeypatch.setattr(FrozenWeight, "raw", lambda _: pytest.fail("a frozen weight is expanded"))
     names = {n for n, p in network.named_parameters() if p.requires_grad}
-    assert set(trainable_state(lean)) == names
+    assert set(trainable_state(lean, "gn")) == names
 
 
 def trained_by(network, make_optimizer, average=None):
@@ -284,7 +289,8 @@ def test_lightnings_average_of_weights(tmp_path):
     normed = nn.Sequential(*network[:1], nn.BatchNorm2d(8).double().eval(), *network[1:])
     images = torch.utils.data.TensorDataset(IMAGES, torch.arange(3))
     averaged = []
-    for module in (Module(copy.deepcopy(network)), *(Module(lean_copy(n)) for n in (network, normed))):
+    modules = [Module(copy.deepcopy(network)), *(Module(lean_copy(n)) for n in (network, normed))]
+    for module in modules:
         trainer = Trainer(
             max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
@@ -293,7 +299,7 @@ def test_lightnings_average_of_weights(tmp_path):
         trainer.fit(module, torch.utils.data.DataLoader(images, batch_size=3))
         averaged.append({n: p.detach() for n, p in module.network.named_parameters() if p.requires_grad})
     assert_close(averaged[1], averaged[0])
-    norm: Any = module.network[1]  # whose statistics Lightning would measure anew
+    norm: Any = modules[-1].network[1]  # whose statistics Lightning would measure anew
     assert torch.equal(norm.running_mean, torch.zeros(8).double()) and norm.num_batches_tracked == 0
     assert not norm.training
 
@@ -309,7 +315,7 @@ def test_frozen_weights_cannot_be_made_to_train():
 
 @pytest.mark.parametrize("compile", PLANS)
 def test_other_devices_types_and_layouts(compile):
-    network = quantized("resnet18").float()
+    network = quantized("resnet").float()
     lean = lean_copy(network, PLANS[compile]).to(memory_format=torch.channels_last)
     images = IMAGES.float()
     torch.testing.assert_close(lean(images), network(images), rtol=1e-4, atol=1e-5)
@@ -320,14 +326,14 @@ def test_other_devices_types_and_layouts(compile):
 
 
 def test_print_tells_what_runs():
-    text = str(lean_copy(quantized("gn"), PLANS["auto"]))
+    text = str(lean_copy(quantized("ends"), PLANS["auto"]))
     conv = (
         "(conv_pw): PackedWeight(8, 24, kernel_size=(1, 1), stride=(1, 1), bias=False, weight=int8, native)"
     )
     assert text.startswith("LeanEfficientNet(") and conv in text
     assert "NativeBottleneck(\n          8, 16, stride=2, has_skip=False, native" in text
     assert "conv_stem): AppliedElsewherePackedWeight(3, 16, kernel_size=(3, 3)" in text
-    assert "StoredBatchNorm(\n    64, eps=" in str(lean_copy(quantized("resnet18")))
+    assert "StoredBatchNorm(\n    32, eps=" in str(lean_copy(quantized("resnet")))
     assert "weight=8 bits by a table" in str(lean_copy(quantized("tiny", "kmeans")))
 
 
@@ -362,7 +368,7 @@ def test_other_processes_get_it_and_share_its_gradients(tmp_path):
 
 
 @pytest.mark.parametrize("compile", PLANS)
-@pytest.mark.parametrize("name", ["resnet18", "gn"])
+@pytest.mark.parametrize("name", ["resnet", "gn"])
 def test_a_saved_network(name, compile, tmp_path):
     lean = lean_copy(quantized(name), PLANS[compile])
     torch.save(lean, tmp_path / "network.pt")
@@ -372,10 +378,10 @@ def test_a_saved_network(name, compile, tmp_path):
     assert str(make_plain(loaded)) == str(quantized(name))
 
 
-TRACED = ["layers", "tiny", "resnet18", "mobilenetv3"]
+TRACED = [*((name, PLANS["auto"]) for name in ("layers", "tiny", "squeeze")), ("resnet", PLANS["off"])]
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize(("name", "plan"), TRACED)
 def test_tracing_and_exporting(name, plan):
     network = quantized(name).float().eval()
     lean, images = lean_copy(network, plan), IMAGES.float()
@@ -433,4 +439,4 @@ def test_compiling(name):
 
 def test_torch_fx_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"torch\.fx cannot trace lean layers; make_plain"):
-        create_feature_extractor(lean_copy(quantized("resnet18")), ["layer1"])
+        create_feature_extractor(lean_copy(quantized("resnet")), ["layer1"])

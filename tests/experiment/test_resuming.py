@@ -372,6 +372,7 @@ def test_wandb_that_refuses_costs_no_finished_run(configured, tmp_path, monkeypa
     run(configured(*FAKE))
     finished = (tmp_path / "run" / "results.json").read_bytes()
     monkeypatch.setattr(wandb, "init", no_key)
+    monkeypatch.setenv("WANDB_API_KEY", "one that the server does not know")
     with pytest.raises(UserError, match=r"wandb\.mode=online: No API key configured"):
         run(configured(*FAKE, "wandb.mode=online", "overwrite=true"))
     assert (tmp_path / "run" / "results.json").read_bytes() == finished

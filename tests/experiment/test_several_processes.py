@@ -14,7 +14,8 @@ def test_two_processes_on_the_cpu(program, tmp_path, monkeypatch):
     done = program(*settings, "trainer.devices=2", "trainer.accelerator=cpu", "name=two")
     assert done.returncode == 0, done.stderr
     assert [len(re.findall(rf"^epoch {n}/2 ", done.stderr, re.MULTILINE)) for n in (1, 2)] == [1, 1]
-    assert done.stderr.count("What trains") == 1 and done.stderr.count("results: ") == 1
+    for label in ("network", "trains", "accuracy", "results"):
+        assert len(re.findall(rf"^{label} ", done.stderr, re.MULTILINE)) == 1, label
     two = json.loads((tmp_path / "outputs" / "two" / "results.json").read_text())
     assert two["status"] == "finished" and list(
         (tmp_path / "outputs" / "two" / "wandb").glob("offline-run-*")

@@ -155,7 +155,7 @@ def test_failures_are_recorded_and_do_not_stop_the_rest(sweep):
 
 
 def test_plans(sweep):
-    """dry_run lists every job with its memory; the time is known from runs that differ in the seed alone."""
+    """dry_run lists every job with memory and time: that of a run with another seed, or that of its steps."""
     sweep(*QUICK, "method=last")
     done, _ = sweep(*QUICK, "method=last,full", "seed=0,1", "dry_run=true")
     plans = json.loads(done.stdout)
@@ -163,7 +163,8 @@ def test_plans(sweep):
     assert [plan["status"] for plan in plans] == ["finished", *["planned"] * 3]
     assert all(plan["predicted_mb"] > plan["params_mb"] for plan in plans)
     seconds = [plan["predicted_seconds"] for plan in plans]
-    assert seconds[0] > 0 and seconds[:2] == [seconds[0]] * 2 and seconds[2:] == [None, None]
+    assert seconds[:2] == [seconds[0]] * 2 and seconds[2] == seconds[3] >= plans[2]["step_seconds"] * 4
+    assert "method=full seed=1: predicted" in done.stderr and all(value > 0 for value in seconds)
 
 
 FOREIGN = [b"", b"[]", b"\xff\xfe", b'{"status": "finished", "config": {}}']
@@ -174,7 +175,7 @@ def test_results_of_other_programs_do_not_stop_a_plan(tmp_path):
     for number, content in enumerate(FOREIGN):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "results.json").write_bytes(content)
-    overrides = (*QUICK, f"output_dir={tmp_path}", "name=x")
+    overrides = (*QUICK, f"output_dir={tmp_path}", "name=x", "time_steps=0")
     HydraConfig.instance().set_config(composed(*overrides, hydra=True))
     try:
         row = planned(composed(*overrides))

@@ -86,7 +86,7 @@ def test_expectations_are_the_papers():
 def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_good_as):
     """Everything fits: the first resolution from 3.5 times their size on, worth no more than those."""
     planner = Planner(EIGHT_BITS)
-    found = choice.choose(planner, 1e9, [96, 128, 160, 192], None, image_px)
+    found = choice.weigh(planner, 1e9, [96, 128, 160, 192], None, image_px).best
     assert (found.method, found.blocks, found.resolution) == ("full", None, resolution)
     assert found.expected == pytest.approx(choice.expected_top1("full", 1.0, as_good_as))
 
@@ -95,30 +95,39 @@ def test_small_images_gain_nothing_from_more_pixels(image_px, resolution, as_goo
 def test_the_choice_is_the_best_of_all_that_fits(budget_mb):
     """By brute force over every method, share of blocks and resolution."""
     planner = Planner(EIGHT_BITS, may_step_in_backward=False)
-    found = choice.choose(planner, budget_mb * 1e6, PX)
+    weighed = choice.weigh(planner, budget_mb * 1e6, PX)
+    found = weighed.best
     count = len(block_names(build_on_meta(SMALL.spec)))
-    best = 0.0
+    best, larger = {}, []  # expectations of what fits, by method and blocks, and of what does not
     for method, info in METHODS.items():
         for share, kept in info.gain_kept.items():
             for px in PX:
                 spec = replace(SMALL.spec, lite_residual=LITE if info.needs_lite_residual else None)
                 blocks = None if share == 1 else round(share * count)
                 step = replace(EIGHT_BITS, spec=spec, method=method, resolution=px, blocks=blocks)
-                if replace(planner, step=step).smallest_bytes() <= budget_mb * 1e6:
-                    best = max(best, choice.expected_top1(method, kept, px))
-    assert found.expected == pytest.approx(best)
+                expected = choice.expected_top1(method, kept, px)
+                least = replace(planner, step=step).smallest_bytes()
+                if least <= budget_mb * 1e6:
+                    best[method, blocks] = max(best.get((method, blocks), (0.0, 0)), (expected, least))
+                else:
+                    larger.append((expected, least))
+    shown = [(candidate.expected, size_bytes) for candidate, size_bytes in weighed.fitting]
+    assert shown == sorted(best.values(), reverse=True)[:5]
+    better = min((pair for pair in larger if pair[0] > found.expected), default=None)
+    next_better = weighed.too_large and (weighed.too_large[0].expected, weighed.too_large[1])
+    assert (next_better and next_better[0]) == (better and better[0])
     step = choice.apply(EIGHT_BITS, found)
     assert predicted_bytes(replace(planner, step=step).choose(budget_mb * 1e6)) <= budget_mb * 1e6
 
 
 def test_a_budget_too_small_for_any_method():
     with pytest.raises(UserError, match=r"memory_budget_mb=0.1: method=auto takes at least .*method=last"):
-        choice.choose(Planner(SMALL), 1e5, PX)
+        choice.weigh(Planner(SMALL), 1e5, PX)
 
 
 def test_what_a_network_cannot_take_is_not_chosen():
     inception = replace(EIGHT_BITS, spec=NetworkSpec("inception_v3", "gn", 10), batch_size=1)
-    found = choice.choose(Planner(inception), 60e6, [96])
+    found = choice.weigh(Planner(inception), 60e6, [96]).best
     assert not METHODS[found.method].needs_lite_residual
-    none = choice.choose(Planner(EIGHT_BITS), 1.1e6, [96], None)
+    none = choice.weigh(Planner(EIGHT_BITS), 1.1e6, [96], None).best
     assert not METHODS[none.method].needs_lite_residual

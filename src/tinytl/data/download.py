@@ -5,6 +5,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tinytl.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 SILENCE_SECONDS = 60  # after which a silent server is given up
+_may_download = ContextVar("may download", default=True)
 ARCHIVES = (".gz", ".tgz", ".tar", ".zip")
 
 
@@ -25,6 +27,8 @@ def fetch(name: str, root: Path, files: str, make: Callable[[Path, bool], Any]) 
     """
     with suppress(Exception):  # absent or damaged, for which each data set raises its own error
         return make(root, False)
+    if not _may_download.get():
+        raise UserError(f"data={name} is not in {printable(root)}")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"), _time_limit():  # only one of several processes downloads
@@ -35,6 +39,16 @@ def fetch(name: str, root: Path, files: str, make: Callable[[Path, bool], Any]) 
             f"data={name} is not in {printable(root)} and cannot be downloaded ({reason}); "
             f"put into {printable(root)}: {files}"
         ) from error
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Let `fetch` raise UserError where it would download."""
+    token = _may_download.set(False)
+    try:
+        yield
+    finally:
+        _may_download.reset(token)
 
 
 def _download(name: str, root: Path, folder: Path, make: Callable[[Path, bool], Any]) -> Any:

@@ -54,7 +54,7 @@ def held_out(
         name = class_names[smallest] if class_names else smallest
         shortage = f"class {name} has one image" if size else "no images"
         raise UserError(f"{shortage}: too few to hold out {fraction:.0%} of every class")
-    count = max(round(size * fraction), len(numbers))
+    count = held_out_count(size, fraction, labels)
     if size - count < len(numbers):
         raise UserError(
             f"{size} images in {len(numbers)} classes are too few to hold out {fraction:.0%} of each"
@@ -63,3 +63,8 @@ def held_out(
 
     kept, out = train_test_split(numpy.arange(size), test_size=count, random_state=seed, stratify=labels)
     return sorted(map(int, kept)), sorted(map(int, out))
+
+
+def held_out_count(size: int, fraction: float, labels: Sequence[int] | None) -> int:
+    """Return how many of `size` images `held_out` holds out, one of every class at least."""
+    return max(round(size * fraction), 1 if labels is None else len(numpy.unique(labels)))

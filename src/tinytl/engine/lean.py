@@ -34,7 +34,7 @@ from tinytl.networks.blocks import block_names
 from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import LiteResidualBlock
 
-log = logging.getLogger("tinytl")
+log = logging.getLogger(__name__)
 
 # The first whose `of` returns a layer replaces a module. Layers for whole blocks come before those for parts
 # of them, and faster ones before slower ones.

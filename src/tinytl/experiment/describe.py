@@ -1,19 +1,13 @@
-"""Describe a run without running it: parameters and memory, for a person and as JSON."""
+"""Describe a run as plain data, for results.json and for a dry run's JSON."""
 
-import json
-import sys
 from functools import cache
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from tinytl.experiment.experiment import Experiment
-from tinytl.methods import METHODS, ParameterGroup, freeze, parameter_table
-from tinytl.networks.construct import build_on_meta
+from tinytl.methods import ParameterGroup
 from tinytl.paper.count import count_as_paper, count_bare
+from tinytl.planner.method import Weighed
 
-console = Console(stderr=True)
 _count_as_paper, _count_bare = cache(count_as_paper), cache(count_bare)  # a sweep's jobs share counts
 
 
@@ -47,44 +41,27 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "budget_mb": experiment.budget_mb,
         "predicted_mb": experiment.predicted_mb,
         "engine": experiment.config["engine"],
+        **({} if experiment.weighed is None else {"weighed": candidates(experiment.weighed)}),
     }
 
 
-def show(experiment: Experiment) -> None:
-    """Print the description for a person on stderr, and as JSON in one line on stdout."""
-    values, step = describe(experiment), experiment.step
-    network = build_on_meta(step.shapes.spec)
-    freeze(network, step.method, step.blocks)
-    show_parameters(parameter_table(network), experiment)
-    predicted = "not known, because two networks take part"  # in an adaptation
-    if experiment.predicted_mb is not None:
-        predicted = f"{experiment.predicted_mb:.1f} MB"
-    console.print(
-        f"{values['model']}, {values['norm']}, {values['method']} ({METHODS[values['method']].what}), "
-        f"{values['resolution']} px, batch {values['batch_size']}, {values['num_classes']} classes\n"
-        f"the paper's count of its training memory: {values['paper_mb']:.1f} MB"
-        f" (parameters {values['params_mb']:.1f}, activations {values['activation_mb_per_image']:.2f} an"
-        f" image); of the network as trained: {values['paper_bare_mb']:.1f} MB\n"
-        f"predicted for a step of engine={step.engine}, all counted: {predicted}",
-        highlight=False,
-    )
-    sys.stderr.flush()
-    print(json.dumps(values), flush=True)
+def candidates(weighed: Weighed) -> list[dict[str, Any]]:
+    """Return what method=auto has weighed as plain data, the chosen candidate first."""
+    return [
+        {
+            "method": candidate.method, "blocks": candidate.blocks, "resolution": candidate.resolution,
+            "expected_top1": round(candidate.expected / 100, 4), "least_mb": size_bytes / 1e6,
+        }
+        for candidate, size_bytes in weighed.fitting
+    ]  # fmt: skip
 
 
-def show_parameters(groups: list[ParameterGroup], experiment: Experiment) -> None:
-    """Print trainable and frozen parameters by kind on stderr."""
-    table = Table("part", "layer", "tensor", "", "parameters", "MB in float32", title="What trains")
-    for column in (4, 5):
-        table.columns[column].justify = "right"
-    for trainable, word in ((True, "trainable"), (False, "frozen")):
-        chosen = [g for g in groups if g.trainable == trainable]
-        for g in chosen:
-            table.add_row(g.part, g.kind, g.tensor, word, f"{g.count:,}", f"{g.size_bytes / 1e6:.3f}")
-        total, size = sum(g.count for g in chosen), sum(g.size_bytes for g in chosen) / 1e6
-        table.add_row("all", "", "", word, f"{total:,}", f"{size:.3f}", style="bold", end_section=True)
-    step = experiment.step
-    if step.quantize != "off" and any(not g.trainable for g in groups):
-        held = "8 bits" if step.engine == "lean" else "float32"
-        table.caption = f"frozen weights take {step.quantize} values, held in {held}"
-    console.print(table)
+def parameters(groups: list[ParameterGroup]) -> list[dict[str, Any]]:
+    """Return the table of parameters as plain data; MB in float32."""
+    return [
+        {
+            "part": group.part, "layer": group.kind, "tensor": group.tensor, "trainable": group.trainable,
+            "parameters": group.count, "mb": group.size_bytes / 1e6,
+        }
+        for group in groups
+    ]  # fmt: skip

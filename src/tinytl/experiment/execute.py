@@ -16,14 +16,20 @@ from tinytl.assembly import adam_of, engage, prepare
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.data.inspection import Inspected
 from tinytl.data.splits import Splits
+from tinytl.engine import lean_report
 from tinytl.engine.kernels import operators_in_use
 from tinytl.errors import UserError
-from tinytl.experiment.describe import describe, show_parameters
+from tinytl.experiment.describe import describe
+from tinytl.experiment.describe import parameters as as_data
 from tinytl.experiment.experiment import Experiment, Recipe
 from tinytl.experiment.record.folder import Beginning
+from tinytl.experiment.record.metrics_file import MetricsFile
 from tinytl.experiment.record.outcome import keep
 from tinytl.experiment.record.predictions import describe_classes, named_outputs, write_confusion
 from tinytl.experiment.resolve import num_classes
+from tinytl.experiment.terminal.console import line
+from tinytl.experiment.terminal.opening import show_opening
+from tinytl.experiment.terminal.progress import ShowProgress
 from tinytl.memory import process
 from tinytl.memory.activation_bits import activation_bits
 from tinytl.memory.callback import MeasureMemory
@@ -62,7 +68,8 @@ class Work:
     """The functions in which a run and the two kinds of pre-training differ."""
 
     build: Callable[[Experiment, Inspected, Place], Any]
-    fit: Callable[[Experiment, Any, Any], dict[str, Any]]  # returns what goes into results.json
+    # Takes the Experiment, what `build` has returned, and the loggers; returns what goes into results.json.
+    fit: Callable[[Experiment, Any, list[Any]], dict[str, Any]]
     num_classes: Callable[[Any, Inspected], int]
     needs_labels: bool = True
 
@@ -87,11 +94,13 @@ class Job:
     checkpoints: Checkpoints
     patience: Patience | None
     class_names: tuple[str, ...]
+    base_bytes: int  # that the process took before the network was built
     resumes: Path | None  # the checkpoint to go on from
 
 
 def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
     """Turn an experiment into objects."""
+    base_bytes = process.process_bytes()
     seed_everything(experiment.seed, workers=True, verbose=False)
     step, recipe, splits = experiment.step, experiment.recipe, inspected.splits
     _warn(experiment)
@@ -99,12 +108,13 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
     begin = [ClassMeans()] if recipe.classifier == "class_means" and place.start.resumes is None else []
     patience = Patience(checkpoints, recipe.patience) if recipe.patience is not None else None
     end = [patience] if patience else []
-    trainer = make_trainer(experiment, [meter, curves, ExactResume(), checkpoints, *end, *begin])
+    shown = [curves, MetricsFile(experiment.folder, curves)]
+    trainer = make_trainer(experiment, [meter, *shown, ExactResume(), checkpoints, *end, *begin])
 
     network = build_network(step.spec, splits.class_names)
     prepare(network, step)
     parameters, pretrained = parameter_table(network), is_pretrained(network)
-    show_parameters(parameters, experiment)
+    show_opening(experiment, parameters, splits)
     mean, std = (getattr(experiment.data, key) or network.pretrained_cfg[key] for key in ("mean", "std"))
     data = data_module(experiment, splits, mean, std)
     if step.spec.norm == "bn_frozen" and pretrained is False:
@@ -114,6 +124,8 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
         mean=mean, std=std, class_names=splits.class_names, task=experiment.data.task,
     )  # fmt: skip
     engage(network, step)
+    if experiment.verbose and step.engine == "lean":
+        line("engine", str(lean_report(network)).removeprefix("lean engine: "))
     module = ImageClassifier(
         network, step.spec.norm, num_classes=step.spec.num_classes, task=experiment.data.task, lr=recipe.lr,
         classifier_lr=recipe.classifier_lr, batch_size=data.batch_size,
@@ -123,7 +135,7 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
     )  # fmt: skip
     return Job(
         module, data, describe(experiment), parameters, pretrained, trainer, meter, curves, checkpoints,
-        patience, splits.class_names, place.start.resumes,
+        patience, splits.class_names, base_bytes, place.start.resumes,
     )  # fmt: skip
 
 
@@ -160,10 +172,10 @@ def operators(experiment: Experiment, trainer: Trainer) -> str:
     return operators_in_use(step.plan.compile, trainer.strategy.root_device)
 
 
-def fit_and_test(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any]:
+def fit_and_test(experiment: Experiment, job: Job, loggers: list[Any]) -> dict[str, Any]:
     """Train, then test the best or the last weights; return what goes into results.json."""
     trainer = job.trainer
-    trainer.logger = logger
+    trainer.loggers = loggers
     process.reset_peaks()
     trainer.fit(job.module, job.data, ckpt_path=job.resumes, weights_only=True)
     seconds = job.curves.seconds
@@ -174,6 +186,7 @@ def fit_and_test(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any
             "total": sum(group.count for group in job.parameters),
             "trainable": sum(group.count for group in job.parameters if group.trainable),
             "lite_residual_pretrained": job.lite_residual_pretrained,
+            "groups": as_data(job.parameters),
         },
         "time": {
             "seconds": seconds,
@@ -192,7 +205,6 @@ def _tested(experiment: Experiment, job: Job) -> dict[str, Any]:
     use_best = experiment.recipe.test_weights != "last" and job.checkpoints.load_best(job.module)
     weights = "best" if use_best else "last"
     tested = job.trainer.test(job.module, job.data, verbose=False)[0]
-    log.info("tested on the %s weights", weights)
     validated = job.curves.last() | (job.checkpoints.best_metrics if use_best else {})
     rounded = {key: round(value, 6) for key, value in {**validated, **tested}.items()}
     part = job.trainer.num_test_batches[0] / len(job.data.test_dataloader())
@@ -223,6 +235,7 @@ def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
     """Make Lightning's Trainer. Raises UserError for options that it refuses."""
     micro_batches = experiment.step.micro_batches
     options = dict(experiment.trainer)
+    progress = [ShowProgress()] if options.pop("enable_progress_bar") else []
     for part in ("train", "val", "test"):
         if isinstance(options[f"limit_{part}_batches"], int):
             options[f"limit_{part}_batches"] *= micro_batches  # Lightning counts those, the user batches
@@ -231,8 +244,9 @@ def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
     try:
         return Trainer(
             **options, accumulate_grad_batches=micro_batches, max_epochs=experiment.recipe.epochs,
-            logger=False, default_root_dir=experiment.folder, callbacks=callbacks, num_sanity_val_steps=0,
-            log_every_n_steps=10, enable_model_summary=False, enable_checkpointing=False,
+            logger=False, default_root_dir=experiment.folder, callbacks=[*progress, *callbacks],
+            num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False,
             use_distributed_sampler=False,  # training has a sampler of ours; each process tests on all images
             plugins=[WholeCheckpointIO(), *slurm],
         )  # fmt: skip
@@ -272,6 +286,7 @@ def _memory_figures(experiment: Experiment, job: Job) -> dict[str, Any]:
         "activation_bits": activation_bits(job.module.network),
         "kept_by_operator_mb": report and {k: v / 1e6 for k, v in report.kept_by_operator_bytes.items()},
         "process_mb": process.peak_process_bytes() / 1e6,
+        "process_base_mb": job.base_bytes / 1e6,
         "cuda_mb": cuda and cuda / 1e6,
     }
 

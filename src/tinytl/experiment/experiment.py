@@ -8,6 +8,7 @@ from typing import Any
 from tinytl.assembly import TrainingStep
 from tinytl.data.splits import Task
 from tinytl.experiment.record.settings import Settings
+from tinytl.planner.method import Weighed
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,14 @@ class Experiment:
     checkpoint_every_minutes: float
     budget_mb: float | None
     predicted_mb: float | None  # peak of a step; None: norms are adapted
+    planned: tuple[tuple[str, Any], ...]  # knobs that the budget has set, if not to their defaults
+    weighed: Weighed | None  # by method=auto
     settings: Settings
     config: Mapping[str, Any]
     teacher: str | None = None  # the network to distil from
     probe: str | None = None  # folder of labelled images to compare features on
+    logger: str | None = None  # besides W&B's
+    verbose: bool = False
 
     @property
     def folder(self) -> Path:

@@ -17,6 +17,9 @@ from tinytl.data.transforms import test_transform
 from tinytl.experiment import execute
 from tinytl.experiment.execute import Job, Place, Work, classes_of_the_data
 from tinytl.experiment.experiment import Experiment
+from tinytl.experiment.record.metrics_file import MetricsFile
+from tinytl.experiment.terminal.opening import show_opening
+from tinytl.methods import parameter_table
 from tinytl.networks.blocks import silence_residual_branches
 from tinytl.training.curves import Curves
 from tinytl.training.exact_resume import ExactResume
@@ -36,9 +39,9 @@ def _build_supervised(experiment: Experiment, inspected: Inspected, place: Place
     return job
 
 
-def _train(experiment: Experiment, job: Job, logger: Any) -> dict[str, Any]:
+def _train(experiment: Experiment, job: Job, loggers: list[Any]) -> dict[str, Any]:
     """Train and test, then write the weights: without them the run does not count as finished."""
-    figures = execute.fit_and_test(experiment, job, logger)
+    figures = execute.fit_and_test(experiment, job, loggers)
     network = build_network(replace(experiment.step.spec, checkpoint=str(experiment.folder / ADAPTER)))
     _keep(network, experiment)
     return figures
@@ -74,21 +77,22 @@ def _build_adaptation(experiment: Experiment, inspected: Inspected, place: Place
     module = NormAdaptation(
         teacher, student, data.example_images(IMAGES), lr=experiment.recipe.lr, seed=experiment.seed
     )
+    show_opening(experiment, parameter_table(student), inspected.splits)
     curves = Curves()
+    shown = [curves, MetricsFile(experiment.folder, curves)]
     trainer = execute.make_trainer(
-        experiment, [curves, ExactResume(), execute.checkpointing(experiment, place)]
+        experiment, [*shown, ExactResume(), execute.checkpointing(experiment, place)]
     )
     return Adaptation(module, data, trainer, curves, place.start.resumes)
 
 
-def _adapt(experiment: Experiment, job: Adaptation, logger: Any) -> dict[str, Any]:
+def _adapt(experiment: Experiment, job: Adaptation, loggers: list[Any]) -> dict[str, Any]:
     """Adapt the student, write its weights, and test how often it agrees with the teacher."""
     trainer, module = job.trainer, job.module
-    trainer.logger = logger
+    trainer.loggers = loggers
     trainer.fit(module, job.data, ckpt_path=job.resumes, weights_only=True)
     _keep(module.student, experiment)
     metrics = dict(trainer.test(module, job.data, verbose=False)[0])
-    log.info("same top-1 as the teacher on %.1f %% of the held-out images", 100 * metrics["test/agreement"])
     if experiment.probe:
         metrics |= _probes(experiment, experiment.probe, module)
     return {

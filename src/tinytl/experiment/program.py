@@ -5,7 +5,6 @@ the configuration is reported first.
 """
 
 import os
-import sys
 from typing import Any
 
 import hydra
@@ -57,11 +56,9 @@ def run(cfg: Any) -> None:
     validate(cfg)
     OmegaConf.set_readonly(cfg, True)
     if "LOCAL_RANK" not in os.environ:  # Lightning sets it for the other processes of a run
-        print(_first_line(cfg), file=sys.stderr, flush=True)
+        from tinytl.experiment.terminal.opening import show_network
+
+        show_network(cfg)
     from tinytl.experiment.run import describe_or_execute
 
     describe_or_execute(cfg)
-
-
-def _first_line(cfg: Any) -> str:
-    return f"{cfg.model.name} on {cfg.data.name}: method={cfg.method.name} norm={cfg.norm.name}"

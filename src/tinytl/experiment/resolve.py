@@ -23,8 +23,8 @@ from tinytl.memory.predict import predicted_bytes
 from tinytl.methods import AUTO, METHODS
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec
-from tinytl.planner import method as method_planner
 from tinytl.planner.engine_plan import RESOLUTIONS, Planner
+from tinytl.planner.method import Weighed, apply, weigh
 from tinytl.weights.checkpoints import holds_lite_residuals
 
 log = logging.getLogger("tinytl")
@@ -50,7 +50,7 @@ class Facts:
     """What decisions depend on besides the configuration: the data and the machine."""
 
     num_classes: int
-    free_bytes: int
+    free_bytes: int | None  # None: this system does not report it
     has_gpu: bool  # CUDA or MPS
     task: Task | None  # of the data; None: they are not at hand
 
@@ -70,9 +70,9 @@ def resolve(cfg: Any, facts: Facts) -> Experiment:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     budget_mb, task = _budget_mb(cfg, facts), _task(cfg, facts)
     step = _on_its_device(cfg, training_step(cfg, facts.num_classes, task), facts)
-    teacher, predicted_mb = plain.get("teacher"), None
+    teacher, predicted_mb, weighed = plain.get("teacher"), None, None
     if teacher is None:
-        step, predicted_mb = _within_budget(cfg, step, budget_mb, facts)
+        step, predicted_mb, weighed = _within_budget(cfg, step, budget_mb, facts)
     lr = learning_rate(cfg, step.method)
     config = _decided(plain, step, lr, budget_mb, task)
     return Experiment(
@@ -81,8 +81,9 @@ def resolve(cfg: Any, facts: Facts) -> Experiment:
         recipe=_named_as(Recipe, {**plain, "lr": lr}), trainer=plain["trainer"],
         wandb=_named_as(WandbSettings, plain["wandb"]),
         checkpoint_every_minutes=cfg.checkpoint_every_minutes, budget_mb=budget_mb,
-        predicted_mb=predicted_mb, settings=Settings(of_consequence(plain), of_consequence(config)),
-        config=config, teacher=teacher, probe=plain.get("probe"),
+        predicted_mb=predicted_mb, planned=_planned_knobs(step, budget_mb), weighed=weighed,
+        settings=Settings(of_consequence(plain), of_consequence(config)),
+        config=config, teacher=teacher, probe=plain.get("probe"), logger=cfg.logger, verbose=cfg.verbose,
     )  # fmt: skip
 
 
@@ -108,12 +109,24 @@ def _decided(
     plain: dict[str, Any], step: TrainingStep, lr: float, budget_mb: float | None, task: Task
 ) -> dict[str, Any]:
     """Return the configuration with the decisions in place of what was asked for."""
-    knobs = {key: getattr(step.plan, key) for key in KNOBS[step.engine]} if budget_mb is not None else {}
+    knobs = _knobs(step) if budget_mb is not None else {}
     return {
         **plain, "lr": lr, "memory_budget_mb": budget_mb, "resolution": step.resolution,
         "blocks": step.blocks, "method": {**plain["method"], "name": step.method},
         "engine": {**plain["engine"], **knobs}, "data": {**plain["data"], "task": task},
     }  # fmt: skip
+
+
+def _knobs(step: TrainingStep) -> dict[str, Any]:
+    """Return the knobs of the step's engine plan that a budget sets."""
+    return {key: getattr(step.plan, key) for key in KNOBS[step.engine]}
+
+
+def _planned_knobs(step: TrainingStep, budget_mb: float | None) -> tuple[tuple[str, Any], ...]:
+    """Return the knobs that a budget has set, as far as they are not the engine's defaults."""
+    defaults = EnginePlan()
+    knobs = {} if budget_mb is None else _knobs(step)
+    return tuple((key, value) for key, value in knobs.items() if value != getattr(defaults, key))
 
 
 def _task(cfg: Any, facts: Facts) -> Task:
@@ -130,32 +143,32 @@ def _task(cfg: Any, facts: Facts) -> Task:
 
 def _budget_mb(cfg: Any, facts: Facts) -> float | None:
     if cfg.memory_budget_mb == "auto":
+        if facts.free_bytes is None:
+            raise UserError(
+                "memory_budget_mb=auto: this system does not report its free memory; give a number"
+            )
         return round(SHARE_OF_FREE * facts.free_bytes / 1e6, 1)
     return cfg.memory_budget_mb
 
 
 def _within_budget(
     cfg: Any, step: TrainingStep, budget_mb: float | None, facts: Facts
-) -> tuple[TrainingStep, float]:
-    """Give the step the fastest engine plan that fits; return (step, predicted peak of live tensors in MB).
+) -> tuple[TrainingStep, float, Weighed | None]:
+    """Give the step the fastest engine plan that fits.
+
+    Returns the step, the predicted peak of live tensors in MB, and what method=auto has weighed.
 
     `resolution=auto` and `method=auto` are decided here, too. Without a budget the step stays as it is.
     """
-    shapes = step.shapes
+    shapes, weighed = step.shapes, None
     if budget_mb is not None:
-        shapes = _planned(cfg, shapes, budget_mb, _on_gpu(cfg, facts))
+        shapes, weighed = _planned(cfg, shapes, budget_mb, _on_gpu(cfg, facts))
     elif step.engine == "lean" and step.plan.slices(step.batch_size, step.resolution) > MANY_SLICES:
         log.info("predicting the memory of a step in many slices; this can take minutes")
     predicted_mb = _predicted_bytes(shapes) / 1e6
-    if budget_mb is not None:
-        knobs = ", ".join(f"{key}={getattr(shapes.plan, key)}" for key in KNOBS[step.engine])
-        log.info(
-            "memory_budget_mb=%g: %d px, %s; predicted %.1f MB",
-            budget_mb, shapes.resolution, knobs, predicted_mb,
-        )  # fmt: skip
     # With the checkpoint and the seed, which `shapes` lacks.
     spec = replace(step.spec, lite_residual=shapes.spec.lite_residual)
-    return replace(shapes, spec=spec, channels_last=step.channels_last), predicted_mb
+    return replace(shapes, spec=spec, channels_last=step.channels_last), predicted_mb, weighed
 
 
 def _on_its_device(cfg: Any, step: TrainingStep, facts: Facts) -> TrainingStep:
@@ -173,24 +186,26 @@ def _on_its_device(cfg: Any, step: TrainingStep, facts: Facts) -> TrainingStep:
 
 
 def _on_gpu(cfg: Any, facts: Facts) -> bool:
-    return facts.has_gpu and cfg.trainer.accelerator != "cpu"
+    """Whether the run is meant for a GPU; a dry run can be of another machine's."""
+    accelerator = cfg.trainer.accelerator
+    return accelerator in ("gpu", "cuda", "mps") or (facts.has_gpu and accelerator == "auto")
 
 
-def _planned(cfg: Any, step: TrainingStep, budget_mb: float, on_gpu: bool) -> TrainingStep:
+def _planned(
+    cfg: Any, step: TrainingStep, budget_mb: float, on_gpu: bool
+) -> tuple[TrainingStep, Weighed | None]:
     unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision not in HALF
     planner = Planner(step, may_step_in_backward=unclipped, on_gpu=on_gpu)
     budget = budget_mb * 1e6
     if step.method == AUTO:
         resolutions = RESOLUTIONS if cfg.resolution == "auto" else (cfg.resolution,)
         lite = None if cfg.lite_residual.enabled is False else lite_residual_shape(cfg)
-        choice = method_planner.choose(
+        weighed = weigh(
             planner, budget, resolutions, lite, cfg.data.image_px, cfg.trainer.enable_progress_bar
         )
-        log.info(
-            "method=auto: %s, blocks=%s, %d px", choice.method, choice.blocks or "all", choice.resolution
-        )
-        return replace(planner, step=method_planner.apply(step, choice, lite)).choose(budget)
-    return planner.choose_resolution(budget) if cfg.resolution == "auto" else planner.choose(budget)
+        return replace(planner, step=apply(step, weighed.best, lite)).choose(budget), weighed
+    auto = cfg.resolution == "auto"
+    return planner.choose_resolution(budget) if auto else planner.choose(budget), None
 
 
 def _predicted_bytes(step: TrainingStep) -> int:

@@ -11,16 +11,23 @@ from typing import Any
 from tinytl.data.inspection import Inspected
 from tinytl.data.loading import load_data
 from tinytl.errors import UserError
-from tinytl.experiment import describe, execute, pretrain
+from tinytl.experiment import execute, pretrain
+from tinytl.experiment.describe import candidates
 from tinytl.experiment.execute import CLASSIFICATION, Place, Work
+from tinytl.experiment.plan import plan
 from tinytl.experiment.record.fingerprint import fingerprint
 from tinytl.experiment.record.folder import beginning, clear, has_state, locked, remove_leftovers
 from tinytl.experiment.record.outcome import outcome_of, write_record
-from tinytl.experiment.resolve import as_asked, data_digest, facts, num_classes, resolve, settings_as_asked
+from tinytl.experiment.resolve import as_asked, data_digest, facts, resolve, settings_as_asked
+from tinytl.experiment.terminal.closing import show_closing
+from tinytl.experiment.terminal.console import console
+from tinytl.experiment.terminal.planned import show_plan
+from tinytl.experiment.tracking.loggers import loggers
+from tinytl.experiment.tracking.login import check_login
 from tinytl.experiment.tracking.mirror import mirror
 from tinytl.experiment.validation.validate import validate_data, validate_starting_weights
 from tinytl.memory.out_of_memory import KernelKills
-from tinytl.records.results import provenance
+from tinytl.records.results import provenance, read_record
 from tinytl.system.processes import is_first_process
 from tinytl.training.stopping import Stopped, StopRequests
 
@@ -48,10 +55,11 @@ def describe_or_execute(cfg: Any) -> None:
     `cfg` is validated and read-only. If a run has several processes, the first one holds the lock.
     """
     if cfg.dry_run:
-        describe.show(resolve(cfg, facts(num_classes(cfg))))
+        show_plan(plan(cfg), always_json=cfg.json)
         return
+    check_login(cfg.wandb.mode)
     if not is_first_process():
-        describe.console.quiet = True
+        console.quiet = True
         log.setLevel(logging.ERROR)
     folder = Path(cfg.output_dir) / cfg.name
     with locked(folder) if is_first_process() else nullcontext():
@@ -68,7 +76,8 @@ def attempt(cfg: Any, begin: Begin) -> None:
     folder, asked = Path(cfg.output_dir) / cfg.name, settings_as_asked(cfg)
     start = beginning(folder, asked, resume=begin.resume, overwrite=begin.overwrite)
     if start.is_done:
-        log.info("finished before: %s", folder / "results.json")
+        log.info("finished before")
+        show_closing(read_record(folder / "results.json"), folder)
         return
     if is_first_process():
         remove_leftovers(folder)
@@ -87,6 +96,8 @@ def attempt(cfg: Any, begin: Begin) -> None:
                 validate_data(cfg, data.splits)
             experiment = resolve(cfg, facts(work.num_classes(cfg, data), data.splits.task))
             record |= {"config": experiment.config, "asked": experiment.settings.replaced}
+            if experiment.weighed is not None:
+                record["weighed"] = candidates(experiment.weighed)
             job = work.build(experiment, data, Place(start, stop, mark, digest))
             record["provenance"]["operators"] = execute.operators(experiment, job.trainer)
             with mirror(experiment) as mirrored:
@@ -95,7 +106,7 @@ def attempt(cfg: Any, begin: Begin) -> None:
                     clear(folder, start)
                     if elsewhere := write_record(folder, record):
                         raise UserError(elsewhere)
-                record |= work.fit(experiment, job, mirrored.logger)
+                record |= work.fit(experiment, job, loggers(experiment, mirrored.logger))
                 record["status"] = "finished"
                 elsewhere = write_record(folder, record)
                 mirrored.finish(record, folder)
@@ -111,7 +122,7 @@ def attempt(cfg: Any, begin: Begin) -> None:
             if error is not raised:
                 raise error from raised
             raise
-    log.info("results: %s", folder / "results.json")
+    show_closing(record, folder)
 
 
 def _described(data: Inspected, digest: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from omegaconf import MISSING, OmegaConf
 from tinytl.engine.plan import EnginePlan
 from tinytl.experiment.terminal.help import CONF as CONF
 from tinytl.experiment.terminal.overrides import plain_value
+from tinytl.experiment.tracking.login import mode_of_environment
 from tinytl.experiment.validation import folder_names
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.records.results import OF_NO_CONSEQUENCE
@@ -123,9 +124,9 @@ class TrainerConfig:
 class WandbConfig:
     """Where W&B's copy of the results goes."""
 
-    mode: str = "offline"
-    project: str = "tinytl"
-    entity: str | None = None
+    mode: str = "${wandb_mode:}"  # as WANDB_MODE says
+    project: str = "${oc.env:WANDB_PROJECT,tinytl}"
+    entity: str | None = "${oc.env:WANDB_ENTITY,null}"
     tags: list[str] = field(default_factory=list)
     artifact: bool = False  # upload the trained weights, too
 
@@ -168,6 +169,10 @@ class Config:
     checkpoint_every_minutes: float = 5.0
     retry_failed: bool = False
     dry_run: bool = False
+    time_steps: int = 3  # that a dry run times
+    verbose: bool = False
+    json: bool = False  # a dry run's JSON on a terminal, too
+    logger: str | None = None  # or tensorboard
 
 
 @dataclass
@@ -187,6 +192,7 @@ def _register() -> None:
     OmegaConf.register_new_resolver(
         "or_else", lambda value, other: other if value is None else value, replace=True
     )
+    OmegaConf.register_new_resolver("wandb_mode", mode_of_environment, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
 
 

@@ -135,15 +135,19 @@ class Planner:
 
     def fits(self, budget_bytes: float) -> bool:
         """Whether any plan fits; this needs fewer predictions than `smallest_bytes`."""
-        bases = list(self._optimizers())
-        frugal = [base for base in bases if base.optimizer_bits == bases[-1].optimizer_bits]
+        frugal = self._frugal()
         if min(lower_bound(replace(self.step, plan=base)) for base in frugal) > budget_bytes:
             return False
         return any(predicted_bytes(self._leanest(base)) <= budget_bytes for base in frugal)
 
     def smallest_bytes(self) -> int:
         """The predicted memory of the plan that needs least."""
-        return min(predicted_bytes(self._leanest(base)) for base in self._optimizers())
+        return min(predicted_bytes(self._leanest(base)) for base in self._frugal())
+
+    def _frugal(self) -> list[EnginePlan]:
+        """The plans whose optimizer takes fewest bits."""
+        bases = list(self._optimizers())
+        return [base for base in bases if base.optimizer_bits == bases[-1].optimizer_bits]
 
     def _leanest(self, base: EnginePlan) -> TrainingStep:
         return self._under(self.times.settings[-1], base, self._sizes(base)[-1])

@@ -33,6 +33,7 @@ TABLE_PX = 224  # of Table 2
 # to 6.9.
 ENLARGED = 3.5
 DEFAULT_LITE_RESIDUAL = LiteResidualConfig()
+SHOWN = 5  # candidates, the chosen one among them
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,37 @@ class Candidate:
         return self.method == other.method and as_many and self.resolution >= other.resolution
 
 
-def choose(
+@dataclass(frozen=True)
+class Weighed:
+    """What was weighed against each other, each candidate with the least bytes that it takes.
+
+    `fitting` are those with the highest expectations, the best first, each of another method or number of
+    blocks. `too_large` is the next better one, which does not fit; None: there is no better one.
+    """
+
+    fitting: tuple[tuple[Candidate, int], ...]
+    too_large: tuple[Candidate, int] | None
+    considered: int
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate that was chosen."""
+        return self.fitting[0][0]
+
+
+def weigh(
     planner: Planner,
     budget_bytes: float,
     resolutions: Sequence[int],
     lite_residual: LiteResidualConfig | None = DEFAULT_LITE_RESIDUAL,
     image_px: int | None = None,
     show_progress: bool = False,
-) -> Candidate:
-    """Return the best candidate that fits, with the model, norm and batch size of the planner's step.
+) -> Weighed:
+    """Find the best candidates that fit, with the model, norm and batch size of the planner's step.
 
     `resolutions` are those to choose from; `lite_residual` are the modules that a method may add (None:
     none); `image_px` is the smaller side of the images (None: large), and a resolution above ENLARGED times
-    that is expected to gain nothing. For eight resolutions the planner predicts some forty steps, in about
+    that is expected to gain nothing. For eight resolutions the planner predicts some fifty steps, in about
     a second each (a small network, one core). Raises UserError naming the candidate that needs least.
     """
     step = planner.step
@@ -75,14 +94,36 @@ def choose(
     for ladder in track(ladders, "method=auto", console=terminal, disable=not shown, transient=True):
         better = [c for c in ladder if best is None or c.expected > best.expected]
         best = fitting.largest(better) or best
-    if best is not None:
-        return best
-    cheapest = apply(step, Candidate("last", None, min(resolutions), 0.0), None)
-    least = replace(planner, step=cheapest).smallest_bytes()
-    raise UserError(
-        f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {enough_mb(least)} MB "
-        f"(method=last, resolution={min(resolutions)})"
+    if best is None:
+        cheapest = apply(step, Candidate("last", None, min(resolutions), 0.0), None)
+        least = replace(planner, step=cheapest).smallest_bytes()
+        raise UserError(
+            f"memory_budget_mb={budget_bytes / 1e6:g}: method=auto takes at least {enough_mb(least)} MB "
+            f"(method=last, resolution={min(resolutions)})"
+        )
+    candidates = [candidate for ladder in ladders for candidate in ladder]
+    better = [candidate for candidate in candidates if candidate.expected > best.expected]
+    next_better = min(better, key=lambda candidate: candidate.expected, default=None)
+    return Weighed(
+        tuple((c, fitting.least_bytes(c)) for c in (best, *_alternatives(candidates, best, fitting))),
+        next_better and (next_better, fitting.least_bytes(next_better)),
+        len(candidates),
     )
+
+
+def _alternatives(candidates: list[Candidate], best: Candidate, fitting: "_Fitting") -> list[Candidate]:
+    """Find the best that fit besides `best`, one for each method and number of blocks."""
+    listed = {(best.method, best.blocks)}
+    others = []
+    for candidate in sorted(candidates, key=lambda c: -c.expected):
+        kind = (candidate.method, candidate.blocks)
+        if candidate.expected > best.expected or kind in listed or not fitting.fits(candidate):
+            continue
+        listed.add(kind)
+        others.append(candidate)
+        if len(others) == SHOWN - 1:
+            break
+    return others
 
 
 class _Fitting:
@@ -91,6 +132,7 @@ class _Fitting:
     def __init__(self, planner: Planner, budget_bytes: float, lite: LiteResidualConfig | None) -> None:
         self.planner, self.budget_bytes, self.lite = planner, budget_bytes, lite
         self.too_large: list[Candidate] = []
+        self.small_enough: list[Candidate] = []
 
     def largest(self, ladder: list[Candidate]) -> Candidate | None:
         """Find the last candidate that fits by bisection; each needs more memory than the one before it."""
@@ -104,14 +146,21 @@ class _Fitting:
         return ladder[low - 1] if low else None
 
     def fits(self, candidate: Candidate) -> bool:
-        """Whether a candidate fits. Nothing is predicted if one that needs no more did not fit."""
+        """Whether a candidate fits. Nothing is predicted where another one's fit decides."""
         if any(candidate.takes_no_less_than(other) for other in self.too_large):
             return False
-        step = apply(self.planner.step, candidate, self.lite)
-        if replace(self.planner, step=step).fits(self.budget_bytes):
+        if any(other.takes_no_less_than(candidate) for other in self.small_enough):
             return True
-        self.too_large.append(candidate)
-        return False
+        fits = self._planner_of(candidate).fits(self.budget_bytes)
+        (self.small_enough if fits else self.too_large).append(candidate)
+        return fits
+
+    def least_bytes(self, candidate: Candidate) -> int:
+        """The predicted memory of a candidate under its leanest engine plan."""
+        return self._planner_of(candidate).smallest_bytes()
+
+    def _planner_of(self, candidate: Candidate) -> Planner:
+        return replace(self.planner, step=apply(self.planner.step, candidate, self.lite))
 
 
 def _up_to(enough_px: float, resolutions: Sequence[int]) -> list[int]:

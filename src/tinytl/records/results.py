@@ -20,6 +20,7 @@ log = logging.getLogger("tinytl")
 # Settings that do not change a run's results: where it is written, whether it resumes, what it prints.
 OF_NO_CONSEQUENCE = (
     *("name", "output_dir", "sweep", "resume", "overwrite", "retry_failed", "dry_run"),
+    *("verbose", "json", "time_steps", "logger"),
     "checkpoint_every_minutes",
     *("data.root", "data.csv", "data.workers", "trainer.enable_progress_bar"),
 )

@@ -192,7 +192,7 @@ class Checkpoints(Callback):
         return -math.inf if math.isnan(monitored) else monitored, -metrics["val/loss"]
 
     def _save_last(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)  # with the optimizer
         self._saved_at = time.monotonic()
 
     def _save_best(self, trainer: Trainer, module: LightningModule) -> None:

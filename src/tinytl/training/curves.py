@@ -6,6 +6,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 
+from tinytl.records.durations import time_left
+
 EVALUATED = ("val/", "stream/")  # prefixes of the accuracies measured while training
 
 
@@ -37,7 +39,8 @@ class Curves(Callback):
         left = elapsed / (done - self._first) * (epochs - done)
         line = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         if trainer.is_global_zero:
-            print(f"epoch {done}/{epochs}  {line}  {left:.0f} s left", file=sys.stderr)
+            end = f"  {time_left(left)}" if done < epochs else ""
+            print(f"epoch {done}/{epochs}  {line}{end}", file=sys.stderr)
 
     def last(self) -> dict[str, float]:
         """The last epoch's metrics on the validation set and the stream."""

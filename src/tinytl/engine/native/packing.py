@@ -53,7 +53,7 @@ class Packing(NamedTuple):
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Rows of lanes to rows of channels."""
-        units = packed.unflatten(0, (-1, self.unit_lanes))[:, : self.unit_channels]
+        units = packed.reshape(-1, self.unit_lanes, *packed.shape[1:])[:, : self.unit_channels]
         return units.flatten(0, 1)[: self.channels]
 
 

@@ -18,7 +18,8 @@ DECIDING = ("py", "cpp", "safetensors", "csv")
 SHOWING = (
     *("benchmark", "report", "experiment/terminal", "experiment/tracking", "experiment/record/outcome.py"),
     *("experiment/sweep/planned.py", "experiment/sweep/progress.py", "experiment/sweep/table.py"),
-    "experiment/validation/folder_names.py",
+    *("experiment/sweep/figures.py", "experiment/plan.py", "experiment/record/metrics_file.py"),
+    *("experiment/validation/folder_names.py", "evaluation/interval.py", "records/durations.py"),
 )
 
 

@@ -19,6 +19,8 @@ from tinytl.weights.adapter_places import ADAPTER
 
 log = logging.getLogger("tinytl")
 MOST_NAMED = 6  # differences that an error names
+METRICS = "metrics.csv"  # file of the metrics of every epoch
+TENSORBOARD = "tensorboard"  # folder for TensorBoard
 TEMPORARY = ".temporary"  # folder for what libraries write during a run
 STATES = ("last.ckpt", PREVIOUS)
 EPOCHS = ("epochs", "data.epochs")
@@ -102,9 +104,9 @@ def clear(folder: Path, start: Beginning) -> None:
     if results.is_file() and not read_record(results):  # written by something else, or damaged
         results.replace(folder / "results.json.unreadable")
     if start.resumes is None:
-        for path in (results, *folder.glob("confusion.*")):
+        for path in (results, folder / METRICS, *folder.glob("confusion.*")):
             path.unlink(missing_ok=True)
-        for place in ("checkpoints", ADAPTER):
+        for place in ("checkpoints", ADAPTER, TENSORBOARD):
             shutil.rmtree(folder / place, ignore_errors=True)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tinytl.errors import UserError
-from tinytl.experiment import describe
 from tinytl.experiment.record.fingerprint import fingerprint
 from tinytl.experiment.record.folder import (
     TEMPORARY,
@@ -31,7 +30,8 @@ from tinytl.experiment.record.folder import (
 )
 from tinytl.experiment.resolve import data_digest, settings_as_asked
 from tinytl.experiment.run import Begin, attempt
-from tinytl.experiment.sweep.progress import SweepProgress
+from tinytl.experiment.sweep.progress import SweepProgress, label
+from tinytl.experiment.terminal.console import console
 from tinytl.experiment.terminal.error_exit import one_line_errors, quiet_libraries
 from tinytl.experiment.terminal.error_lines import one_line
 from tinytl.experiment.terminal.overrides import job_settings
@@ -74,7 +74,8 @@ def job(cfg: Any, attempt: Attempt = attempt) -> Outcome:
 
 def wait_for(outcome: Outcome) -> None:
     """Wait until the other process that runs a job has ended it."""
-    print(f"{outcome['name']}: waits for the other sweep that is running it", file=sys.stderr, flush=True)
+    name = label(outcome["settings"], outcome["name"])
+    print(f"{name}: waits for the other sweep that is running it", file=sys.stderr, flush=True)
     with locked(Path(outcome["folder"]), wait=True):
         pass
 
@@ -112,7 +113,8 @@ def _ensure(cfg: Any, folder: Path, attempt: Callable[[Begin], None]) -> tuple[d
 def _in_a_process_of_its_own(
     cfg: Any, folder: Path, begin: Begin, attempt: Callable[[Begin], None]
 ) -> dict[str, Any]:
-    print(f"{cfg.name}: {'goes on' if begin.resume else 'begins'}", file=sys.stderr, flush=True)
+    name = label(job_settings(), cfg.name)
+    print(f"{name}: {'goes on' if begin.resume else 'begins'}", file=sys.stderr, flush=True)
     kills = KernelKills()
     arguments = (folder, begin, attempt, os.getpid())
     process = multiprocessing.get_context("fork").Process(target=_child, args=arguments)
@@ -156,7 +158,7 @@ def handed_on_to(process: Any) -> Iterator[None]:
 def _child(folder: Path, begin: Begin, attempt: Callable[[Begin], None], parent: int) -> None:
     end_with_parent(parent)
     quiet_libraries()  # not done yet in a launcher's process
-    describe.console.quiet = True  # many jobs would print the same table of parameters
+    console.quiet = True  # each job has a line of its own in the sweep's progress
     # With this command line Lightning starts the other processes of a DDP run: it must name this job alone.
     begin_settings = {"resume": str(begin.resume).lower(), "overwrite": str(begin.overwrite).lower()}
     sys.argv[1:] = [f"{key}={value}" for key, value in {**job_settings(), **begin_settings}.items()]

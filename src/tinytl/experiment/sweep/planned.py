@@ -8,8 +8,10 @@ from typing import Any
 
 from tinytl.errors import UserError
 from tinytl.experiment.describe import describe
+from tinytl.experiment.plan import Plan, plan
 from tinytl.experiment.record.fingerprint import fingerprint
-from tinytl.experiment.resolve import data_digest, facts, num_classes, resolve
+from tinytl.experiment.resolve import data_digest
+from tinytl.experiment.sweep.progress import label
 from tinytl.experiment.terminal.error_lines import one_line
 from tinytl.experiment.terminal.overrides import job_settings
 from tinytl.experiment.validation.validate import validate
@@ -27,26 +29,27 @@ def planned(cfg: Any) -> dict[str, Any]:
     row = {"name": cfg.name, "settings": job_settings(), "paper_mb": None, "predicted_mb": None}
     try:
         validate(cfg)
-        experiment = resolve(cfg, facts(num_classes(cfg)))
+        planned_run = plan(cfg)
     except UserError as error:
         return {**row, "status": "failed", "reason": one_line(error), "predicted_seconds": None}
+    experiment = planned_run.experiment
     if experiment.predicted_mb is not None:
-        print(f"{experiment.name}: {experiment.predicted_mb:.1f} MB", file=sys.stderr)
-    status, seconds = _status(cfg, experiment.settings.asked), _seconds(experiment.config)
+        job = label(row["settings"], experiment.name)
+        print(f"{job}: predicted {experiment.predicted_mb:.1f} MB", file=sys.stderr)
+    earlier = _seconds(experiment.config)
     return {
-        **row, **describe(experiment), "status": status, "reason": None, "predicted_seconds": seconds,
+        **row, **describe(experiment), "status": _status(cfg, planned_run), "reason": None,
+        "steps": planned_run.steps, "step_seconds": planned_run.step_seconds,
+        "predicted_seconds": planned_run.seconds if earlier is None else earlier,
     }  # fmt: skip
 
 
-def _status(cfg: Any, asked: dict[str, Any]) -> str:
+def _status(cfg: Any, planned_run: Plan) -> str:
     """Return `finished` or `planned`; also `planned` if it is unknown, because the data are missing."""
     record = read_record(Path(cfg.output_dir) / cfg.name / "results.json")
-    if record.get("status") != "finished":
+    if record.get("status") != "finished" or isinstance(planned_run.data, str):
         return "planned"
-    try:
-        mark = fingerprint(asked, data_digest(cfg))
-    except UserError:
-        return "planned"
+    mark = fingerprint(planned_run.experiment.settings.asked, data_digest(cfg))
     return "finished" if record.get("fingerprint") == mark else "planned"
 
 

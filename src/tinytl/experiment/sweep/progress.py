@@ -3,11 +3,15 @@
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinytl.errors import UserError
+from tinytl.experiment.sweep.figures import in_short
+from tinytl.records.durations import time_left
 
+VARYING = "TINYTL_VARYING"  # environment variable: the settings in which the jobs differ
 THIS_SWEEP = "TINYTL_SWEEP"  # environment variable that tells sweeps of one name apart
 
 
@@ -43,9 +47,12 @@ class SweepProgress:
 
     def done(self, outcome: dict[str, Any]) -> str:
         """Record a job's end; return a line that says how far the sweep is."""
-        line = f"{outcome['name']}: {outcome['status']}{' before, skipped' if outcome['skipped'] else ''}"
+        job = label(outcome["settings"], outcome["name"])
+        line = f"{job}: {outcome['status']}{' before, skipped' if outcome['skipped'] else ''}"
         if outcome["reason"]:
             line += f": {outcome['reason']}"
+        elif outcome["metrics"]:
+            line += f": {in_short(outcome)}"
         try:
             ended = self._note({key: outcome[key] for key in ("name", "status", "skipped", "seconds")})
         except (OSError, ValueError, KeyError):  # the folder is, or was, full or gone: no reason to stop
@@ -61,12 +68,17 @@ class SweepProgress:
         failed = sum(job["status"] != "finished" for job in ended)
         left = head["jobs"] - len(ended)
         seconds = (time.time() - head["begun"]) / max(ran, 1) * left
-        time_left = f", {duration(seconds)} left" if left and ran else ""
-        return f"{len(ended)} of {head['jobs']} done, {failed} failed{time_left}"
+        end = f", {time_left(seconds)}" if left and ran else ""
+        return f"{len(ended)} of {head['jobs']} done, {failed} failed{end}"
 
 
-def duration(seconds: float) -> str:
-    """Format a time for reading: 45 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def label(settings: Mapping[str, str], name: str) -> str:
+    """Name a job by the settings in which the jobs of its sweep differ; a single job has its run's name."""
+    keys = os.environ.get(VARYING, "").split()
+    return " ".join(f"{key}={settings[key]}" for key in keys if key in settings) or name
+
+
+def varying(jobs: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the settings in which jobs differ, in the order in which they first appear."""
+    keys = dict.fromkeys(key for job in jobs for key in job)
+    return [key for key in keys if len({job.get(key) for job in jobs}) > 1]

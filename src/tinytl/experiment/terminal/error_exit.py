@@ -32,6 +32,7 @@ def guarded(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with one_line_errors():
+            sys.argv[1:] = _multirun_first(sys.argv[1:])
             _refuse_unknown_flags()
             sys.argv[1:] = prepared(sys.argv[1:])
             main()
@@ -39,6 +40,11 @@ def guarded(main: Callable[[], None]) -> None:
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _multirun_first(arguments: list[str]) -> list[str]:
+    """Move -m to the front: argparse takes no settings on both sides of a flag."""
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def _refuse_unknown_flags() -> None:
@@ -53,11 +59,28 @@ def _refuse_unknown_flags() -> None:
     parser.parse_args()
 
 
+class _CurrentStderr(logging.StreamHandler):
+    """Writes to stderr as it is at the moment: a progress bar puts lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _ours_or_a_warning(record: logging.LogRecord) -> bool:
+    """Whether a person should see a line. Libraries reset the levels of their loggers, so it is asked here.
+
+    What the engine says of its layers is a line of `verbose=true`.
+    """
+    ours = record.name.split(".")[0] == "tinytl" and not record.name.startswith("tinytl.engine")
+    return record.levelno >= logging.WARNING or ours
+
+
 def quiet_libraries() -> None:
     """Send our own log lines to stderr; of the lines of libraries, only warnings."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("pytorch_lightning", "lightning_fabric", "timm", "lightning_utilities", "httpx", "hydra"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    terminal = _CurrentStderr()
+    terminal.addFilter(_ours_or_a_warning)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[terminal])
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|torchmetrics")
 
 

@@ -11,7 +11,7 @@ CONF = Path(__file__).parents[4] / "conf"
 # (group, option) of the files whose comments explain the knobs of the group.
 DOCUMENTED = (
     ("data", "folder"), ("data", "table"), ("model", "proxylessnas_w03"), ("method", "tinytl"),
-    ("norm", "gn"), ("engine", "lean"), ("engine", "stock"), ("trainer", "default"), ("wandb", "offline"),
+    ("norm", "gn"), ("engine", "lean"), ("engine", "stock"), ("trainer", "default"), ("wandb", "environment"),
 )  # fmt: skip
 GROUPS = ("data", "model", "method", "norm", "engine", "trainer", "wandb", "debug", "sweeps")
 KNOB = re.compile(r"(?P<indent> *)(?P<key>\w+): *(?P<value>[^#\n]*?)? *(?:# *(?P<meaning>.*))?")

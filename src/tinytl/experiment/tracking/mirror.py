@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -130,10 +131,13 @@ def _begin(experiment: Experiment) -> Any:
     )
     try:
         return wandb.init(
-            mode=asked.mode, project=asked.project, entity=asked.entity, name=experiment.name,  # type: ignore[arg-type]
-            id=hashlib.sha256(str(folder).encode()).hexdigest()[:12],
-            group=experiment.sweep, job_type=chosen["method"],
-            tags=[chosen["data"], chosen["model"], chosen["norm"], *asked.tags], dir=folder,
+            mode=asked.mode, project=asked.project, entity=asked.entity,  # type: ignore[arg-type]
+            name=_unless("WANDB_NAME", experiment.name),
+            id=_unless("WANDB_RUN_ID", hashlib.sha256(str(folder).encode()).hexdigest()[:12]),
+            group=_unless("WANDB_RUN_GROUP", experiment.sweep),
+            job_type=_unless("WANDB_JOB_TYPE", chosen["method"]),
+            tags=[chosen["data"], chosen["model"], chosen["norm"], *asked.tags, *_tags_of_environment()],
+            dir=_unless("WANDB_DIR", folder),
             config={**config, "chosen": chosen}, settings=limits,
             resume="allow" if asked.mode == "online" else None,
         )  # fmt: skip
@@ -143,6 +147,16 @@ def _begin(experiment: Experiment) -> Any:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         log.warning("W&B could not begin (%s); the run goes on without it", reason)
         return None
+
+
+def _unless(variable: str, value: Any) -> Any:
+    """Return what W&B is to be given; None where a variable of the environment says it, which W&B reads."""
+    return None if os.environ.get(variable) else value
+
+
+def _tags_of_environment() -> list[str]:
+    """Return the tags of WANDB_TAGS, which W&B forgets where it is given others."""
+    return [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
 
 
 def summarize(logger: MirrorLogger | None, record: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ def check_devices(cfg: Any) -> None:
         raise UserError(f"trainer.accelerator={accelerator}: PyTorch finds none here; cpu and auto work")
     if kind == "cpu" and precision in HALF:
         raise UserError(f"trainer.precision={precision}: a CPU computes no 16-bit floats; bf16-mixed works")
+    if kind == "mps" and precision in ("64-true", "64"):
+        raise UserError(f"trainer.precision={precision}: Apple's GPUs compute no 64-bit floats; the CPU does")
     present = count(kind)
     if cfg.trainer.devices > present:
         unit = {"cpu": "cores", "cuda": "GPUs", "mps": "GPU"}[kind]

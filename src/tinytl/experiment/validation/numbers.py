@@ -66,6 +66,7 @@ NUMBERS = {
     "patience": Range(1, 100_000, "epochs; null trains for all"),
     "blocks": Range(0, 1000, "no network here has more"),
     "memory_budget_mb": _above_zero(1e8, "100 TB; 1 MB is 1e6 bytes"),
+    "time_steps": Range(0, 1000, "a dry run is to be short"),
     "checkpoint_every_minutes": _above_zero(1e6, "two years"),
     "data.num_classes": Range(1, 100_000, "the classifier alone would take gigabytes"),
     "data.workers": Range(0, MOST_WORKERS, f"processes; this machine has {os.cpu_count()} cores"),

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ ONE_OF = {
     "engine.optimizer_bits": (8, 32),
     "engine.compile": ("auto", "on", "off"),
     "wandb.mode": ("offline", "online", "disabled"),
+    "logger": (None, "tensorboard"),
     "lite_residual.upsampling": ("bilinear", "nearest"),
 }
 NO_CLASS_MEANS = "classifier=class_means: images must have one class each, and be no stream"
@@ -74,6 +76,7 @@ def validate(cfg: Any) -> None:
     find_loader(cfg.data.loader)
     check_model(cfg.model.name)
     _combinations(cfg)
+    _logger(cfg)
     _pretraining(cfg)
     check_sizes(cfg)
 
@@ -208,6 +211,11 @@ def _combinations(cfg: Any) -> None:
             raise UserError(NO_VALIDATION.format(setting))
         if cfg.trainer.limit_val_batches == 0:
             raise UserError(f"{setting} needs validation: trainer.limit_val_batches above 0")
+
+
+def _logger(cfg: Any) -> None:
+    if cfg.logger == "tensorboard" and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise UserError("logger=tensorboard: the package is missing: pip install -e '.[tensorboard]'")
 
 
 def _needing_validation(cfg: Any) -> list[str]:
