@@ -2,7 +2,7 @@
 
 python src/bench.py quick=true
 python src/bench.py method=tinytl,bias,last,full batch_size=1,8 json=bench.json plot=bench.png
-python src/bench.py rows=bench.json plot=bench.png plans=stock,lean,small,smallest    # only draw
+python src/bench.py rows=bench.json plot=bench.png plans=stock,lean,small,smallest    # only draws
 
 These options take lists: model, norm, method, batch_size, resolution and plans (names in
 `tinytl.benchmark.plans.PLANS`, or `curve`). Memory is measured in a fresh process for each plan: the peak of
@@ -56,9 +56,7 @@ class Options:
     rounds: int = 7  # steps to time for each plan; 0: do not time
     json: str | None = None  # file to write the measurements to
     plot: str | None = None  # file to draw step time against memory into
-    rows: str | None = (
-        None  # file that json= wrote: `plot` draws its rows of `method` and `plans`; no measuring
-    )
+    rows: str | None = None  # file that json= wrote, to draw its rows of `method` and `plans` again
     quick: bool = False  # the first method only, three plans, three rounds: two minutes
 
 
@@ -91,12 +89,8 @@ def parse(arguments: list[str]) -> Options:
 
 def _check(options: Options) -> None:
     """Raise UserError naming the first option with an impossible value."""
-    known = {
-        "model": timm.list_models(),
-        "norm": NORM_NAMES,
-        "method": tuple(METHODS),
-        "plans": (*PLANS, "curve"),
-    }
+    plans = (*PLANS, "curve")
+    known = {"model": timm.list_models(), "norm": NORM_NAMES, "method": tuple(METHODS), "plans": plans}
     for key, names in known.items():
         for name in getattr(options, key):
             if name not in names:

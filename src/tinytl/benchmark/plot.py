@@ -73,12 +73,9 @@ def _free(name: Any, place: tuple[float, float], taken: list[Any], dot: Any, ins
     """Move a name to a place and take the place, if nothing lies there."""
     sideways = name.get_window_extent().width / 2 * 72 / name.figure.dpi
     name.set_position((place[0] + sideways * ((place[0] > 0) - (place[0] < 0)), place[1]))
-    box = name.get_window_extent()
-    if (
-        any(box.overlaps(other) for other in taken if other is not dot)
-        or box.x1 > inside.x1
-        or box.x0 < inside.x0
-    ):
+    box = name.get_window_extent().padded(3)
+    meets = any(box.overlaps(other) for other in taken if other is not dot)
+    if meets or box.x1 > inside.x1 or box.x0 < inside.x0:
         return False
     taken.append(box)
     return True

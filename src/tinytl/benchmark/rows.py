@@ -30,9 +30,7 @@ def read_rows(path: str | None, methods: list[str], plans: list[str]) -> list[di
             if row["method"] in methods and (row["plan"] in plans or plans == ["curve"])
         ]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"rows={path}: not the rows of a benchmark ({type(error).__name__}: {error})"
-        ) from error
+        raise UserError(f"rows={path}: not the rows of a benchmark ({error})") from error
     if not chosen:
         raise UserError(f"rows={path}: holds no row of these methods and plans")
     return chosen

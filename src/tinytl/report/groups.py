@@ -68,7 +68,8 @@ def not_shown(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 def _why_not(run: dict[str, Any]) -> str:
     if run["counted"]:
-        return "" if run["lean_mb"] or run["measured_mb"] else "its memory is not known"
+        unknown = pandas.isna(run["lean_mb"]) and pandas.isna(run["measured_mb"])
+        return "its memory is not known" if unknown else ""
     if pandas.notna(run["accuracy"]):
         return "another run has the same settings and the same seed"
     if limited(run["record"]["config"], key := "trainer.limit_test_batches"):

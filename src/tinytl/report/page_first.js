@@ -185,7 +185,8 @@ function drawPanels(groups) {
   const size = data => known.filter(group => group.data === data).length;
   let sets = unique(known.map(group => group.data)).sort((a, b) => size(b) - size(a) || natural(a, b));
   if (!sets.length && !GROUPS.length) sets = unique(PAPER.map(point => point.data));
-  at("panels").querySelectorAll(".plot").forEach(plot => Plotly.purge(plot));
+  const old = [...at("panels").querySelectorAll(".plot")];
+  setTimeout(() => old.forEach(plot => Plotly.purge(plot)), 1000);  // not before a drawing in progress has ended
   at("panels").replaceChildren();
   const panels = sets.map(data => {  // all before the first plot: their number decides their width
     const panel = element(at("panels"), "div", "", {className: "panel"});

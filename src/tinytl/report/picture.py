@@ -81,8 +81,9 @@ def _labels(axes: Any, points: pandas.DataFrame) -> None:
     """The methods' names between their two points, left and right in turn, so that neighbours do not meet."""
     for number, point in enumerate(points.sort_values("accuracy").to_dict("records")):
         along = 0.7 if number % 2 else 0.35
+        between = point["lean_mb"] ** (1 - along) * point["measured_mb"] ** along
         axes.text(
-            point["lean_mb"] ** (1 - along) * point["measured_mb"] ** along, point["accuracy"], point["method"],
+            between, point["accuracy"], point["method"],
             color=COLOURS.get(point["method"], "black"), fontsize=8.5, ha="center", va="center",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
