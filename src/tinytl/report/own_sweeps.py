@@ -19,21 +19,40 @@ def own_sweeps(groups: pandas.DataFrame, keys: list[str], known: set[str]) -> di
 
 
 def _table(groups: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
-    varying = [key for key in keys if groups[key].nunique() > 1]
-    across = _across(groups, varying)
-    down = [key for key in varying if key != across]
-    texts = groups.assign(text=[_text(group) for group in groups.to_dict("records")])
-    if not across:
-        return texts[[*down, "text"]].rename(columns={"text": "accuracy, memory"})
-    rows = texts.groupby([*down, across], dropna=False, sort=False).text.agg("; ".join).unstack(across)
-    if not down:
-        return texts[[across, "text"]].rename(columns={"text": "accuracy, memory"})
-    return rows[sorted(rows.columns, key=_natural)].fillna("—").reset_index()
+    varying = [key for key in keys if len(set(groups[key])) > 1]
+    kept = _independent(groups, varying)
+    across = _across(groups, kept)
+    down = [key for key in kept if key != across]
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for group in groups.to_dict("records"):
+        row = cells.setdefault(tuple(group[key] for key in down), {})
+        column = group[across] if across and down else "accuracy, memory"
+        row[column] = "; ".join(filter(None, [row.get(column), _text(group)]))
+    columns = sorted({column for row in cells.values() for column in row}, key=_natural)
+    rows = [
+        {**dict(zip(down, place, strict=True)), **dict.fromkeys(columns, "—"), **row}
+        for place, row in sorted(cells.items(), key=lambda item: [_natural(value) for value in item[0]])
+    ]  # fmt: skip
+    table = pandas.DataFrame(rows, columns=pandas.Index([*down, *columns]))
+    others = [key for key in varying if key not in kept]
+    table.attrs["note"] = f"Decided by these columns: {', '.join(others)}." if others else ""
+    return table
+
+
+def _independent(groups: pandas.DataFrame, varying: list[str]) -> list[str]:
+    """The settings that no other one decides: of two that always change together the first."""
+    kept: list[str] = []
+    for key in varying:
+        if not any(groups.groupby(other)[key].nunique().max() == 1 for other in kept):
+            kept.append(key)
+    return kept
 
 
 def _across(groups: pandas.DataFrame, varying: list[str]) -> str | None:
     """The setting that goes across: a usual one, or else the last one with few values."""
-    few = [key for key in varying if groups[key].nunique() <= MOST_COLUMNS]
+    if len(varying) < 2:
+        return None
+    few = [key for key in varying if len(set(groups[key])) <= MOST_COLUMNS]
     usual = [key for key in SHOWN_FIRST if key in few]
     return (usual or few[::-1] or [None])[0]
 

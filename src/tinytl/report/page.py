@@ -30,6 +30,7 @@ class Shown:
     columns: list[str]
     rows: list[list[str]]
     same: str  # what is equal in all rows, in place of columns of it
+    note: str
     plot: bool  # whether it is a sweep's, which has a plot of its own
     folded: bool  # whether the reader must unfold it
 
@@ -64,7 +65,16 @@ def _shown(name: str, title: str, table: pandas.DataFrame, folded: bool) -> Show
     same = ", ".join(f"{c}={texts[c].iloc[0]}" for c in constant if texts[c].iloc[0] not in ("—", ""))
     texts = texts.drop(columns=constant)
     columns = [str(column).replace("_", " ") for column in texts.columns]
-    return Shown(name, title, columns, texts.values.tolist(), same, name.startswith(SWEEP), folded)
+    return Shown(
+        name,
+        title,
+        columns,
+        texts.values.tolist(),
+        same,
+        table.attrs.get("note", ""),
+        name.startswith(SWEEP),
+        folded,
+    )
 
 
 def _group(number: int, row: dict[str, Any]) -> dict[str, Any]:

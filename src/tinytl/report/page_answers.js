@@ -22,8 +22,10 @@ function drawAnswers(known) {
       return [data, label(best), accuracy(best), best.seeds, megabytes(best[memory]), next ? label(next) : null,
         next ? accuracy(next) : null, next ? lead(best, next) : null];
     }));
+  const rows = sets.map(data => equal(data, known)).filter(row => row);
+  at("equal-part").hidden = !rows.length;
   fillTable(at("equal"), ["data", "accuracy that both reach", "TinyTL needs", "full needs", "TinyTL at most",
-    "full at most"], sets.map(data => equal(data, known)).filter(row => row));
+    "full at most"], rows);
 }
 
 // The least memory with which each of the two reaches the most that both of them reach.

@@ -20,7 +20,7 @@ function drawSplit(groups) {
   const known = groups.filter(group => KINDS.some(kind => group[kind] !== null))
     .sort((a, b) => a.measured_mb - b.measured_mb);
   const bars = known.slice(0, cut("bars-cut", known.length, MOST_BARS, "bars, the smallest,"));
-  const names = bars.map(group => safe(labelAmong(group, known)));
+  const keys = independent(known), names = bars.map(group => safe(labelAmong(group, keys)));
   at("split").style.height = Math.max(220, 110 + 22 * bars.length) + "px";
   Plotly.react("split", KINDS.map(kind => ({name: kind, type: "bar", orientation: "h",
     y: bars.map((_, index) => index), x: bars.map(group => group[kind] || 0), customdata: names,
@@ -37,9 +37,11 @@ function wrapped(name) {
     words.slice(words.length / 2).join(", ");
 }
 
-const runLabel = run => GROUPS.length ? `${safe(labelAmong(GROUPS[run.group], shownGroups()))}, seed ${run.seed}` : "";
+let curveKeys = [];  // what the labels of runs tell
+const runLabel = run => `${safe(labelAmong(GROUPS[run.group], curveKeys))}, seed ${run.seed}`;
 
 function drawCurves(runs) {
+  curveKeys = independent(shownGroups());
   const key = at("curve").value, all = runs.filter(run => run.curves[key]);
   const ordered = [...all].sort((a, b) => selected.has(b.name) - selected.has(a.name));
   const mine = ordered.slice(0, cut("curves-cut", all.length, MOST_CURVES, "curves")).reverse();
@@ -103,7 +105,7 @@ function drawRunsAndCurves() {
 // A sweep's own plot: accuracy over one of the settings that vary in it, a line for each of the others.
 function drawSweep(section) {
   const mine = GROUPS.filter(group => group.sweeps.includes(section.id.replace(/^sweep-/, "")));
-  const keys = varying(mine), box = section.querySelector("select");
+  const keys = independent(mine), box = section.querySelector("select");
   const numeric = key => mine.every(group => group[key] !== "" && !Number.isNaN(Number(group[key])));
   const across = box.value || keys.find(numeric) || keys[0] || "method";
   if (!box.options.length) for (const key of keys) element(box, "option", key, {value: key, selected: key === across});
@@ -113,6 +115,8 @@ function drawSweep(section) {
     section.querySelector(".sweep").hidden = true;
     return;
   }
+  const sizes = mine.map(group => Number(group[across]));
+  const scale = !numeric(across) ? "category" : Math.min(...sizes) > 0 && Math.max(...sizes) > 16 * Math.min(...sizes) ? "log" : "linear";
   const lines = unique(mine.filter(group => figure(group) !== null).map(others));
   Plotly.react(section.querySelector(".plot"), lines.map(line => {
     const on = mine.filter(group => others(group) === line && figure(group) !== null)
@@ -121,7 +125,7 @@ function drawSweep(section) {
       y: on.map(figure), error_y: {type: "data", array: on.map(group => group.std), thickness: 1},
       text: on.map(group => group.accuracy === null ? `${figure(group).toFixed(1)} % (validation)` : hover(group)),
       hovertemplate: "<b>" + safe(line) + "</b><br>%{text}<extra></extra>"};
-  }), {...LAYOUT, showlegend: lines.length > 1 && lines.length < 13, legend: {orientation: "h", y: -0.2}, xaxis: {title: {text: across}, type: numeric(across) ? "linear" : "category"},
+  }), {...LAYOUT, showlegend: lines.length > 1 && lines.length < 13, legend: {orientation: "h", y: -0.2}, xaxis: {title: {text: across}, type: scale},
     yaxis: {title: {text: "accuracy, %"}}}, CONFIG);
 }
 
@@ -130,9 +134,10 @@ function draw() {
   const set = [...KEYS.filter(key => chosen[key]).map(key => `${key}=${encodeURIComponent(chosen[key])}`),
     ...(sweep ? ["sweep=" + encodeURIComponent(sweep)] : [])];
   if (set.length || location.hash.includes("=")) history.replaceState(null, "", "#" + set.join("&"));
-  at("shown").textContent = GROUPS.length ? `${known.length} points of ${known.reduce((sum, group) => sum + group.seeds, 0)} runs; ` +
-    `${groups.length - known.length} of the ${groups.length} chosen settings have no test accuracy or no such memory ` +
-    `(the table "Runs that are no point of a plot" says why).` : "There are no finished runs; ◇ are the paper's points.";
+  const without = groups.length - known.length, runs = known.reduce((sum, group) => sum + group.seeds, 0);
+  at("shown").textContent = !GROUPS.length ? "There are no finished runs; ◇ are the paper's points." :
+    `${known.length} points of ${runs} runs.` + (without ? ` ${without} of the ${groups.length} chosen settings have no test ` +
+    'accuracy, or no such memory: the table "Runs that are no point of a plot" says why.' : "");
   drawLegend(groups);
   drawPanels(groups);
   drawAnswers(known);
@@ -140,6 +145,13 @@ function draw() {
   drawRunsAndCurves();
 }
 
+// A link to a table that is folded unfolds it.
+const unfold = () => {
+  const fold = document.querySelector(`[id="${CSS.escape(location.hash.slice(1))}"] > details`);
+  if (fold) fold.open = true;
+};
+window.addEventListener("hashchange", unfold);
+document.querySelectorAll("nav a").forEach(link => link.addEventListener("click", () => setTimeout(unfold)));
 makeFilters();
 makeCurveChoice();
 draw();

@@ -36,7 +36,17 @@ const named = (group, key) => ["method", "norm", "data", "model", "engine"].incl
 // The settings, apart from `without`, in which a group's kin differ.
 const varying = (groups, without = []) => KEYS.filter(key => !without.includes(key) &&
   unique(groups.map(group => group[key])).length > 1);
-const labelAmong = (group, groups) => varying(groups).map(key => named(group, key)).join(", ") || group.method;
+// Those that no other one decides: of two that always change together the first.
+function independent(groups) {
+  const kept = [];
+  for (const key of varying(groups)) {
+    const decides = other => unique(groups.map(group => group[other] + "\n" + group[key])).length ===
+      unique(groups.map(group => group[other])).length;
+    if (!kept.some(decides)) kept.push(key);
+  }
+  return kept;
+}
+const labelAmong = (group, keys) => keys.map(key => named(group, key)).join(", ") || group.method;
 
 function usual(groups, key) {
   const count = value => groups.filter(group => group[key] === value).length;
@@ -163,7 +173,7 @@ function drawPanel(panel, mine, data) {
     line: {color: "#9aa5b1", dash: "dot", shape: "hv"}, x: best.map(group => group[memory]),
     y: best.map(group => group.accuracy)}, ...traces(mine, best), paper],
     {...LAYOUT, margin: PANEL_MARGIN, annotations: annotations(best, mine, place),
-      xaxis: {type: "log", tickvals: ticks(range.x), title: {text: "MB, " + MEMORY[memory]}, range: range.x},
+      xaxis: {type: "log", tickvals: ticks(range.x), title: {text: "MB, " + MEMORY[GROUPS.length ? memory : "paper_mb"]}, range: range.x},
       yaxis: {title: {text: "accuracy, %"}, range: range.y}}, {...CONFIG, doubleClick: "autosize"});
   plot.on("plotly_click", event => {
     const id = event.points[0].customdata;

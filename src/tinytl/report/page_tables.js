@@ -4,7 +4,7 @@ const at = id => document.getElementById(id);
 const number = value => Number.isInteger(value) ? String(value) : value.toPrecision(4).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 const text = value => value === null || value === undefined ? "—" : typeof value === "number" ? number(value) : String(value);
 const unique = values => [...new Set(values)];
-const natural = (a, b) => String(a).localeCompare(String(b), undefined, {numeric: true});
+const natural = (a, b) => a !== "" && b !== "" && !Number.isNaN(a - b) ? a - b : String(a).localeCompare(String(b), undefined, {numeric: true});
 
 function element(parent, tag, content, attributes = {}) {
   const made = parent.appendChild(document.createElement(tag));
@@ -31,10 +31,12 @@ function makeSortable(table) {
   const missing = value => value === "—" || value === "";
   const isNumber = value => missing(value) || /^[-+]?[\d.]+(e[-+]?\d+)?( ± [\d.]+)?( MB| %)?$/i.test(value);
   const key = (row, index) => row.cells[index].textContent.trim();
-  for (const cell of table.querySelectorAll("tbody td")) {
-    cell.classList.toggle("number", isNumber(cell.textContent.trim()));
-    cell.classList.toggle("short", cell.textContent.length < 24);
-  }
+  for (const cell of table.querySelectorAll("tbody td")) cell.classList.toggle("short", cell.textContent.length < 24);
+  table.querySelectorAll("th").forEach((head, index) => {  // numbers are at the right, with their column's head
+    const column = [...table.tBodies[0].rows].map(row => row.cells[index]), texts = column.map(cell => cell.textContent.trim());
+    const numeric = texts.every(isNumber) && !texts.every(missing);
+    for (const cell of [head, ...column]) cell.classList.toggle("number", numeric);
+  });
   table.querySelectorAll("th").forEach((head, index) => head.addEventListener("click", () => {
     const order = head.dataset.order === "1" ? -1 : 1;
     table.querySelectorAll("th").forEach(other => delete other.dataset.order);

@@ -50,7 +50,7 @@ def write_report(outputs: Path, folder: Path) -> str:
         long: Any = cells[cells.table == name]  # a row per cell of the paper
         write_table(folder / name, table, table if long.empty else long)
     write_table(folder / "runs", plain := runs.drop(columns=["record", "results"]), plain)
-    titled = {name: (title(name), by_name[name]) for name in sorted(by_name, key=_place)}
+    titled = {name: (title(name, cells), by_name[name]) for name in sorted(by_name, key=_place)}
     html = page.page(runs, groups, keys, titled, _folded(cells), folder)
     write_text(folder / "index.html", html)
     return f"{len(runs)} finished runs, {len(others)} others; {len(by_name) + 1} tables in {folder}"
@@ -61,10 +61,12 @@ def _own_sweeps(groups: pandas.DataFrame, keys: list[str]) -> dict[str, pandas.D
     return {page.SWEEP + name: table for name, table in found.items()}
 
 
-def title(name: str) -> str:
-    """The title of a table, by the name of its file."""
+def title(name: str, cells: pandas.DataFrame) -> str:
+    """The title of a table, by the name of its file; of the paper's, how many of its cells have runs."""
     sweep = f"Sweep {name.removeprefix(page.SWEEP)}: accuracy in % ([validation]), MB under the lean engine"
-    return TITLES.get(name, sweep)
+    of_table: Any = cells if name == "coverage" else cells[cells.table == name]
+    covered = f" — {of_table.seeds.gt(0).sum()} of {len(of_table)} cells have runs" if len(of_table) else ""
+    return TITLES.get(name, sweep) + covered
 
 
 def _place(name: str) -> int:
