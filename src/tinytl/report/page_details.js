@@ -16,11 +16,16 @@ function cut(id, total, most, what) {
   return limit;
 }
 
+// Settings that a step's memory may depend on; groups that agree in them have one bar.
+const ofMemory = key => key !== "data" && (MAIN.includes(key) || /^(blocks|budget_mb|quantize|engine|lite_residual.[^p]|lite_residual.pooling)/.test(key));
+
 function drawSplit(groups) {
   const known = groups.filter(group => KINDS.some(kind => group[kind] !== null))
     .sort((a, b) => a.measured_mb - b.measured_mb);
-  const bars = known.slice(0, cut("bars-cut", known.length, MOST_BARS, "bars, the smallest,"));
-  const keys = independent(known), names = bars.map(group => safe(labelAmong(group, keys)));
+  const labelOf = labeller(known, independent(known).filter(ofMemory)), byLabel = new Map();
+  for (const group of known) if (!byLabel.has(labelOf(group))) byLabel.set(labelOf(group), group);
+  const all = [...byLabel], shown = all.slice(0, cut("bars-cut", all.length, MOST_BARS, "bars, the smallest,"));
+  const names = shown.map(([name]) => safe(name)), bars = shown.map(([, group]) => group);
   at("split").style.height = Math.max(220, 110 + 22 * bars.length) + "px";
   Plotly.react("split", KINDS.map(kind => ({name: kind, type: "bar", orientation: "h",
     y: bars.map((_, index) => index), x: bars.map(group => group[kind] || 0), customdata: names,
@@ -31,17 +36,19 @@ function drawSplit(groups) {
       ticktext: names.map(wrapped), tickfont: {size: 10}}}, CONFIG);
 }
 
+// In lines of about 60 characters.
 function wrapped(name) {
-  const words = name.split(", ");
-  return name.length < 70 ? name : words.slice(0, words.length / 2).join(", ") + ",<br>" +
-    words.slice(words.length / 2).join(", ");
+  return name.split(", ").reduce((lines, word) => {
+    const last = lines.at(-1);
+    return last && last.length + word.length < 60 ? [...lines.slice(0, -1), last + ", " + word] : [...lines, word];
+  }, []).join("<br>");
 }
 
-let curveKeys = [];  // what the labels of runs tell
-const runLabel = run => `${safe(labelAmong(GROUPS[run.group], curveKeys))}, seed ${run.seed}`;
+let labelOfShown = group => group.method;
+const runLabel = run => `${safe(labelOfShown(GROUPS[run.group]))}, seed ${run.seed}`;
 
 function drawCurves(runs) {
-  curveKeys = independent(shownGroups());
+  labelOfShown = labeller(shownGroups(), independent(shownGroups()));
   const key = at("curve").value, all = runs.filter(run => run.curves[key]);
   const ordered = [...all].sort((a, b) => selected.has(b.name) - selected.has(a.name));
   const mine = ordered.slice(0, cut("curves-cut", all.length, MOST_CURVES, "curves")).reverse();

@@ -46,7 +46,11 @@ function independent(groups) {
   }
   return kept;
 }
-const labelAmong = (group, keys) => keys.map(key => named(group, key)).join(", ") || group.method;
+// A group's values of the keys; of the rarer settings only where they are not the usual ones of `groups`.
+function labeller(groups, keys) {
+  const usually = Object.fromEntries(keys.map(key => [key, MAIN.includes(key) ? null : usual(groups, key)]));
+  return group => keys.filter(key => group[key] !== usually[key]).map(key => named(group, key)).join(", ") || group.method;
+}
 
 function usual(groups, key) {
   const count = value => groups.filter(group => group[key] === value).length;
