@@ -4,12 +4,18 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html import unescape
 from pathlib import Path
 
+import pandas
 import pytest
 from processes import ROOT
 
+import report
+from tinytl.assembly import TrainingStep
+from tinytl.memory import measure
+from tinytl.memory.step import build
 from tinytl.report.groups import grouped, not_shown
 from tinytl.report.own_sweeps import own_sweeps
 from tinytl.report.runs import read
@@ -152,3 +158,39 @@ def test_folders_are_called_by_their_name(folder, outputs, settings, names):
     outputs("told", {"config.data.name": "otherwise", "config.data.root": "data/photos"})
     runs = read(folder)[0].set_index("name")
     assert runs.data.to_dict() == {**names, "told": "otherwise"}
+
+
+def test_memory_under_the_lean_engine_is_that_of_a_real_step(folder, outputs):
+    """Of a run on stock PyTorch that did not record it, with the number of classes from the parameters."""
+    lean = TrainingStep.of("proxylessnas_w03", "gn", "tinytl", 2, 64, 7)
+    network, _ = build(lean)
+    record = {
+        "config.model.name": "proxylessnas_w03", "config.batch_size": 2, "config.resolution": 64,
+        "config.engine.name": "stock", "memory.lean_mb": None,
+        "params.total": sum(parameter.numel() for parameter in network.parameters()),
+    }  # fmt: skip
+    outputs("stock", record)
+    outputs("adapted", {**record, "config.teacher": "another network"})
+    runs = read(folder)[0].set_index("name")
+    measured_mb = measure.measure_memory(lean).report.peak_mb
+    assert runs.lean_mb["stock"] == pytest.approx(measured_mb, rel=0.03)
+    assert pandas.isna(runs.lean_mb["adapted"])
+
+
+def test_a_picture_is_drawn_of_the_chosen_runs(folder, outputs, tmp_path, monkeypatch, capsys):
+    for method, norm in (("tinytl", "gn"), ("full", "gn"), ("last", "bn")):
+        settings = {"config.method.name": method, "config.norm.name": norm, "config.engine.name": "stock"}
+        outputs(method, settings)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["report.py", f"outputs={folder}", *arguments])
+        report.main()
+        return capsys.readouterr().out
+
+    path = tmp_path / "picture.png"
+    assert run(f"picture={path}", "where=norm=gn").startswith("2 settings of 1 data sets")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    for where in ("colour=red", "norm=native"):
+        with pytest.raises(SystemExit):
+            run(f"picture={path}", f"where={where}")
+        assert capsys.readouterr().err.startswith("error: ")

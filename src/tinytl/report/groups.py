@@ -32,29 +32,28 @@ def grouped(runs: pandas.DataFrame) -> tuple[pandas.DataFrame, pandas.DataFrame,
     number = values.groupby(list(values.columns), sort=False, dropna=False).ngroup()
     values = values.reindex(columns=pandas.Index([*dict.fromkeys([*FIRST.values(), *values])]))
     values = values.fillna("null")  # a setting that no run has
-    keys = [key for key in values if values[key].nunique() > 1]
+    keys = [key for key in values if len(set(values[key])) > 1]
     known = runs.accuracy.notna()
-    repeated = runs.assign(group=number)[known].duplicated(["group", "seed"]).reindex(runs.index).eq(True)
+    tested: Any = runs.assign(group=number)[known]
+    repeated = tested.duplicated(["group", "seed"]).reindex(runs.index).eq(True)
     runs = runs.assign(group=number, counted=known & ~repeated)
-    first = values.groupby(number).first()
-    return (
-        runs,
-        pandas.concat([_figures(runs), first[[*dict.fromkeys([*FIRST.values(), *keys])]]], axis=1),
-        keys,
-    )
+    first: Any = values.groupby(number).first()
+    shown = first[[*dict.fromkeys([*FIRST.values(), *keys])]]
+    return runs, pandas.concat([_figures(runs), shown], axis=1), keys
 
 
 def _figures(runs: pandas.DataFrame) -> pandas.DataFrame:
     split = pandas.DataFrame([get(record, "memory.measured_split_mb") or {} for record in runs.record])
     split = split.reindex(columns=pandas.Index(KINDS)).set_index(runs.index).astype(float)
-    means = pandas.concat(
-        [runs[["group", "lean_mb", "measured_mb", "paper_mb", "val_accuracy"]], split], axis=1
-    )
+    figures: Any = runs[["group", "lean_mb", "measured_mb", "paper_mb", "val_accuracy"]]
+    means: Any = pandas.concat([figures, split], axis=1).groupby("group").mean()
     counted: Any = runs[runs.counted]
-    accuracy = counted.groupby("group").accuracy.agg(["mean", "std", "count"])
+    accuracy: Any = counted.groupby("group").accuracy.agg(["mean", "std", "count"])
     accuracy = accuracy.set_axis(["accuracy", "std", "seeds"], axis=1)
-    sweeps = runs.groupby("group").sweep.agg(lambda names: sorted({str(name) for name in names.dropna()}))
-    return means.groupby("group").mean().join(accuracy).join(sweeps.rename("sweeps"))
+    sweeps: Any = runs.groupby("group").sweep.agg(
+        lambda names: sorted({str(name) for name in names.dropna()})
+    )
+    return means.join(accuracy).join(sweeps.rename("sweeps"))
 
 
 def not_shown(runs: pandas.DataFrame) -> pandas.DataFrame:

@@ -35,7 +35,8 @@ def lean_mb(records: list[dict[str, Any]]) -> list[float | None]:
         step: _predict(step)
         for step in track(distinct, "memory under the lean engine", disable=len(distinct) < 3, transient=True)
     }
-    return [predicted.get(steps[i]) if i in steps else value for i, value in enumerate(recorded)]
+    computed = {i: predicted[step] for i, step in steps.items() if step is not None}
+    return [computed.get(i, value) for i, value in enumerate(recorded)]
 
 
 def with_lean_mb(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,8 +14,11 @@ def own_sweeps(groups: pandas.DataFrame, keys: list[str], known: set[str]) -> di
     A cell has the mean test accuracy in %, its standard deviation over seeds, and the memory under the lean
     engine in MB. Where runs were not tested, the accuracy on the validation set stands in brackets.
     """
-    names = sorted({name for names in groups.get("sweeps", []) for name in names} - known)
-    return {name: _table(groups[[name in names for names in groups.sweeps]], keys) for name in names}
+    if groups.empty:
+        return {}
+    table: Any = groups
+    names = sorted({name for names in table.sweeps for name in names} - known)
+    return {name: _table(table[[name in names for names in table.sweeps]], keys) for name in names}
 
 
 def _table(groups: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:

@@ -60,21 +60,13 @@ def page(
 
 
 def _shown(name: str, title: str, table: pandas.DataFrame, folded: bool) -> Shown:
-    texts = table.map(text)
+    texts: Any = table.map(text)
     constant = [c for c in texts if len(texts) > 2 and texts[c].nunique() == 1]
     same = ", ".join(f"{c}={texts[c].iloc[0]}" for c in constant if texts[c].iloc[0] not in ("—", ""))
     texts = texts.drop(columns=constant)
     columns = [str(column).replace("_", " ") for column in texts.columns]
-    return Shown(
-        name,
-        title,
-        columns,
-        texts.values.tolist(),
-        same,
-        table.attrs.get("note", ""),
-        name.startswith(SWEEP),
-        folded,
-    )
+    note, is_sweep = table.attrs.get("note", ""), name.startswith(SWEEP)
+    return Shown(name, title, columns, texts.values.tolist(), same, note, is_sweep, folded)
 
 
 def _group(number: int, row: dict[str, Any]) -> dict[str, Any]:

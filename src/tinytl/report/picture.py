@@ -24,7 +24,7 @@ def draw(outputs: Path, path: Path, where: list[str]) -> str:
     A data set has a panel, and a method a point: the setting with most seeds, and of those the most accurate
     one. Raises UserError where no run that was trained on stock PyTorch remains, or on an unknown key.
     """
-    groups = grouped(read(outputs)[0])[1]
+    groups: Any = grouped(read(outputs)[0])[1]
     for setting in where:
         key, _, value = setting.partition("=")
         if key not in groups:
@@ -39,13 +39,14 @@ def draw(outputs: Path, path: Path, where: list[str]) -> str:
     return f"{len(points)} settings of {points.data.nunique()} data sets in {path}"
 
 
-def _points(groups: pandas.DataFrame) -> pandas.DataFrame:
-    known: Any = groups[groups.engine == "stock"].dropna(subset=["accuracy", "lean_mb", "measured_mb"])
+def _points(groups: pandas.DataFrame) -> Any:
+    stock: Any = groups[groups.engine == "stock"]
+    known = stock.dropna(subset=["accuracy", "lean_mb", "measured_mb"])
     ordered = known.sort_values(["seeds", "accuracy"], ascending=False)
     return ordered.drop_duplicates(["data", "method"]).sort_values(["data", "lean_mb"])
 
 
-def _figure(points: pandas.DataFrame) -> Any:
+def _figure(points: Any) -> Any:
     import matplotlib.pyplot as plt  # slow to import
 
     names = list(points.data.unique())
