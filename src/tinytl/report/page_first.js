@@ -126,7 +126,7 @@ function traces(groups, best) {
       marker: {size: mine.map(group => best.includes(group) ? 11 : 8), color: colour(mine[0].method),
         symbol: shape(mine[0].norm), opacity: mine.map(group => best.includes(group) ? 1 : 0.55),
         line: {width: 1, color: "white"}},
-      error_y: {type: "data", array: mine.map(group => group.std), thickness: 1, width: 3}};
+      error_y: {type: "data", array: mine.map(group => group.std), thickness: 1.5, width: 0}};
   });
 }
 
