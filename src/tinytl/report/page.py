@@ -64,7 +64,7 @@ def _shown(name: str, title: str, table: pandas.DataFrame, folded: bool) -> Show
     constant = [c for c in texts if len(texts) > 2 and texts[c].nunique() == 1]
     same = ", ".join(f"{c}={texts[c].iloc[0]}" for c in constant if texts[c].iloc[0] not in ("—", ""))
     texts = texts.drop(columns=constant)
-    columns = [str(column).replace("_", " ") for column in texts.columns]
+    columns = [str(column).replace("_mb", ", MB").replace("_", " ") for column in texts.columns]
     note, is_sweep = table.attrs.get("note", ""), name.startswith(SWEEP)
     return Shown(name, title, columns, texts.values.tolist(), same, note, is_sweep, folded)
 

@@ -15,7 +15,7 @@ function element(parent, tag, content, attributes = {}) {
 function fillTable(table, columns, rows) {
   table.replaceChildren();
   const head = element(element(table, "thead", ""), "tr", "");
-  for (const column of columns) element(head, "th", column.replace("_", " "));
+  for (const column of columns) element(head, "th", column.replace("_mb", ", MB").replaceAll("_", " "));
   const body = element(table, "tbody", "");
   for (const row of rows) {
     const line = element(body, "tr", "");
