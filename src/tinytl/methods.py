@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from tinytl.errors import UserError
 from tinytl.networks.blocks import before_last_blocks, classifiers
 from tinytl.networks.lean_mark import is_lean
-from tinytl.networks.lite_residual import LiteResidual
+from tinytl.networks.lite_residual import LiteResidual, has_lite_residuals
 from tinytl.networks.norms import NORM_NAMES, NormName
 
 
@@ -25,6 +25,7 @@ class Role:
     tensor: str  # its name in that layer: "weight" or "bias"
     part: Literal["backbone", "lite_residual", "head"]
     is_last_lite_shift: bool = False  # shift of a lite residual's last norm
+    is_last_conv: bool = False  # of the backbone's last convolution, in the order of its layers
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ def _tinytl(role: Role) -> bool:
     return not role.is_last_lite_shift and (_tinytl_l(role) or _bias(role))
 
 
+def _tinytl_last_two(role: Role) -> bool:
+    return role.is_last_conv or _tinytl(role)
+
+
 AUTO = "auto"  # not a method: lets `tinytl.planner.method` choose one
 # Measured on one data set for `tinytl` (0.25, 0.5) and `full` (docs/results.md, "Which blocks"). The figure
 # at 0.75 is interpolated linearly. Other methods are given the figures of `tinytl`.
@@ -75,6 +80,9 @@ METHODS = {
     ),
     "tinytl": Method(
         _tinytl, "lite residuals, biases and the classifier (TinyTL-L+B)", True, gain_kept=KEPT_BY_TINYTL
+    ),
+    "tinytl_last_two": Method(
+        _tinytl_last_two, "lite residuals, biases, and the weights of the last two layers", True
     ),
     "full": Method(lambda role: True, "every parameter", gain_kept=KEPT_BY_FULL),
 }
@@ -108,11 +116,6 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     assert all(p.requires_grad for p in _head_parameters(network)), "the classifier is frozen"
 
 
-def has_lite_residuals(network: nn.Module) -> bool:
-    """Whether the network contains lite residual modules."""
-    return any(isinstance(module, LiteResidual) for module in network.modules())
-
-
 def _head_parameters(network: Any) -> Iterator[nn.Parameter]:
     return (p for head in classifiers(network) for p in head.parameters())
 
@@ -123,6 +126,7 @@ def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
     lite = {name: m for name, m in network.named_modules() if isinstance(m, LiteResidual)}
     in_lite = {id(p) for m in lite.values() for p in m.parameters()}
     last_shifts = {id(m.final_bn.bias) for m in lite.values()}
+    last_conv = _last_conv(network, head | in_lite)
     seen: set[int] = set()
     for prefix, module in network.named_modules():
         for tensor, parameter in module.named_parameters(recurse=False):
@@ -136,8 +140,14 @@ def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
                 if id(parameter) in in_lite
                 else "backbone"
             )
-            role = Role(_kind(module), tensor, part, id(parameter) in last_shifts)
+            role = Role(_kind(module), tensor, part, id(parameter) in last_shifts, module is last_conv)
             yield f"{prefix}.{tensor}", parameter, role
+
+
+def _last_conv(network: nn.Module, others: set[int]) -> nn.Module | None:
+    """The last convolution none of whose parameters is among `others`."""
+    convs = [module for module in network.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    return next((conv for conv in reversed(convs) if id(conv.weight) not in others), None)
 
 
 def _kind(module: nn.Module) -> Literal["conv", "norm", "linear", "other"]:

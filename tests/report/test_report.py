@@ -10,8 +10,11 @@ from urllib.parse import unquote
 
 import pandas
 import pytest
+import yaml
+from processes import ROOT
 
 import report
+from tinytl.experiment.sweep.grids import points
 from tinytl.paper import tables as paper
 from tinytl.report import coverage, tables, write
 from tinytl.report.packed import pack, runs_of
@@ -129,12 +132,34 @@ def test_coverage_names_the_command(outputs, folder, monkeypatch):
     assert "no such network" in found.missing["table3", "FT-Full NASNet-A Mobile", "cars"]
 
 
+def test_a_cell_s_command_runs_that_cell_alone():
+    """Its settings are those of the cell, and seeds are all that its jobs differ in."""
+    not_here = {cell.row for cell in paper.cells() if cell.model is None}
+    assert not_here == {"FT-Full NASNet-A Mobile"}
+    for cell in paper.cells():
+        if cell.model is None:
+            continue
+        *_, sweep, text = coverage.command(cell).split(" ", 4)
+        assert sweep == f"+sweeps={cell.table}"
+        file = yaml.safe_load((ROOT / f"sweeps/{cell.table}.yaml").read_text())["hydra"]["sweeper"]
+        jobs = points(file["params"], file.get("grids", [{}]), text.split())
+        assert len(jobs) == {"table2": 5, "table4": 5}.get(cell.table, 1), text
+        settings = {
+            "model": cell.model, "data": cell.data, "method": cell.method, "resolution": str(cell.resolution),
+            "checkpoint": paper.CHECKPOINTS[cell.model],
+        }  # fmt: skip
+        for job in jobs:
+            values = dict(setting.split("=", 1) for setting in job)
+            assert {key: values.get(key, settings[key]) for key in settings} == settings, text
+            assert values["norm"] == ("gn" if cell.model in paper.WITH_GROUP_NORM else "bn")
+
+
 def test_counts_beside_the_papers_memory():
     """Table 2 rounds to 1 MB; other networks within 6 % (paper's Table 3)."""
     for found in paper.cells():
         if found.table == "table2":
             assert tables.count_mb(found) == pytest.approx(found.memory_mb, abs=0.7)
-        elif found.table == "table3" and found.model:
+        elif found.table == "table3" and found.model not in (None, "tinytl_specialized"):
             assert tables.count_mb(found) == pytest.approx(found.memory_mb, rel=0.06)
 
 

@@ -26,7 +26,7 @@ from tinytl.errors import UserError
 
 
 class SlicedBottleneck(nn.Module):
-    """Replaces an inverted bottleneck with frozen convolutions; its norms keep their names and parameters."""
+    """Replaces an inverted bottleneck of frozen convolutions, which keep their names, as do its norms."""
 
     def __init__(self, parts: BottleneckParts, plan: EnginePlan, kernels: Kernels) -> None:
         super().__init__()

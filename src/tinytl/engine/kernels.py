@@ -132,6 +132,7 @@ class CompiledKernels(Kernels):
         return choose_kernels, ("auto",)
 
     def group_normalize_(self, x: Tensor, per_group: int, eps: float) -> Tensor:
+        """Normalise groups of channels in place, in one pass for each group."""
         if not _supported(x):
             return super().group_normalize_(x, per_group, eps)
         n, c, h, w = x.shape
@@ -140,6 +141,7 @@ class CompiledKernels(Kernels):
         return rstd
 
     def affine_clamp_(self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp) -> Tensor:
+        """Scale, shift and clamp in place, in one pass."""
         if not _supported(x):
             return super().affine_clamp_(x, scale, shift, act)
         n, c, h, w = x.shape
@@ -156,6 +158,7 @@ class CompiledKernels(Kernels):
         per_group: int,
         act: Clamp,
     ) -> tuple[Tensor, Tensor]:
+        """Replace the gradient by that with respect to the norm's input, in two passes."""
         if not _supported(g):
             return super().norm_act_backward_(g, normed, scale, shift, rstd, per_group, act)
         n, c, h, w = g.shape
@@ -169,6 +172,7 @@ class CompiledKernels(Kernels):
     def act_depthwise(
         self, x: Tensor, scale: Tensor, shift: Tensor, act: Clamp, weight: Tensor, stride: int, padding: int
     ) -> Tensor:
+        """Activation and depthwise convolution in one pass."""
         if not _supported(x):
             return super().act_depthwise(x, scale, shift, act, weight, stride, padding)
         n, c, h, w = x.shape
@@ -180,6 +184,7 @@ class CompiledKernels(Kernels):
     def depthwise_backward(
         self, g: Tensor, weight: Tensor, size: tuple[int, int], stride: int, padding: int
     ) -> Tensor:
+        """Gradient with respect to the input of the depthwise convolution."""
         if not _supported(g):
             return super().depthwise_backward(g, weight, size, stride, padding)
         n, c = g.shape[:2]
@@ -188,6 +193,7 @@ class CompiledKernels(Kernels):
         return grad_x
 
     def expand_codes(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        """Expand int8 codes in one pass; others in plain PyTorch."""
         if codes.dtype != torch.int8 or not _supported(scale):
             return super().expand_codes(codes, scale, shift)
         weight = scale.new_empty(codes.shape)
@@ -196,11 +202,13 @@ class CompiledKernels(Kernels):
         return weight
 
     def standardize(self, weight: Tensor, eps: float) -> Tensor:
+        """Standardise the weight of each output channel."""
         if not _supported(weight):
             return super().standardize(weight, eps)
         return self._standardize(weight, None, eps)
 
     def standardize_backward(self, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
+        """Gradient with respect to the weight, from that with respect to the standardised one."""
         if not _supported(weight):
             return super().standardize_backward(weight, grad, eps)
         return self._standardize(weight, grad.contiguous(), eps)

@@ -60,10 +60,11 @@ NOT_OF_THE_NETWORK = ("micro_batch", "optimizer_bits", "step_in_backward")
 def make_lean(network: Any, plan: EnginePlan) -> Any:
     """Convert a CNN in place, after `freeze` and `set_train_mode`; return it.
 
-    Trainable parameters keep their names and values, so that checkpoints fit either engine. Frozen
-    weights cannot be trained afterwards: they become 8-bit codes where their values allow it. What was
-    done is logged in one line, and `lean_report` returns it. Where the end of the network is native, the maps
-    that `forward_features` returns are averaged to one pixel already.
+    Parameters and buffers keep their names, and `state_dict` their values and shapes, so that checkpoints fit
+    either engine. Frozen weights cannot be trained afterwards: they become 8-bit codes where their values
+    allow it. `make_plain` is the way back. What was done is logged in one line, and `lean_report` returns it.
+    Where the end of the network is native, the maps that `forward_features` returns are averaged to one pixel
+    already.
 
     Raises UserError for a network that is lean already, and where a module has hooks, because fused layers
     would not call them.

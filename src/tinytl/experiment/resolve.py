@@ -21,11 +21,15 @@ from tinytl.memory import process
 from tinytl.memory.image_size import check_image_size
 from tinytl.memory.predict import predicted_bytes
 from tinytl.methods import AUTO, METHODS
+from tinytl.networks import specialized
 from tinytl.networks.lite_residual import LiteResidualConfig
+from tinytl.networks.read_net_config import parse
 from tinytl.networks.spec import NetworkSpec
 from tinytl.planner.engine_plan import RESOLUTIONS, Planner
 from tinytl.planner.method import Weighed, apply, weigh
+from tinytl.weights import specialized_files
 from tinytl.weights.checkpoints import holds_lite_residuals
+from tinytl.weights.specialized_files import of_data
 
 log = logging.getLogger("tinytl")
 SHARE_OF_FREE = 0.8  # the rest is for what comes on top of live tensors: code, threads, fragmentation
@@ -273,15 +277,32 @@ def training_step(cfg: Any, classes: int, task: Task) -> TrainingStep:
 
 def network_spec(cfg: Any, classes: int) -> NetworkSpec:
     """Return the specification of the network that is to be trained."""
+    checkpoint, net_config = cfg.checkpoint, None
+    if cfg.model.name == specialized.MODEL:
+        checkpoint = of_data(cfg.checkpoint, cfg.data.name)
+        net_config = specialized_files.net_config(checkpoint)
+        _check_specialized(cfg, net_config)
     return NetworkSpec(
         model=cfg.model.name,
         norm=cfg.norm.name,
         num_classes=classes,
-        lite_residual=lite_residual_shape(cfg) if _has_lite_residuals(cfg) else None,
+        lite_residual=lite_residual_shape(cfg) if _has_lite_residuals(cfg, net_config) else None,
         dropout=cfg.dropout,
-        checkpoint=cfg.checkpoint,
+        checkpoint=checkpoint,
         seed=cfg.seed,
+        net_config=net_config,
     )
+
+
+def _check_specialized(cfg: Any, net_config: str) -> None:
+    """Raise UserError where the configuration contradicts the lite residual modules of a net.config."""
+    if not parse(net_config).has_lite_residuals:
+        return
+    if cfg.lite_residual.enabled is False:
+        raise UserError("lite_residual.enabled=false: this network has lite residual modules (net.config)")
+    shape = lite_residual_shape(cfg)
+    if replace(shape, pretrained=True) != LiteResidualConfig():
+        raise UserError("lite_residual: the net.config decides the shape; only `pretrained` can be set")
 
 
 def lite_residual_shape(cfg: Any) -> LiteResidualConfig:
@@ -289,10 +310,12 @@ def lite_residual_shape(cfg: Any) -> LiteResidualConfig:
     return LiteResidualConfig(**{key: value for key, value in cfg.lite_residual.items() if key != "enabled"})
 
 
-def _has_lite_residuals(cfg: Any) -> bool:
+def _has_lite_residuals(cfg: Any, net_config: str | None) -> bool:
     """Whether the network has them: as asked, or else if the method trains or the checkpoint holds them."""
     if cfg.lite_residual.enabled is not None:
         return cfg.lite_residual.enabled
     method = METHODS.get(cfg.method.name)
     trained = method is not None and method.needs_lite_residual
+    if net_config is not None:
+        return trained or parse(net_config).has_lite_residuals
     return trained or holds_lite_residuals(cfg.checkpoint, cfg.model.name)

@@ -9,9 +9,14 @@ import timm
 import torch
 
 from tinytl.errors import UserError
-from tinytl.networks import proxylessnas  # noqa: F401  (registers ProxylessNAS with timm)
+from tinytl.networks import (
+    proxylessnas,  # noqa: F401  (registers ProxylessNAS with timm)
+    specialized,
+)
 from tinytl.networks.blocks import classifiers
+from tinytl.networks.net_config import NetConfig
 from tinytl.networks.norms import batch_norm_eps
+from tinytl.networks.read_net_config import parse
 
 
 @dataclass(frozen=True)
@@ -20,22 +25,36 @@ class Architecture:
 
     children: frozenset[str]  # the first parts of its tensors' names
     head: str  # the classifier's name
-    batch_norm_eps: float | None  # epsilon of its BatchNorm; None: it has no BatchNorm
+    batch_norm_eps: float | None  # epsilon of its BatchNorm, or of the GroupNorm in its place; None: neither
 
 
 @cache
-def architecture(model: str) -> Architecture:
-    """Return the facts of a model. Raises UserError where timm does not know it."""
+def architecture(model: str, net_config: str | None = None) -> Architecture:
+    """Return the facts of a model. Raises UserError where timm does not know it.
+
+    Specialised networks need their `net_config` as well.
+    """
     check_model(model)
+    if model == specialized.MODEL:
+        return Architecture(specialized.CHILDREN, "classifier", _config(net_config).eps)
     with torch.device("meta"):
         network: Any = timm.create_model(model)
     children = frozenset(name.split(".")[0] for name in network.state_dict())
     return Architecture(children, head_name(network), batch_norm_eps(network))
 
 
+def _config(net_config: str | None) -> NetConfig:
+    if net_config is None:
+        raise UserError(
+            f"model={specialized.MODEL}: the network follows from a net.config: checkpoint=specialized, or "
+            f"the path or URL of weights with a net.config beside them"
+        )
+    return parse(net_config)
+
+
 def check_model(name: str) -> None:
     """Raise UserError, with the nearest names, where timm does not know the model."""
-    if not timm.is_model(name):
+    if name != specialized.MODEL and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"model={name}: timm knows no such model{hint}")

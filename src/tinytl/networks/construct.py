@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from tinytl.errors import UserError
+from tinytl.networks import specialized
 from tinytl.networks.architecture import architecture
-from tinytl.networks.lite_residual import LiteResidual, insert_lite_residuals
+from tinytl.networks.lite_residual import LiteResidual, has_lite_residuals, insert_lite_residuals
 from tinytl.networks.norms import check_norm, norm_layer, replace_batch_norm, standardize_weights
+from tinytl.networks.read_net_config import parse
 from tinytl.networks.spec import NetworkSpec
 
 
@@ -18,10 +20,11 @@ def construct(spec: NetworkSpec) -> Any:
 
     Raises UserError where the model is unknown, or the norm or the lite residual does not fit it.
     """
-    eps = architecture(spec.model).batch_norm_eps
+    eps = architecture(spec.model, spec.net_config).batch_norm_eps
     check_norm(spec.norm, spec.model, has_batch_norm=eps is not None)
     network = _create(spec, eps)
-    if spec.lite_residual and not insert_lite_residuals(network, spec.lite_residual, spec.norm, eps or 1e-5):
+    lite = None if has_lite_residuals(network) else spec.lite_residual
+    if lite and not insert_lite_residuals(network, lite, spec.norm, eps or 1e-5):
         raise UserError(
             f"model={spec.model} has no inverted bottlenecks or residual blocks that lite residual "
             f"modules can be added to; choose method=full, norm_last, last or bias, and leave "
@@ -53,6 +56,8 @@ def new_head(network: Any) -> None:
 
 
 def _create(spec: NetworkSpec, eps: float | None) -> Any:
+    if spec.net_config is not None:
+        return specialized.build(parse(spec.net_config), spec.norm, spec.num_classes, spec.dropout)
     kwargs = {"num_classes": spec.num_classes, "drop_rate": spec.dropout}
     if spec.norm != "gn" or eps is None:
         return timm.create_model(spec.model, **kwargs)

@@ -76,6 +76,14 @@ class LiteResidual(nn.Module):
         return F.interpolate(x, size, mode=self.upsampling, **align)
 
 
+class GlobalLiteResidual(LiteResidual):
+    """A lite residual of the whole map's average, which is added to every pixel."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, in, H, W) -> (B, out, *size)."""
+        return super().forward(x.mean((2, 3), keepdim=True), size)
+
+
 class LiteResidualBlock(nn.Module):
     """An inverted bottleneck, which has its own shortcut, plus its lite residual."""
 
@@ -177,6 +185,11 @@ def _fitting_kernel(kernel_size: int, resolution: int) -> int:
     while kernel_size > max(1, resolution):
         kernel_size -= 2
     return kernel_size
+
+
+def has_lite_residuals(network: nn.Module) -> bool:
+    """Whether the network contains lite residual modules."""
+    return any(isinstance(module, LiteResidual) for module in network.modules())
 
 
 def is_pretrained(network: nn.Module) -> bool | None:

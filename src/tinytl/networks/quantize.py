@@ -121,6 +121,24 @@ def _by_scale(weight: Tensor, scale: Tensor) -> QuantizedTensor | None:
     return int8 if torch.equal(int8.dequantize(), weight) else None
 
 
+KEEPS_ROUNDED = "tinytl_keeps_rounded"  # attribute of a network that `keep_rounded` has marked
+
+
+def keep_rounded(network: nn.Module) -> None:
+    """Let `quantize_frozen` leave weights as they are that have 256 values at most.
+
+    The published specialised networks have weights that are rounded already; once more would change them.
+    """
+    setattr(network, KEEPS_ROUNDED, True)
+
+
+def rounded_weight(weight: Tensor, name: QuantizeName, network: nn.Module) -> Tensor:
+    """A frozen weight of the network as it is after `quantize_frozen`."""
+    if hasattr(network, KEEPS_ROUNDED) and len(weight.unique()) <= CENTROIDS:
+        return weight
+    return QUANTIZERS[name](weight).dequantize()
+
+
 QUANTIZERS = {"int8": quantize_int8, "kmeans": quantize_kmeans}
 
 
@@ -140,5 +158,5 @@ def quantize_frozen(network: nn.Module, name: QuantizeName) -> int:
         if parameter.is_meta:
             parameter.quantizer = name  # type: ignore[attr-defined]
             continue
-        parameter.copy_(QUANTIZERS[name](parameter).dequantize())
+        parameter.copy_(rounded_weight(parameter, name, network))
     return sum(parameter.numel() for parameter in frozen)

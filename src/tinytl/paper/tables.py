@@ -15,8 +15,21 @@ NETWORKS = {  # networks of Table 3 -> (model, resolution in px)
     "ResNet-50": ("resnet50", 224),
     "MobileNetV2-1.4": ("mobilenetv2_140", 224),
     "PM@320": ("proxylessnas_mobile", 320),
+    "FA@256": ("tinytl_specialized", 256),
+    "FA@352": ("tinytl_specialized", 352),
+    "FA@352 (last two layers too)": ("tinytl_specialized", 352),
 }
-NOT_HERE = {"NASNet-A Mobile": "timm has no such network", "FA": "needs a once-for-all network"}
+NOT_HERE = {"NASNet-A Mobile": "timm has no such network"}
+LAST_TWO = "(last two layers too)"  # a row of Table 3 in which these layers train as well
+WITH_GROUP_NORM = ("proxylessnas_mobile", "tinytl_specialized")
+# Weights of these networks, as sweeps/table3.yaml starts from.
+CHECKPOINTS = {
+    "inception_v3": "inception_v3.tv_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "mobilenetv2_140": "mobilenetv2_140.ra_in1k",
+    "proxylessnas_mobile": "tinytl",
+    "tinytl_specialized": "specialized",
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def _lines(name: str) -> list[dict[str, str]]:
 
 
 def _lite(method: str) -> bool | None:
-    return True if method in ("tinytl", "tinytl_l") else None
+    return True if method in ("tinytl", "tinytl_l", "tinytl_last_two") else None
 
 
 def _table2() -> list[Cell]:
@@ -120,7 +133,7 @@ def _table3() -> list[Cell]:
         label, network = line.pop("method"), line.pop("network")
         memory = float(line.pop("train_memory_mb"))
         model, resolution = NETWORKS.get(network, (None, 0))
-        method = METHODS[label.split(" ")[0]]
+        method = "tinytl_last_two" if LAST_TWO in network else METHODS[label.split(" ")[0]]
         why_not = "" if model else next(why for name, why in NOT_HERE.items() if network.startswith(name))
         table_cells += [
             Cell("table3", f"{label} {network}", data, method, model, resolution, 8, float(accuracy), memory,

@@ -2,7 +2,7 @@
 
 import pandas
 
-from tinytl.paper.tables import Cell
+from tinytl.paper.tables import CHECKPOINTS, WITH_GROUP_NORM, Cell
 from tinytl.paper.tables import cells as paper_cells
 
 
@@ -23,7 +23,8 @@ def command(cell: Cell) -> str:
     """The command that runs a cell."""
     settings = f"data={cell.data} method={cell.method} resolution={cell.resolution}"
     if cell.table == "table3":
-        settings += f" model={cell.model}"
+        norm = "gn" if cell.model in WITH_GROUP_NORM else "bn"
+        settings += f" model={cell.model} checkpoint={CHECKPOINTS[str(cell.model)]} norm={norm}"
     if cell.table == "table4":
         settings += f" lite_residual.pretrained={str(cell.lite_residual_pretrained).lower()}"
     if cell.table == "figure5":

@@ -7,6 +7,7 @@ import pandas
 
 from tinytl.memory.meter import KINDS
 from tinytl.methods import METHODS
+from tinytl.networks import specialized
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec
 from tinytl.paper import tables as paper
@@ -14,6 +15,7 @@ from tinytl.paper.count import PaperCount, count_as_paper
 from tinytl.paper.recipe import get
 from tinytl.paper.tables import Cell
 from tinytl.report.differences import differences
+from tinytl.weights.specialized_files import kept_net_config
 
 COUNTED_CLASSES = 102  # the paper gives one figure for all data sets
 LAYERS = {"relu": ("ReLU", "ReLU6"), "sigmoid": ("Sigmoid",), "h-swish": ("Hardswish", "HardswishMe")}
@@ -56,7 +58,7 @@ def _beside(cell: Cell, runs: pandas.DataFrame) -> dict[str, Any]:
 
 def _of_cell(cell: Cell, runs: pandas.DataFrame) -> pandas.DataFrame:
     """The runs of a cell's configuration, one per seed."""
-    norms = ["gn"] if str(cell.model).startswith("proxylessnas") else ["bn", "native"]
+    norms = ["gn"] if cell.model in paper.WITH_GROUP_NORM else ["bn", "native"]
     same = (
         runs.as_paper.eq(True) & runs.data.eq(cell.data) & runs.model.eq(cell.model)
         & runs.method.eq(cell.method) & runs.norm.isin(norms) & runs.resolution.eq(cell.resolution)
@@ -69,17 +71,19 @@ def _of_cell(cell: Cell, runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def count_mb(cell: Cell) -> float | None:
-    """Our count of a cell's memory by the paper's rule."""
-    if cell.model is None:
+    """Our count of a cell's memory by the paper's rule; None where the network is not at hand."""
+    config = kept_net_config(cell.data) if cell.model == specialized.MODEL else None
+    if cell.model is None or (cell.model == specialized.MODEL and config is None):
         return None
-    return _count(cell.model, cell.method, cell.resolution).total_bytes(cell.batch_size) / 1e6
+    return _count(cell.model, cell.method, cell.resolution, config).total_bytes(cell.batch_size) / 1e6
 
 
 @cache
-def _count(model: str, method: str, resolution: int) -> PaperCount:
-    norm = "gn" if model.startswith("proxylessnas") else "bn"
+def _count(model: str, method: str, resolution: int, net_config: str | None = None) -> PaperCount:
+    norm = "gn" if model in paper.WITH_GROUP_NORM else "bn"
     lite = LiteResidualConfig() if METHODS[method].needs_lite_residual else None
-    return count_as_paper(NetworkSpec(model, norm, COUNTED_CLASSES, lite), method, resolution)
+    spec = NetworkSpec(model, norm, COUNTED_CLASSES, lite, net_config=net_config)
+    return count_as_paper(spec, method, resolution)
 
 
 def wide(cells: pandas.DataFrame) -> pandas.DataFrame:

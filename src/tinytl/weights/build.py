@@ -17,6 +17,7 @@ from tinytl.networks.spec import EMBEDDED, NetworkSpec
 from tinytl.weights import checkpoints
 from tinytl.weights.checkpoints import Checkpoint
 from tinytl.weights.load_into_network import fit
+from tinytl.weights.named_weights import check_name
 from tinytl.weights.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
 from tinytl.weights.tensor_names import STATISTICS, canonical
 
@@ -49,11 +50,14 @@ def _build(spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None = 
 def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[str] | None) -> bool:
     """Load the starting weights into the network; return whether they have a classifier for it."""
     source, head = spec.checkpoint or "", head_name(network)
+    check_name(source, spec.model, spec.norm)
     if source == EMBEDDED:
         checkpoint = checkpoints.embedded(spec.model, spec.norm)
     else:
-        checkpoint = checkpoints.read(source, spec.model)
+        checkpoint = checkpoints.read(source, spec.model, spec.net_config)
     if checkpoint.own:
+        if checkpoint.own.spec.net_config != spec.net_config:
+            raise UserError(f"checkpoint={source}: weights of another specialised network")
         if checkpoint.own.spec.model != spec.model:
             raise UserError(
                 f"checkpoint={source}: weights of model={checkpoint.own.spec.model}, not {spec.model}"

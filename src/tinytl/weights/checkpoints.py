@@ -18,13 +18,17 @@ from torch import Tensor
 from tinytl.errors import UserError
 from tinytl.networks.architecture import architecture
 from tinytl.networks.norms import NormName
-from tinytl.networks.spec import EMBEDDED
+from tinytl.networks.proxylessnas import ARCHITECTURES
+from tinytl.networks.spec import EMBEDDED, IMAGENET, TINYTL, is_named
 from tinytl.weights.adapter_files import check_config
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.check_own_record import check_record, check_statistics
 from tinytl.weights.download import cached_path, fetch, is_url, local_path
+from tinytl.weights.imagenet import by_timm_names
+from tinytl.weights.named_weights import named_file
 from tinytl.weights.own_checkpoints import OwnRecord
-from tinytl.weights.tensor_names import PUBLISHED, canonical, from_published, strip_prefix
+from tinytl.weights.specialized_names import specialized_modules
+from tinytl.weights.tensor_names import PUBLISHED, canonical, from_published, published_modules, strip_prefix
 from tinytl.weights.timm_weights import timm_network
 from tinytl.weights.weight_files import PRETRAINED_CFG, read_weights, save_weights
 
@@ -48,21 +52,23 @@ class Checkpoint:
     pretrained_cfg: dict[str, Any] | None = None  # timm's, or mean and std of a network that `save` wrote
 
 
-def read(source: str, model: str) -> Checkpoint:
-    """Read a checkpoint from a path, a URL or the name of timm weights (`mobilenetv2_100.ra_in1k`).
+def read(source: str, model: str, net_config: str | None = None) -> Checkpoint:
+    """Read a checkpoint from a path, a URL or a name: of starting weights (`named_weights`), or of timm's.
 
     A path is a file's, or that of the folder of a run or an adapter.
     No code in a file is run. Raises UserError where nothing has this name, where it cannot be read, and where
     it is a published ProxylessNAS of another model.
     """
-    architecture(model)  # refuse an unknown model before anything is fetched
+    architecture(model, net_config)  # refuse an unknown model before anything is fetched
+    if is_named(source):
+        return _from_file(named_file(source, model), source, model, net_config)
     if is_url(source):
-        return _from_file(fetch(source), source, model)
+        return _from_file(fetch(source), source, model, net_config)
     path = file_in(Path(source))
     if os.path.isdir(path):
         raise UserError(f"checkpoint={source}: a folder{_meant_in(path)}")
     if os.path.lexists(path):
-        return _from_file(path, source, model)
+        return _from_file(path, source, model, net_config)
     if timm.is_model_pretrained(source):
         network = timm_network(source)
         tensors = {canonical(key): value for key, value in network.state_dict().items()}
@@ -78,7 +84,7 @@ def holds_lite_residuals(source: str | None, model: str) -> bool:
 
     Raises UserError where they are here, but cannot be read.
     """
-    if source == EMBEDDED:
+    if source in (EMBEDDED, TINYTL):
         return True
     path = None if source is None else local_path(source)
     if path is None and source is not None and source.startswith(("http://", "https://")):
@@ -113,13 +119,14 @@ def save(network: Any, path: Path) -> None:
     save_weights(path, tensors, {PRETRAINED_CFG: statistics})
 
 
-def _from_file(path: Path, source: str, model: str) -> Checkpoint:
+def _from_file(path: Path, source: str, model: str, net_config: str | None = None) -> Checkpoint:
     content = read_weights(path, source)
     own = None if content.record is None else check_record(content.record, source)
     check_config(path, content.record, source)
-    state = strip_prefix(content.tensors, architecture(model).children)
+    tensors = by_timm_names(content.tensors) if source == IMAGENET else content.tensors
+    state = strip_prefix(tensors, architecture(model, net_config).children)
     if any(key.startswith(f"{PUBLISHED}.") for key in state):
-        state = from_published(state, model, source)
+        state = from_published(state, _published_modules(model, net_config, source))
     tensors = {canonical(key): value for key, value in state.items()}
     if len(tensors) < len(state):
         raise UserError(
@@ -128,6 +135,15 @@ def _from_file(path: Path, source: str, model: str) -> Checkpoint:
     cfg = content.pretrained_cfg
     statistics = None if cfg is None else check_statistics(cfg, source)
     return Checkpoint(source, tensors, path, own, statistics)
+
+
+def _published_modules(model: str, net_config: str | None, source: str) -> dict[str, str]:
+    """Published to canonical names of modules. Raises UserError for a model that was not published."""
+    if net_config is not None:
+        return specialized_modules(net_config)
+    if model not in ARCHITECTURES:
+        raise UserError(f"checkpoint={source}: a published ProxylessNAS, which model={model} is not")
+    return published_modules(model)
 
 
 def _meant_in(folder: Path) -> str:

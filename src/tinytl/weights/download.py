@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.error import HTTPError, URLError
@@ -45,12 +46,14 @@ def cached_path(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / f"{digest}-{name}"
 
 
-def fetch(url: str, silence_s: float = SILENCE_SECONDS) -> Path:
+def fetch(
+    url: str, silence_s: float = SILENCE_SECONDS, check: Callable[[Path, str], Any] = file_kind
+) -> Path:
     """Return the file of a URL; download it unless it was downloaded before.
 
-    A download is kept only if it is as long as the server said, has the hash that is in its name, and is a
-    file of weights. Raises UserError where it is not, for URLs other than http, https and file, and where the
-    server says nothing for `silence_s` seconds.
+    A download is kept only if it is as long as the server said, has the hash that is in its name, and
+    `check` accepts it (raises no UserError). Raises UserError where it is not, for URLs other than http,
+    https and file, and where the server says nothing for `silence_s` seconds.
     """
     try:
         scheme = urlsplit(url).scheme
@@ -60,7 +63,7 @@ def fetch(url: str, silence_s: float = SILENCE_SECONDS) -> Path:
             raise UserError(f"checkpoint={url}: only http, https and file addresses can be fetched")
         path = cached_path(url)
         if not path.is_file():
-            write_whole(path, lambda temporary: _download(url, temporary, silence_s))
+            write_whole(path, lambda temporary: _download(url, temporary, silence_s, check))
         return path
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"checkpoint={url}: cannot be fetched ({_why(error, silence_s)})") from error
@@ -78,7 +81,7 @@ def _local_file(url: str) -> Path:
     return path
 
 
-def _download(url: str, target: Path, silence_s: float) -> None:
+def _download(url: str, target: Path, silence_s: float, check: Callable[[Path, str], Any]) -> None:
     request = Request(url, headers={"User-Agent": "tinytl"})
     with urlopen(request, timeout=silence_s) as answer, target.open("wb") as file:
         header = answer.headers.get("Content-Length")
@@ -89,7 +92,8 @@ def _download(url: str, target: Path, silence_s: float) -> None:
     in_name = HASH_IN_NAME.search(unquote(urlsplit(url).path).rpartition("/")[2])
     if in_name and not digest.startswith(in_name[1]):
         raise OSError(f"its SHA-256 begins with {digest[: len(in_name[1])]}, its name says {in_name[1]}")
-    file_kind(target, url)
+    check(target, url)
+    log.info("%s: fetched, SHA-256 %s", url, digest)
 
 
 def _copy(url: str, answer: Any, file: BinaryIO, length: int | None) -> tuple[str, int]:

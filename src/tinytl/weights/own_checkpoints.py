@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tinytl.errors import UserError
 from tinytl.methods import changing_statistics
 from tinytl.networks.norms import NormName
-from tinytl.networks.quantize import QUANTIZERS, QuantizeName
-from tinytl.networks.spec import EMBEDDED, NetworkSpec
+from tinytl.networks.quantize import QuantizeName, rounded_weight
+from tinytl.networks.spec import NetworkSpec, is_named
 from tinytl.system.version import VERSION
 from tinytl.weights.adapter_places import file_in
 from tinytl.weights.download import is_url, local_path
@@ -71,7 +71,7 @@ def own_record(
 
 def with_base(record: OwnRecord, base: str | None) -> OwnRecord:
     """The record with this base: a path, a URL, the name of timm weights, or None for random weights."""
-    path = local_path(base) if base else None
+    path = local_path(base) if base and not is_named(base) else None
     spec = replace(record.spec, checkpoint=base)
     return replace(record, spec=spec, base_path=str(path.absolute()) if path else None)
 
@@ -112,7 +112,7 @@ def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeN
     }
     for name, (key, tensor) in sorted(state.items()):
         if key in rounded:
-            tensor = QUANTIZERS[quantize](tensor).dequantize()
+            tensor = rounded_weight(tensor, quantize, network)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest.update(values)
@@ -129,7 +129,7 @@ def base_sources(record: OwnRecord, folder: Path, chain: Collection[Path], sourc
     """
     given = record.spec.checkpoint
     certainly_no_file = record.base_path is None and (record.frozen_sha256 is not None or is_url(given or ""))
-    if given is None or given == EMBEDDED or certainly_no_file:
+    if given is None or is_named(given) or certainly_no_file:
         return [given]
     file = local_path(given) or Path(given)
     recorded = Path(record.base_path or file)

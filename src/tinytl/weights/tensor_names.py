@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from tinytl.errors import UserError
 from tinytl.networks.proxylessnas import ARCHITECTURES
 
 COUNTER = "num_batches_tracked"
@@ -45,7 +44,10 @@ def strip_prefix(state: Mapping[str, Tensor], children: Iterable[str]) -> dict[s
 
 
 def published_modules(model: str) -> dict[str, str]:
-    """Map published to canonical names, for every layer of a ProxylessNAS and its lite residuals."""
+    """Map published to canonical names, for every layer of a ProxylessNAS and its lite residuals.
+
+    Raises KeyError for any other model.
+    """
     names = {
         "first_conv.conv": "conv_stem",
         "first_conv.bn": "bn1",
@@ -65,14 +67,11 @@ def published_modules(model: str) -> dict[str, str]:
     return names
 
 
-def from_published(state: Mapping[str, Tensor], model: str, source: str) -> dict[str, Tensor]:
-    """Rename a state dict from published to canonical names; unknown names stay as they are.
+def from_published(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Rename a state dict by `names`, which maps published modules to canonical ones.
 
-    Raises UserError where the model is no ProxylessNAS.
+    Unknown names stay as they are.
     """
-    if model not in ARCHITECTURES:
-        raise UserError(f"checkpoint={source}: a published ProxylessNAS, which model={model} is not")
-    names = published_modules(model)
     renamed = {}
     for key, tensor in state.items():
         plain = key.replace(".mobile_inverted_conv.", ".conv.").replace(".main_branch.", ".")

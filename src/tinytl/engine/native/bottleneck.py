@@ -42,7 +42,7 @@ CONV_NAMES = ("conv_pw", "conv_dw", "conv_pwl")  # expansion, depthwise convolut
 
 
 class NativeBottleneck(nn.Module):
-    """Replaces an inverted bottleneck; its norms, and convolutions that train, keep names and parameters.
+    """Replaces an inverted bottleneck; its convolutions and norms keep their names and parameters.
 
     The expansion is a 1x1 convolution, or the network's stem where stem and first block are taken as one
     bottleneck, or None. `acts` follow the norms but the last. The norm named `outside` stays registered

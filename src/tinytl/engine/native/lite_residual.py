@@ -137,7 +137,6 @@ class NativeLiteResidual(nn.Module):
         super().__init__()
         self.pooling, self.upsampling = lite.pooling, lite.upsampling
         self.conv1, self.bn1 = lite.conv1, bn1 or lite.bn1
-        self.act = lite.act
         self.conv2, self.final_bn = lite.conv2, final_bn or lite.final_bn
         self.layers: tuple[Any, ...] = (self.conv1, self.conv2, self.bn1, self.final_bn)
         acts = (ACTIVATIONS[nn.ReLU], LINEAR)

@@ -22,12 +22,15 @@ from tinytl.experiment.validation.devices import check_devices
 from tinytl.experiment.validation.numbers import check_numbers
 from tinytl.experiment.validation.sizes import check_sizes
 from tinytl.methods import AUTO, METHODS
+from tinytl.networks import specialized
 from tinytl.networks.architecture import check_model
 from tinytl.networks.norms import NORM_NAMES
 from tinytl.networks.quantize import QUANTIZERS
 from tinytl.networks.spec import EMBEDDED
 from tinytl.weights import checkpoints
 from tinytl.weights.download import is_url
+from tinytl.weights.named_weights import check_name
+from tinytl.weights.specialized_files import net_config, of_data
 
 NO_VALIDATION = "{} needs a validation set: data.val_fraction above 0"
 ONE_OF = {
@@ -83,10 +86,13 @@ def validate(cfg: Any) -> None:
 
 def validate_starting_weights(cfg: Any) -> None:
     """Raise UserError if a file of starting weights cannot be read. It is called before data are read."""
-    source = cfg.checkpoint
+    source, config = cfg.checkpoint, None
+    if cfg.model.name == specialized.MODEL:
+        source = of_data(source, cfg.data.name)
+        config = net_config(source)
     if source is None or source == EMBEDDED or is_url(source) or timm.is_model_pretrained(source):
         return
-    checkpoints.read(source, cfg.model.name)
+    checkpoints.read(source, cfg.model.name, config)
 
 
 def validate_data(cfg: Any, splits: Splits) -> None:
@@ -193,6 +199,7 @@ def _combinations(cfg: Any) -> None:
             raise UserError("method=auto needs a memory_budget_mb to choose by, and chooses blocks itself")
     elif METHODS[cfg.method.name].needs_lite_residual and cfg.lite_residual.enabled is False:
         raise UserError(f"method={cfg.method.name} has nothing to train with lite_residual.enabled=false")
+    check_name(cfg.checkpoint, cfg.model.name, cfg.norm.name)
     _engine(cfg)
     if cfg.data.stream and (cfg.epochs > 1 or cfg.batch_size > 1):
         raise UserError("data.stream=true sees each image once, one at a time: epochs=1 batch_size=1")
@@ -233,6 +240,7 @@ def _pretraining(cfg: Any) -> None:
     for key in ("class_weights", "patience"):
         if teacher is not None and cfg[key] is not None:
             raise UserError(f"{key}={cfg[key]}: a network that learns from a teacher sees no classes")
+    check_name(teacher, cfg.model.name, "bn_frozen")
     if teacher is not None and cfg.norm.name != "gn":
         raise UserError(f"norm={cfg.norm.name}: a teacher is adapted to norm=gn")
 
