@@ -2,6 +2,7 @@
 
 python src/bench.py quick=true
 python src/bench.py method=tinytl,bias,last,full batch_size=1,8 json=bench.json plot=bench.png
+python src/bench.py rows=bench.json plot=bench.png plans=stock,lean,small,smallest    # only draws
 
 These options take lists: model, norm, method, batch_size, resolution and plans (names in
 `tinytl.benchmark.plans.PLANS`, or `curve`). Memory is measured in a fresh process for each plan: the peak of
@@ -26,8 +27,9 @@ from rich.console import Console
 
 from tinytl.assembly import TrainingStep
 from tinytl.benchmark.plans import PLANS, steps_under
-from tinytl.benchmark.rows import rows_of
-from tinytl.benchmark.show import plot, show
+from tinytl.benchmark.plot import plot
+from tinytl.benchmark.rows import read_rows, rows_of
+from tinytl.benchmark.show import show
 from tinytl.errors import UserError
 from tinytl.experiment.terminal.error_exit import one_line_errors
 from tinytl.experiment.terminal.options import key_values
@@ -54,6 +56,7 @@ class Options:
     rounds: int = 7  # steps to time for each plan; 0: do not time
     json: str | None = None  # file to write the measurements to
     plot: str | None = None  # file to draw step time against memory into
+    rows: str | None = None  # file that json= wrote, to draw its rows of `method` and `plans` again
     quick: bool = False  # the first method only, three plans, three rounds: two minutes
 
 
@@ -62,8 +65,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with one_line_errors():
         options = parse(sys.argv[1:])
-        console, rows = Console(), []
-        for cell in cells(options):
+        console, rows = Console(), read_rows(options.rows, options.method, options.plans)
+        for cell in () if options.rows else cells(options):
             steps = steps_under(cell, options.plans, options.slice_kb, options.lean_layers)
             measured = list(rows_of(cell, steps, options.rounds, console))
             show(cell, measured, console)
@@ -86,12 +89,8 @@ def parse(arguments: list[str]) -> Options:
 
 def _check(options: Options) -> None:
     """Raise UserError naming the first option with an impossible value."""
-    known = {
-        "model": timm.list_models(),
-        "norm": NORM_NAMES,
-        "method": tuple(METHODS),
-        "plans": (*PLANS, "curve"),
-    }
+    plans = (*PLANS, "curve")
+    known = {"model": timm.list_models(), "norm": NORM_NAMES, "method": tuple(METHODS), "plans": plans}
     for key, names in known.items():
         for name in getattr(options, key):
             if name not in names:

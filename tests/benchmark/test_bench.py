@@ -32,6 +32,11 @@ def test_rows_and_plot(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "at the peak of smallest" in printed and "paper" in printed
+    again = [f"rows={tmp_path}/bench.json", f"plot={tmp_path}/again.png", "method=tinytl"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *again, "plans=stock,lean"])
+    monkeypatch.setattr(bench, "rows_of", None)  # nothing is measured
+    bench.main()
+    assert (tmp_path / "again.png").stat().st_size > 10_000
 
 
 def test_plans_that_a_step_allows():
@@ -44,7 +49,9 @@ def test_plans_that_a_step_allows():
     assert steps_under(step, ["lean"], slice_kb=4000.0)["lean"].plan.slice_kb == 4000.0
 
 
-@pytest.mark.parametrize("mistake", ["modle=resnet50", "plans=tiny", "batch_size=many", "slice_kb=0"])
+@pytest.mark.parametrize(
+    "mistake", ["modle=resnet50", "plans=tiny", "batch_size=many", "slice_kb=0", "rows=none.json"]
+)
 def test_mistakes_in_one_line(monkeypatch, capsys, mistake):
     monkeypatch.setattr(sys, "argv", ["bench.py", mistake])
     with pytest.raises(SystemExit) as stopped:

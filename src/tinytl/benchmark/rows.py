@@ -1,16 +1,39 @@
 """Measure training steps: memory of every plan in a fresh process, step times interleaved in one."""
 
+import json
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from tinytl.assembly import TrainingStep
 from tinytl.benchmark.plans import LARGEST_STOCK_BATCH
+from tinytl.errors import UserError
 from tinytl.memory import measure
 from tinytl.memory.measure import StepMemory
 from tinytl.paper.count import count_as_paper
+
+
+def read_rows(path: str | None, methods: list[str], plans: list[str]) -> list[dict[str, Any]]:
+    """The rows of an earlier benchmark of these methods and plans; none without a file.
+
+    Raises UserError where the file holds none of them.
+    """
+    if path is None:
+        return []
+    try:
+        rows = json.loads(Path(path).read_bytes())["rows"]
+        chosen = [
+            row for row in rows
+            if row["method"] in methods and (row["plan"] in plans or plans == ["curve"])
+        ]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"rows={path}: not the rows of a benchmark ({error})") from error
+    if not chosen:
+        raise UserError(f"rows={path}: holds no row of these methods and plans")
+    return chosen
 
 
 def rows_of(

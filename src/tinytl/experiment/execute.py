@@ -33,6 +33,7 @@ from tinytl.experiment.terminal.progress import ShowProgress
 from tinytl.memory import process
 from tinytl.memory.activation_bits import activation_bits
 from tinytl.memory.callback import MeasureMemory
+from tinytl.memory.predict import lean_bytes
 from tinytl.methods import ParameterGroup, parameter_table
 from tinytl.networks.lite_residual import fit_statistics, is_pretrained
 from tinytl.training.checkpoints import Checkpoints, WholeCheckpointIO
@@ -180,7 +181,7 @@ def fit_and_test(experiment: Experiment, job: Job, loggers: list[Any]) -> dict[s
     seconds = job.curves.seconds
     figures = {
         "curves": job.curves.curves,
-        "memory": _memory_figures(job),
+        "memory": _memory_figures(experiment, job),
         "params": {
             "total": sum(group.count for group in job.parameters),
             "trainable": sum(group.count for group in job.parameters if group.trainable),
@@ -270,7 +271,7 @@ def checkpointing(experiment: Experiment, place: Place, splits: Splits | None = 
     )  # fmt: skip
 
 
-def _memory_figures(job: Job) -> dict[str, Any]:
+def _memory_figures(experiment: Experiment, job: Job) -> dict[str, Any]:
     """Return the memory counted, predicted and measured, in MB (1e6 bytes), and what the last is made of."""
     count, report = job.description, job.meter.report
     cuda = process.peak_cuda_bytes()
@@ -278,6 +279,7 @@ def _memory_figures(job: Job) -> dict[str, Any]:
         **{key: count[key] for key in ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")},
         "budget_mb": count["budget_mb"],
         "predicted_mb": count["predicted_mb"],
+        "lean_mb": lean_bytes(experiment.step) / 1e6,  # beside it: the same settings under the lean engine
         "measured_mb": report and report.peak_bytes / 1e6,
         "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},
         "kept_for_backward_mb": report and report.kept_bytes / 1e6,

@@ -45,6 +45,15 @@ def predicted_bytes(step: TrainingStep) -> int:
     return int(margin * predict(step).peak_bytes) + MARGIN_BYTES
 
 
+def lean_bytes(step: TrainingStep) -> int:
+    """Predict the peak of a run with these settings under the lean engine.
+
+    A run under stock PyTorch is taken with the lean engine's default plan, another one with its own.
+    """
+    step = step.shapes
+    return predicted_bytes(step if step.engine == "lean" else replace(step, engine="lean", plan=EnginePlan()))
+
+
 def conversion(step: TrainingStep) -> LeanReport:
     """What the lean engine does to the step's network under its default plan, whatever the step's sizes."""
     plan = EnginePlan(compile=step.plan.compile)

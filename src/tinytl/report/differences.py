@@ -1,5 +1,7 @@
 """Find the settings in which runs differ, so that only runs with equal settings are averaged over seeds."""
 
+from typing import Any
+
 import pandas
 
 from tinytl.records.results import OF_NO_CONSEQUENCE
@@ -12,6 +14,18 @@ NO_OTHER_ROW = (
 )
 
 
+def settings(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """A column per setting that may matter, by its dotted key, and a row of texts per run."""
+    configs = pandas.json_normalize([record["config"] for record in runs.record]).set_index(runs.index)
+    configs = configs.drop(columns=list(NO_OTHER_ROW), errors="ignore").filter(regex=r"^(?!wandb\.)")
+    return configs.map(_text)
+
+
+def _text(value: Any) -> str:
+    # NaN stands for a key that an older run does not have.
+    return "null" if value is None or value != value else str(value)
+
+
 def differences(runs: pandas.DataFrame, keys: list[str]) -> pandas.Series:
     """For each run, the settings in which the runs with the same `keys` differ, as on the command line.
 
@@ -19,10 +33,7 @@ def differences(runs: pandas.DataFrame, keys: list[str]) -> pandas.Series:
     """
     if runs.empty:
         return pandas.Series(index=runs.index, dtype=str)
-    configs = pandas.json_normalize([record["config"] for record in runs.record]).set_index(runs.index)
-    configs = configs.drop(columns=list(NO_OTHER_ROW), errors="ignore").filter(regex=r"^(?!wandb\.)")
-    # NaN stands for a key that an older run does not have.
-    values = configs.map(lambda value: "null" if value is None or value != value else str(value))
+    values = settings(runs)
     row = runs.groupby(keys, dropna=False).ngroup()
     differ = values.groupby(row).transform("nunique").gt(1)
     return pandas.Series(

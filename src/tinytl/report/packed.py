@@ -8,6 +8,7 @@ from typing import Any
 
 from tinytl.errors import UserError
 from tinytl.records.results import write_text
+from tinytl.report.lean_memory import with_lean_mb
 
 log = logging.getLogger("tinytl")
 
@@ -94,6 +95,8 @@ def _run(name: Any, record: Any, place: str, results: Path | None = None) -> Run
 def pack(outputs: Path, path: Path) -> str:
     """Write the runs of a folder, finished or not, into one file, a run a line; return how many there are.
 
+    Finished runs of versions that did not record their memory under the lean engine have it added.
+
     Raises UserError where there are none, or where the file cannot be written.
     """
     if path.suffix != SUFFIX:
@@ -101,7 +104,11 @@ def pack(outputs: Path, path: Path) -> str:
     runs = runs_of(outputs)
     if not runs:
         raise UserError(f"outputs={outputs}: holds no runs")
-    lines = [json.dumps({"name": run.name, "record": run.record}) + "\n" for run in runs]
+    records = with_lean_mb([run.record for run in runs])
+    lines = [
+        json.dumps({"name": run.name, "record": record}) + "\n"
+        for run, record in zip(runs, records, strict=True)
+    ]
     try:
         write_text(path, "".join(lines))
     except OSError as error:

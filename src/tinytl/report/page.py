@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,83 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from tinytl.memory.meter import KINDS
+from tinytl.paper import tables as paper
 from tinytl.report.runs import ON_PAGE
 
 CURVES = ("epoch", "train/loss", "val/loss", "val/top1", "val/mean_accuracy")
+SWEEP = "sweep-"  # begins the names of the tables of the user's own sweeps
+SCRIPTS = ("page_tables.js", "page_first.js", "page_answers.js", "page_details.js")
 
 
-def page(runs: pandas.DataFrame, tables: dict[str, tuple[str, pandas.DataFrame]], folder: Path) -> str:
-    """The page's HTML. `tables`: file name -> title and table; `folder` is where the page will be written."""
+@dataclass(frozen=True)
+class Shown:
+    """A table of the page."""
+
+    name: str  # of its files
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    same: str  # what is equal in all rows, in place of columns of it
+    note: str
+    plot: bool  # whether it is a sweep's, which has a plot of its own
+    folded: bool  # whether the reader must unfold it
+
+
+def page(
+    runs: pandas.DataFrame, groups: pandas.DataFrame, keys: list[str], tables: dict[str, tuple[str, Any]],
+    folded: set[str], folder: Path,
+) -> str:  # fmt: skip
+    """The page's HTML.
+
+    `runs`, `groups` and `keys` are those of `groups.grouped`. `tables`: file name -> title and table; those
+    in `folded` come last, closed. `folder` is where the page will be written.
+    """
     sources = files("tinytl.report")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (sources / "page.html").read_text()
     )
+    shown = [_shown(name, title, table, name in folded) for name, (title, table) in tables.items()]
     return template.render(
-        tables=[(name, title, _columns(table), _cells(table)) for name, (title, table) in tables.items()],
-        runs=_json([_run(row, folder) for row in runs.to_dict("records")]), columns=_json(ON_PAGE),
-        kinds=_json(KINDS), finished=len(runs), plotly=get_plotlyjs(),
-        style=(sources / "page.css").read_text(), script=(sources / "page.js").read_text(),
+        tables=sorted(shown, key=lambda table: table.folded), finished=len(runs),
+        empty=", ".join(table.title.split(" (")[0] for table in shown if not table.rows),
+        runs=_json([_run(row, folder) for row in runs.to_dict("records")]), keys=_json(keys),
+        groups=_json([_group(number, row) for number, row in enumerate(groups.to_dict("records"))]),
+        paper=_json(_paper_points()), columns=_json(ON_PAGE), kinds=_json(KINDS), plotly=get_plotlyjs(),
+        style=(sources / "page.css").read_text(), scripts=[(sources / name).read_text() for name in SCRIPTS],
     )  # fmt: skip
+
+
+def _shown(name: str, title: str, table: pandas.DataFrame, folded: bool) -> Shown:
+    texts: Any = table.map(text)
+    constant = [c for c in texts if len(texts) > 2 and texts[c].nunique() == 1]
+    same = ", ".join(f"{c}={texts[c].iloc[0]}" for c in constant if texts[c].iloc[0] not in ("—", ""))
+    texts = texts.drop(columns=constant)
+    columns = [str(column).replace("_mb", ", MB").replace("_", " ") for column in texts.columns]
+    note, is_sweep = table.attrs.get("note", ""), name.startswith(SWEEP)
+    return Shown(name, title, columns, texts.values.tolist(), same, note, is_sweep, folded)
+
+
+def _group(number: int, row: dict[str, Any]) -> dict[str, Any]:
+    values = {
+        key: value if isinstance(value, list) or pandas.notna(value) else None for key, value in row.items()
+    }
+    return {"id": number, **_rounded(values)}
+
+
+def _paper_points() -> list[dict[str, Any]]:
+    """The accuracies of the paper's networks under its own count of memory."""
+    return [
+        {"data": cell.data, "row": cell.row, "method": cell.method, "accuracy": cell.accuracy,
+         "mb": cell.memory_mb}
+        for cell in paper.cells() if cell.table in ("table2", "table3")
+    ]  # fmt: skip
 
 
 def _run(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     record = row["record"]
     split = (record.get("memory") or {}).get("measured_split_mb") or {}
     curves = {key: values for key, values in (record.get("curves") or {}).items() if key in CURVES}
-    values = {key: None if pandas.isna(row[key]) else row[key] for key in ("name", *ON_PAGE)}
+    values = {key: None if pandas.isna(row[key]) else row[key] for key in ("name", "group", *ON_PAGE)}
     address = row["results"] and quote(os.path.relpath(row["results"], folder))
     return {**values, "address": address, "split_mb": _rounded(split), "curves": _rounded(curves)}
 
@@ -51,14 +105,6 @@ def _rounded(values: Any) -> Any:
 def _json(value: Any) -> str:
     """JSON without `<`, which could close the script that it stands in."""
     return json.dumps(value, default=float, allow_nan=False).replace("<", "\\u003c")
-
-
-def _columns(table: pandas.DataFrame) -> list[str]:
-    return [str(column) for column in table.columns]
-
-
-def _cells(table: pandas.DataFrame) -> list[list[str]]:
-    return [[text(value) for value in row] for row in table.itertuples(index=False)]
 
 
 def text(value: Any) -> str:

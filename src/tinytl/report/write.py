@@ -10,7 +10,8 @@ import pandas
 
 from tinytl.errors import UserError
 from tinytl.records.results import write_text
-from tinytl.report import coverage, page, tables
+from tinytl.report import coverage, own_sweeps, page, tables
+from tinytl.report.groups import grouped, not_shown
 from tinytl.report.runs import read
 
 log = logging.getLogger("tinytl")
@@ -26,6 +27,7 @@ TITLES = {
     **{name: f"{title} ({OWN})" for name, (title, _) in tables.OURS.items()},
     "memory": f"Measured memory by kind, MB ({OWN})",
     "pareto": f"Pareto front per data set ({OWN})",
+    "not_shown": "Runs that are no point of a plot of accuracy, and why",
     "not_finished": "Runs that did not finish",
     "coverage": "Coverage: cells of the paper with runs, and the commands for the rest",
 }
@@ -40,16 +42,43 @@ def write_report(outputs: Path, folder: Path) -> str:
     runs, others = read(outputs)
     if runs.empty:
         log.warning("%s holds no finished runs: the report has the paper's figures alone", outputs)
+    runs, groups, keys = grouped(runs)
     cells = tables.paper_cells(runs)
-    by_name = all_tables(runs, others, cells)
+    by_name = all_tables(runs, others, cells) | _own_sweeps(groups, keys)
     _make_folder(folder)
     for name, table in by_name.items():
         long: Any = cells[cells.table == name]  # a row per cell of the paper
         write_table(folder / name, table, table if long.empty else long)
     write_table(folder / "runs", plain := runs.drop(columns=["record", "results"]), plain)
-    titled = {name: (TITLES[name], table) for name, table in by_name.items()}
-    write_text(folder / "index.html", page.page(runs, titled, folder))
+    titled = {name: (title(name, cells), by_name[name]) for name in sorted(by_name, key=_place)}
+    html = page.page(runs, groups, keys, titled, _folded(cells), folder)
+    write_text(folder / "index.html", html)
     return f"{len(runs)} finished runs, {len(others)} others; {len(by_name) + 1} tables in {folder}"
+
+
+def _own_sweeps(groups: pandas.DataFrame, keys: list[str]) -> dict[str, pandas.DataFrame]:
+    found = own_sweeps.own_sweeps(groups, keys, {*TITLES})
+    return {page.SWEEP + name: table for name, table in found.items()}
+
+
+def title(name: str, cells: pandas.DataFrame) -> str:
+    """The title of a table, by the name of its file; of the paper's, how many of its cells have runs."""
+    sweep = f"Sweep {name.removeprefix(page.SWEEP)}: accuracy in % ([validation]), MB under the lean engine"
+    of_table: Any = cells if name == "coverage" else cells[cells.table == name]
+    covered = f" — {of_table.seeds.gt(0).sum()} of {len(of_table)} cells have runs" if len(of_table) else ""
+    return TITLES.get(name, sweep) + covered
+
+
+def _place(name: str) -> int:
+    """The place of a table on the page: results first, then what is missing."""
+    order = [*TITLES]
+    return order.index(name) if name in TITLES else order.index("memory") - 1
+
+
+def _folded(cells: pandas.DataFrame) -> set[str]:
+    """The tables that are closed at first: those of the paper without a run of ours, and lists of runs."""
+    without = cells.groupby("table").seeds.sum().eq(0)
+    return {*without[without].index, "figure1", "not_shown", "memory", "coverage"}
 
 
 def _make_folder(folder: Path) -> None:
@@ -72,7 +101,7 @@ def all_tables(
     for name in tables.OURS:
         by_name[name] = with_more_columns.get(name, partial(tables.ours, name))(runs)
     by_name |= {"memory": tables.memory(runs), "pareto": tables.pareto(runs)}
-    by_name |= {"not_finished": others, "coverage": coverage.coverage(cells)}
+    by_name |= {"not_shown": not_shown(runs), "not_finished": others, "coverage": coverage.coverage(cells)}
     return {name: by_name[name] for name in TITLES}
 
 
