@@ -3,6 +3,7 @@
 import copy
 import os
 import runpy
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -138,14 +139,24 @@ def test_gradients_with_other_frozen_weights(quantize):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_in_float32(method):
-    """Rounding may put an element on the other side of ReLU6's kink, as in stock; not for every input."""
+    """They are as close to float64 as stock PyTorch's are.
+
+    For some inputs, rounding puts an element on the other side of ReLU6's kink; so the median is compared.
+    """
     network = stock("proxylessnas_w03", "gn", method, dtype=torch.float32)
-    lean, worst = make_lean(copy.deepcopy(network), EnginePlan()), []
-    for _ in range(3):
-        images = torch.randn(4, 3, 64, 64)
-        (expected, _), (found, _) = gradients(network, images, 4), gradients(lean, images, 4)
-        worst.append(max(((found[n] - g).norm() / g.norm()).item() for n, g in expected.items()))
-    assert min(worst) < 1e-4
+    exact, lean = copy.deepcopy(network).double(), make_lean(copy.deepcopy(network), EnginePlan())
+    errors = {network: [], lean: []}
+    for images in torch.randn(5, 4, 3, 64, 64):
+        expected, _ = gradients(exact, images.double(), 4)
+        for each, found in errors.items():
+            found.append(worst_error(gradients(each, images, 4)[0], expected))
+    of_stock, of_lean = (statistics.median(found) for found in errors.values())
+    assert of_lean < 2 * of_stock < 2e-4
+
+
+def worst_error(found, expected):
+    """The largest relative error of a tensor."""
+    return max(((found[name].double() - g).norm() / g.norm()).item() for name, g in expected.items())
 
 
 def test_batch_statistics_move_once():
