@@ -45,6 +45,13 @@ def test_accuracy_vs_memory(notebook, tmp_path):
     assert list(notebook("accuracy_vs_memory")["front"].method) == ["a", "c"]
 
 
+def test_adapters(notebook):
+    names = notebook("adapters")
+    assert min(names["accuracy"].values()) > 0.8
+    assert names["predicted"].count("\n") == 7  # six pictures under a head
+    assert names["file"].is_file() and "the same class for 6" in names["exported"]
+
+
 def test_your_own_data(notebook):
     names = notebook("your_own_data")
     memory = names["results"]["memory"]
