@@ -20,18 +20,6 @@ from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network
 from tinytl.weights.tensor_names import to_published
 
-SHARED = processes.ROOT.parent / "shared"
-# the goldens' names of the methods -> ours
-PUBLISHED_METHODS = {
-    "last": "last",
-    "tinytl-bias": "bias",
-    "tinytl-lite": "tinytl_l",
-    "tinytl-lite+bias": "tinytl",
-    "bn+last": "norm_last",
-    "full": "full",
-}
-
-
 # pytest -n: each of the processes takes its share of the cores, and so do the programs that it starts.
 threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ["OMP_NUM_THREADS"] = str(threads)

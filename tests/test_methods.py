@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PUBLISHED_METHODS
+from goldens import PUBLISHED_METHODS
 
 from tinytl.errors import UserError
 from tinytl.methods import METHODS, freeze, parameter_table, set_train_mode

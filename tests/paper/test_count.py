@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from conftest import PUBLISHED_METHODS
+from goldens import PUBLISHED_METHODS
 
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec

@@ -5,7 +5,7 @@ import json
 import numpy
 import pytest
 import torch
-from conftest import SHARED
+from goldens import SHARED
 
 from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network

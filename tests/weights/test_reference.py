@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PUBLISHED_METHODS
+from goldens import PUBLISHED_METHODS
 
 from tinytl.engine import EnginePlan, make_lean
 from tinytl.methods import freeze
