@@ -71,7 +71,8 @@ def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[s
         tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{head}.")}
     if checkpoint.pretrained_cfg is not None:
         network.pretrained_cfg = {**network.pretrained_cfg, **checkpoint.pretrained_cfg}
-    return fit(network, tensors, head, source)
+    # The base of one of our own checkpoints, which replaces what the base lacks, is nothing to warn of.
+    return fit(network, tensors, head, source, warns=not chain)
 
 
 def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool:

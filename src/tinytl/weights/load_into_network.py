@@ -12,12 +12,12 @@ from tinytl.weights.tensor_names import STATISTICS, canonical
 log = logging.getLogger(__name__)
 
 
-def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str) -> bool:
+def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str, *, warns: bool = True) -> bool:
     """Copy tensors (by canonical name) into the network; return whether they have a classifier for it.
 
     Three differences are accepted: another number of classes (the network keeps its classifier), no
     lite residual modules in the file (they start at random, adding nothing), and BatchNorm statistics
-    for a network without BatchNorm. The last two are logged. Any other difference raises UserError with
+    for a network without BatchNorm. The last two are logged where it `warns`. Any other difference raises UserError with
     the first name that is missing, unexpected, mis-shaped or mis-typed. Values are cast to the network's
     floating-point type.
     """
@@ -26,7 +26,7 @@ def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str) -> 
     target = {plain: state[key] for plain, key in names.items()}
     tensors = dict(tensors)
     has_head = _drop_other_head(tensors, target, head)
-    ignored = _tolerated(tensors, target, source)
+    ignored = _tolerated(tensors, target, source, warns)
     if not has_head:
         ignored |= {name for name in target if name.startswith(f"{head}.")}
     check_fit({k: v for k, v in tensors.items() if k not in ignored}, target, ignored, source)
@@ -44,18 +44,18 @@ def _drop_other_head(tensors: dict[str, Tensor], target: dict[str, Tensor], head
     return False
 
 
-def _tolerated(tensors: dict[str, Tensor], target: dict[str, Tensor], source: str) -> set[str]:
+def _tolerated(tensors: dict[str, Tensor], target: dict[str, Tensor], source: str, warns: bool) -> set[str]:
     """Names that may be absent from the network or from the file."""
     tolerated = {key for key in target if key.endswith("num_batches_tracked")}
     if not any(".lite_residual." in key for key in tensors):
         lite = {key for key in target if ".lite_residual." in key}
         tolerated |= lite
-        if lite:
+        if lite and warns:
             log.warning("%s has no lite residual modules: they start at random", source)
     if not any(key.endswith("running_mean") for key in target):
         statistics = {key for key in tensors if key.endswith(STATISTICS)}
         tolerated |= statistics
-        if statistics:
+        if statistics and warns:
             log.warning(
                 "%s is a BatchNorm network: its statistics are dropped, and without them its features "
                 "are much worse until trained", source,
