@@ -17,9 +17,9 @@ def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str, *, 
 
     Three differences are accepted: another number of classes (the network keeps its classifier), no
     lite residual modules in the file (they start at random, adding nothing), and BatchNorm statistics
-    for a network without BatchNorm. The last two are logged where it `warns`. Any other difference raises UserError with
-    the first name that is missing, unexpected, mis-shaped or mis-typed. Values are cast to the network's
-    floating-point type.
+    for a network without BatchNorm. The last two are logged where it `warns`. Any other difference raises
+    UserError with the first name that is missing, unexpected, mis-shaped or mis-typed. Values are cast to the
+    network's floating-point type.
     """
     state = network.state_dict()
     names = {canonical(key): key for key in state}
