@@ -3,7 +3,7 @@
 python src/predict.py adapter=outputs/NAME images=FOLDER
 python src/predict.py adapter=outputs/NAME images=FOLDER output=predictions.csv    # or .json
 python src/predict.py adapter=flowers.onnx images=FILE format=json
-python src/predict.py adapter=outputs/NAME images=FOLDER watch=true               # what arrives, until Ctrl-C
+python src/predict.py adapter=outputs/NAME images=FOLDER watch=true    # each new image, until Ctrl-C
 
 A folder with class folders is evaluated: accuracy, recall of each class, and with output= the confusion
 matrix as a picture and as CSV. Predictions go to stdout, messages to stderr.
@@ -42,7 +42,7 @@ class Options:
     top: int = 3  # how many of the likeliest classes to name
     format: str | None = None  # table, csv or json; null: by the suffix of output, else table
     output: str | None = None  # file to write the predictions into; null: stdout
-    evaluate: bool | None = None  # whether folders are true classes; null: if no image lies outside of them
+    evaluate: bool | None = None  # compare with the folders' names; null: if all images lie in folders
     skip_broken: bool = False  # leave out images that cannot be read, and name them
     batch_size: int = 8  # images computed at a time; 1 takes least memory
     device: str = "auto"  # auto, cpu, gpu, cuda or mps; exported files run on the CPU

@@ -5,8 +5,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from tinytl.experiment.asked import num_classes
 from tinytl.experiment.experiment import Experiment
-from tinytl.experiment.resolve import facts, num_classes, resolve
+from tinytl.experiment.resolve import facts, resolve
 from tinytl.experiment.schema import CONF
 from tinytl.experiment.terminal.overrides import prepared
 

@@ -9,8 +9,8 @@ from processes import ROOT
 from tiny_network import TINY
 
 from tinytl.engine import EnginePlan
+from tinytl.experiment.asked import engine_plan, lite_residual_shape
 from tinytl.experiment.program import run
-from tinytl.experiment.resolve import engine_plan, lite_residual_shape
 from tinytl.methods import METHODS, Method
 from tinytl.networks.lite_residual import LiteResidualConfig
 

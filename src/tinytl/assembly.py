@@ -18,6 +18,17 @@ from tinytl.networks.spec import NetworkSpec
 
 # "checkpoints" is stock PyTorch with timm's gradient checkpointing.
 Engine = Literal["stock", "checkpoints", "lean"]
+# Precisions, by Lightning's names.
+HALF = ("16-mixed", "16")  # float16: gradients are scaled, and must be unscaled before use
+AUTOCAST = (*HALF, "bf16-mixed", "bf16")
+DTYPES = {
+    "bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64,
+}  # fmt: skip
+
+
+def of_precision(name: str) -> tuple[bool, torch.dtype]:
+    """Return whether activations are computed under autocast, and the type of parameters and images."""
+    return name in AUTOCAST, DTYPES.get(name, torch.float32)
 
 
 @dataclass(frozen=True)

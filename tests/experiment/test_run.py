@@ -20,6 +20,7 @@ import tinytl
 from tinytl.errors import UserError
 from tinytl.experiment.program import run
 from tinytl.experiment.validation import numbers as bounds
+from tinytl.memory import predict
 from tinytl.methods import METHODS
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec
@@ -183,6 +184,31 @@ def test_the_lean_engine_takes_less(ran):
     stock, lean = (ran(f"engine={engine}", *FAKE)["memory"] for engine in ("stock", "lean"))
     assert lean["measured_mb"] < stock["measured_mb"]
     assert stock["lean_mb"] == lean["lean_mb"] == lean["predicted_mb"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_the_memory_of_other_precisions(ran, precision):
+    """It is recorded under the lean engine, too, which computes 16 bits without native blocks."""
+    arguments = [f"trainer.precision={precision}", "resolution=96", *FAKE]
+    stock, lean = (ran(f"engine={engine}", *arguments)["memory"] for engine in ("stock", "lean"))
+    for memory in (stock, lean):
+        assert memory["measured_mb"] <= memory["predicted_mb"]
+    assert stock["lean_mb"] == lean["lean_mb"] == lean["predicted_mb"]
+
+
+def test_a_run_is_not_lost_where_its_lean_memory_cannot_be_predicted(ran, monkeypatch, caplog):
+    def fail(_):
+        raise RuntimeError("no kernel for this layer")
+
+    predict.lean_mb.cache_clear()
+    stock = predict.predicted_bytes
+    monkeypatch.setattr(
+        predict, "predicted_bytes", lambda step: (stock if step.engine == "stock" else fail)(step)
+    )
+    results = ran("engine=stock", *FAKE)
+    predict.lean_mb.cache_clear()
+    assert results["status"] == "finished" and results["memory"]["lean_mb"] is None
+    assert "no kernel for this layer" in caplog.text
 
 
 def test_a_memory_budget_is_kept_and_recorded(ran):

@@ -16,8 +16,9 @@ from processes import ROOT
 
 from tinytl.data.loading import load_data
 from tinytl.errors import UserError
+from tinytl.experiment.asked import settings_as_asked
 from tinytl.experiment.record import fingerprint
-from tinytl.experiment.resolve import data_digest, settings_as_asked
+from tinytl.experiment.resolve import data_digest
 from tinytl.experiment.sweep import job as jobs
 from tinytl.experiment.sweep.grids import points
 from tinytl.experiment.sweep.planned import planned

@@ -1,4 +1,4 @@
-"""Whether an adapter belongs to a network."""
+"""Check that the record of an adapter can be right, and that the adapter belongs to a network."""
 
 import math
 from collections import Counter

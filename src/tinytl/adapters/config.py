@@ -1,4 +1,4 @@
-"""What `adapt` is told."""
+"""The settings of `adapt`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ NORMS: dict[Norm, NormName] = {"frozen": "bn_frozen", "batch": "bn", "group": "g
 class Config:
     """How a network is adapted. Raises UserError for values that cannot be right.
 
-    `method`: which parameters train: last, bias, norm_last, tinytl_l, tinytl or full.
+    `method`: which parameters train; a name in `tinytl.methods.METHODS`.
     `norm`: what norm layers do in training: `frozen` is BatchNorm with the statistics that it has stored,
     `batch` is BatchNorm with those of the batch, `group` is GroupNorm, and `native` changes nothing.
     `trained_blocks`: only this many of the last blocks train; None: all.

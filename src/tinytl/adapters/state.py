@@ -1,4 +1,4 @@
-"""What an adapted network knows of itself."""
+"""The state of an adapted network: its configuration and its adapters."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Adapted:
     """How a network was adapted, and its adapters."""
 
     config: Config  # its `classifier` is a name
-    records: dict[str, OwnRecord]  # of each adapter, by name
+    records: dict[str, OwnRecord]  # the record of each adapter, by the adapter's name
     active: str  # the adapter whose tensors the network has
     stock: nn.Module  # the same network for stock PyTorch: shapes without values
     inactive: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # tensors of the other adapters

@@ -19,6 +19,7 @@ from tinytl.data.splits import Splits
 from tinytl.engine import lean_report
 from tinytl.engine.kernels import operators_in_use
 from tinytl.errors import UserError
+from tinytl.experiment.asked import num_classes
 from tinytl.experiment.describe import describe
 from tinytl.experiment.describe import parameters as as_data
 from tinytl.experiment.experiment import Experiment, Recipe
@@ -26,14 +27,13 @@ from tinytl.experiment.record.folder import Beginning
 from tinytl.experiment.record.metrics_file import MetricsFile
 from tinytl.experiment.record.outcome import keep
 from tinytl.experiment.record.predictions import describe_classes, named_outputs, write_confusion
-from tinytl.experiment.resolve import num_classes
 from tinytl.experiment.terminal.console import line
 from tinytl.experiment.terminal.opening import show_opening
 from tinytl.experiment.terminal.progress import ShowProgress
 from tinytl.memory import process
 from tinytl.memory.activation_bits import activation_bits
 from tinytl.memory.callback import MeasureMemory
-from tinytl.memory.predict import lean_bytes
+from tinytl.memory.predict import lean_mb
 from tinytl.methods import ParameterGroup, parameter_table
 from tinytl.networks.lite_residual import fit_statistics, is_pretrained
 from tinytl.training.checkpoints import Checkpoints, WholeCheckpointIO
@@ -279,7 +279,7 @@ def _memory_figures(experiment: Experiment, job: Job) -> dict[str, Any]:
         **{key: count[key] for key in ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")},
         "budget_mb": count["budget_mb"],
         "predicted_mb": count["predicted_mb"],
-        "lean_mb": lean_bytes(experiment.step) / 1e6,  # beside it: the same settings under the lean engine
+        "lean_mb": lean_mb(experiment.step),  # beside it: the same settings under the lean engine
         "measured_mb": report and report.peak_bytes / 1e6,
         "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},
         "kept_for_backward_mb": report and report.kept_bytes / 1e6,

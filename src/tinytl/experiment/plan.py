@@ -17,8 +17,9 @@ from tinytl.data.loading import FOLDER_LOADER, TABLE_LOADER, load_data
 from tinytl.data.splits import Splits
 from tinytl.data.transforms import train_transform
 from tinytl.errors import UserError
+from tinytl.experiment.asked import num_classes
 from tinytl.experiment.experiment import Experiment
-from tinytl.experiment.resolve import facts, num_classes, resolve
+from tinytl.experiment.resolve import facts, resolve
 from tinytl.experiment.terminal.opening import training_and_validation
 from tinytl.experiment.validation.validate import validate_data
 from tinytl.memory import process

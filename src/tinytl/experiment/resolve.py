@@ -10,35 +10,24 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from tinytl.assembly import TrainingStep
+from tinytl.assembly import HALF, TrainingStep
 from tinytl.data.loading import FOLDER_LOADER, load_data
 from tinytl.data.splits import Task
 from tinytl.engine.plan import EnginePlan
 from tinytl.errors import UserError
+from tinytl.experiment.asked import learning_rate, lite_residual_shape, training_step
 from tinytl.experiment.experiment import DataSource, Experiment, Recipe, WandbSettings
 from tinytl.experiment.record.settings import Settings, of_consequence
 from tinytl.memory import process
 from tinytl.memory.image_size import check_image_size
 from tinytl.memory.predict import predicted_bytes
-from tinytl.methods import AUTO, METHODS
-from tinytl.networks import specialized
-from tinytl.networks.lite_residual import LiteResidualConfig
-from tinytl.networks.read_net_config import parse
-from tinytl.networks.spec import NetworkSpec
+from tinytl.methods import AUTO
 from tinytl.planner.engine_plan import RESOLUTIONS, Planner
 from tinytl.planner.method import Weighed, apply, weigh
-from tinytl.weights import specialized_files
-from tinytl.weights.checkpoints import holds_lite_residuals
-from tinytl.weights.specialized_files import of_data
 
 log = logging.getLogger("tinytl")
 SHARE_OF_FREE = 0.8  # the rest is for what comes on top of live tensors: code, threads, fragmentation
 MANY_SLICES = 300  # a step in more slices takes seconds, and so does its prediction
-HALF = ("16-mixed", "16")  # float16 precisions: gradients are scaled, and must be unscaled before use
-# Precisions in which the weights themselves have other than 32 bits.
-DTYPES = {
-    "bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64,
-}  # fmt: skip
 # The knobs that a memory budget sets, for each engine.
 KNOBS = {
     "stock": ("micro_batch",),
@@ -89,18 +78,6 @@ def resolve(cfg: Any, facts: Facts) -> Experiment:
         settings=Settings(of_consequence(plain), of_consequence(config)),
         config=config, teacher=teacher, probe=plain.get("probe"), logger=cfg.logger, verbose=cfg.verbose,
     )  # fmt: skip
-
-
-def as_asked(cfg: Any) -> dict[str, Any]:
-    """Return the configuration as plain data, with the recipe's learning rate, before a budget changes it."""
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return {**plain, "lr": learning_rate(cfg, cfg.method.name)}
-
-
-def settings_as_asked(cfg: Any) -> Settings:
-    """Return the settings that decide results, before a memory budget changes them."""
-    asked = of_consequence(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    return Settings(asked, {**asked, "lr": learning_rate(cfg, cfg.method.name)})
 
 
 def _named_as(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -158,11 +135,10 @@ def _budget_mb(cfg: Any, facts: Facts) -> float | None:
 def _within_budget(
     cfg: Any, step: TrainingStep, budget_mb: float | None, facts: Facts
 ) -> tuple[TrainingStep, float, Weighed | None]:
-    """Give the step the fastest engine plan that fits.
+    """Give the step the fastest engine plan that fits; without a budget the step stays as it is.
 
-    Returns the step, the predicted peak of live tensors in MB, and what method=auto has weighed.
-
-    `resolution=auto` and `method=auto` are decided here, too. Without a budget the step stays as it is.
+    `resolution=auto` and `method=auto` are decided here, too. Returns the step, the predicted peak of live
+    tensors in MB, and what method=auto has weighed.
     """
     shapes, weighed = step.shapes, None
     if budget_mb is not None:
@@ -231,91 +207,3 @@ def data_digest(cfg: Any) -> str:
         [load_data(FOLDER_LOADER, probe, cfg.data.skip_broken).digest] if probe else []
     )
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
-
-
-def learning_rate(cfg: Any, method: str) -> float:
-    """Return the learning rate asked for, or the recipe's for this batch size and method."""
-    if cfg.lr is not None:
-        return cfg.lr
-    data = cfg.data
-    lr = data.lr_batch1 if cfg.batch_size == 1 and data.lr_batch1 else data.lr
-    return data.lr_full * (lr / data.lr) if method == "full" and data.lr_full else lr
-
-
-def num_classes(cfg: Any, in_data: int | None = None) -> int:
-    """Return the number of classes: the data's, or a larger one if `data.num_classes` says so.
-
-    `in_data` is the data's number; None: the data is not at hand. Raises UserError if neither is known, or if
-    `data.num_classes` is smaller than the data's number.
-    """
-    asked = cfg.data.num_classes
-    if asked is None and in_data is None:
-        raise UserError(
-            f"data={cfg.data.name}: without the data, data.num_classes=N must say how many classes"
-        )
-    if in_data is not None and asked is not None and asked < in_data:
-        raise UserError(f"data.num_classes={asked}: the data has {in_data} classes")
-    return asked or in_data or 0
-
-
-def engine_plan(cfg: Any) -> EnginePlan:
-    """Return the plan of the lean engine; engine=stock uses its micro-batch only."""
-    knobs = {key: value for key, value in cfg.engine.items() if key not in ("name", "channels_last")}
-    return EnginePlan(**knobs)
-
-
-def training_step(cfg: Any, classes: int, task: Task) -> TrainingStep:
-    """Return the training step as it was asked for: its resolution and its method can still be `auto`."""
-    return TrainingStep(
-        network_spec(cfg, classes), cfg.method.name, cfg.batch_size, cfg.resolution, cfg.quantize,
-        multilabel=task == "multilabel", blocks=cfg.blocks, engine=cfg.engine.name,
-        plan=engine_plan(cfg), channels_last=cfg.engine.channels_last,
-        autocast=str(cfg.trainer.precision) in (*HALF, "bf16-mixed", "bf16"),
-        dtype=DTYPES.get(str(cfg.trainer.precision), torch.float32),
-    )  # fmt: skip
-
-
-def network_spec(cfg: Any, classes: int) -> NetworkSpec:
-    """Return the specification of the network that is to be trained."""
-    checkpoint, net_config = cfg.checkpoint, None
-    if cfg.model.name == specialized.MODEL:
-        checkpoint = of_data(cfg.checkpoint, cfg.data.name)
-        net_config = specialized_files.net_config(checkpoint)
-        _check_specialized(cfg, net_config)
-    return NetworkSpec(
-        model=cfg.model.name,
-        norm=cfg.norm.name,
-        num_classes=classes,
-        lite_residual=lite_residual_shape(cfg) if _has_lite_residuals(cfg, net_config) else None,
-        dropout=cfg.dropout,
-        checkpoint=checkpoint,
-        seed=cfg.seed,
-        net_config=net_config,
-    )
-
-
-def _check_specialized(cfg: Any, net_config: str) -> None:
-    """Raise UserError where the configuration contradicts the lite residual modules of a net.config."""
-    if not parse(net_config).has_lite_residuals:
-        return
-    if cfg.lite_residual.enabled is False:
-        raise UserError("lite_residual.enabled=false: this network has lite residual modules (net.config)")
-    shape = lite_residual_shape(cfg)
-    if replace(shape, pretrained=True) != LiteResidualConfig():
-        raise UserError("lite_residual: the net.config decides the shape; only `pretrained` can be set")
-
-
-def lite_residual_shape(cfg: Any) -> LiteResidualConfig:
-    """Return the shape that lite residual modules have, if there are any."""
-    return LiteResidualConfig(**{key: value for key, value in cfg.lite_residual.items() if key != "enabled"})
-
-
-def _has_lite_residuals(cfg: Any, net_config: str | None) -> bool:
-    """Whether the network has them: as asked, or else if the method trains or the checkpoint holds them."""
-    if cfg.lite_residual.enabled is not None:
-        return cfg.lite_residual.enabled
-    method = METHODS.get(cfg.method.name)
-    trained = method is not None and method.needs_lite_residual
-    if net_config is not None:
-        return trained or parse(net_config).has_lite_residuals
-    return trained or holds_lite_residuals(cfg.checkpoint, cfg.model.name)

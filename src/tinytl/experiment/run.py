@@ -12,13 +12,14 @@ from tinytl.data.inspection import Inspected
 from tinytl.data.loading import load_data
 from tinytl.errors import UserError
 from tinytl.experiment import execute, pretrain
+from tinytl.experiment.asked import as_asked, settings_as_asked
 from tinytl.experiment.describe import candidates
 from tinytl.experiment.execute import CLASSIFICATION, Place, Work
 from tinytl.experiment.plan import plan
 from tinytl.experiment.record.fingerprint import fingerprint
 from tinytl.experiment.record.folder import beginning, clear, has_state, locked, remove_leftovers
 from tinytl.experiment.record.outcome import outcome_of, write_record
-from tinytl.experiment.resolve import as_asked, data_digest, facts, resolve, settings_as_asked
+from tinytl.experiment.resolve import data_digest, facts, resolve
 from tinytl.experiment.terminal.closing import show_closing
 from tinytl.experiment.terminal.console import console
 from tinytl.experiment.terminal.planned import show_plan

@@ -5,6 +5,7 @@ every tensor of a real step appears with its size and lifetime, but no memory is
 computed.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -25,6 +26,7 @@ from tinytl.memory.meter import LiveMemory, MemoryReport
 from tinytl.memory.step import metered
 from tinytl.networks.construct import build_on_meta
 
+log = logging.getLogger("tinytl")
 # bitsandbytes' 8-bit optimizers: smaller tensors' moments stay in 32 bits; each block has a scale
 SMALLEST_8BIT_ELEMENTS = 4096
 BLOCK_ELEMENTS = 256
@@ -45,13 +47,24 @@ def predicted_bytes(step: TrainingStep) -> int:
     return int(margin * predict(step).peak_bytes) + MARGIN_BYTES
 
 
-def lean_bytes(step: TrainingStep) -> int:
-    """Predict the peak of a run with these settings under the lean engine.
+@lru_cache(maxsize=4096)
+def lean_mb(step: TrainingStep) -> float | None:
+    """Predict the peak of a run with these settings under the lean engine, in MB of 1e6 bytes.
 
-    A run under stock PyTorch is taken with the lean engine's default plan, another one with its own.
+    A run under stock PyTorch is taken with the lean engine's default plan on its device, another one with its
+    own. The figure is None, and a line says why, where the lean engine cannot compute the network: it stands
+    beside the results of a finished run, which must not be lost for it.
     """
     step = step.shapes
-    return predicted_bytes(step if step.engine == "lean" else replace(step, engine="lean", plan=EnginePlan()))
+    if step.engine != "lean":
+        plan = EnginePlan(compile=step.plan.compile, lean_layers=step.plan.lean_layers)
+        step = replace(step, engine="lean", plan=plan)
+    try:
+        return predicted_bytes(step) / 1e6
+    except Exception as error:  # raised by the network's layers, so of any type
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        log.warning("memory under the lean engine is not predicted for %s (%s)", step.spec.model, reason)
+        return None
 
 
 def conversion(step: TrainingStep) -> LeanReport:

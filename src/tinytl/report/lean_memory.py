@@ -1,6 +1,5 @@
 """What a run's settings take under the lean engine, whichever engine the run was trained on."""
 
-import logging
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -8,16 +7,15 @@ from typing import Any
 from rich.progress import track
 from torch import nn
 
-from tinytl.assembly import TrainingStep
+from tinytl.assembly import TrainingStep, of_precision
 from tinytl.engine import EnginePlan
 from tinytl.errors import UserError
-from tinytl.memory.predict import lean_bytes
+from tinytl.memory import predict
 from tinytl.networks.construct import build_on_meta
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec
 from tinytl.paper.recipe import get
 
-log = logging.getLogger("tinytl")
 # What a record of another version, or of a network that is not here, may raise.
 NOT_PREDICTED = (UserError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
 
@@ -32,7 +30,7 @@ def lean_mb(records: list[dict[str, Any]]) -> list[float | None]:
     steps = {i: _step(records[i]) for i, value in enumerate(recorded) if value is None}
     distinct = list(dict.fromkeys(step for step in steps.values() if step is not None))
     predicted = {
-        step: _predict(step)
+        step: predict.lean_mb(step)
         for step in track(distinct, "memory under the lean engine", disable=len(distinct) < 3, transient=True)
     }
     computed = {i: predicted[step] for i, step in steps.items() if step is not None}
@@ -45,15 +43,6 @@ def with_lean_mb(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {**record, "memory": {**record["memory"], "lean_mb": mb}} if record.get("memory") else record
         for record, mb in zip(records, lean_mb(records), strict=True)
     ]
-
-
-@cache
-def _predict(step: TrainingStep) -> float | None:
-    try:
-        return lean_bytes(step) / 1e6
-    except NOT_PREDICTED as error:
-        log.warning("%s, %s: memory is not predicted (%s)", step.spec.model, step.method, error)
-        return None
 
 
 def _step(record: dict[str, Any]) -> TrainingStep | None:
@@ -69,13 +58,14 @@ def _step_of(config: dict[str, Any], params: dict[str, Any]) -> TrainingStep:
     has_lite = params["lite_residual_pretrained"] is not None
     lite = LiteResidualConfig(**_named_as(LiteResidualConfig, config["lite_residual"])) if has_lite else None
     model, norm = config["model"]["name"], config["norm"]["name"]
+    autocast, dtype = of_precision(str(get(config, "trainer.precision")))
     classes = config["data"].get("num_classes") or _num_classes(model, norm, lite, params["total"])
     return TrainingStep(
         NetworkSpec(model, norm, classes, lite, config.get("dropout", 0.2)),
         config["method"]["name"], config["batch_size"], config["resolution"], config["quantize"],
         multilabel=config["data"].get("task") == "multilabel", blocks=config.get("blocks"),
         engine=config["engine"]["name"], plan=EnginePlan(**_named_as(EnginePlan, config["engine"])),
-        autocast=str(get(config, "trainer.precision")) in ("16-mixed", "16", "bf16-mixed", "bf16"),
+        autocast=autocast, dtype=dtype,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tinytl.errors import UserError
+from tinytl.experiment.asked import settings_as_asked
 from tinytl.experiment.record.fingerprint import fingerprint
 from tinytl.experiment.record.folder import (
     TEMPORARY,
@@ -28,7 +29,7 @@ from tinytl.experiment.record.folder import (
     locked,
     refuse_other_settings,
 )
-from tinytl.experiment.resolve import data_digest, settings_as_asked
+from tinytl.experiment.resolve import data_digest
 from tinytl.experiment.run import Begin, attempt
 from tinytl.experiment.sweep.progress import SweepProgress, label
 from tinytl.experiment.terminal.console import console

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import torch
 
+from tinytl.assembly import HALF
 from tinytl.errors import UserError
-from tinytl.experiment.resolve import HALF
 from tinytl.experiment.terminal.suggestions import did_you_mean
 
 Kind = Literal["cpu", "cuda", "mps"]

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from tinytl.errors import UserError
-from tinytl.experiment.resolve import engine_plan
+from tinytl.experiment.asked import engine_plan
 from tinytl.memory import process
 
 PIXEL_BYTES = 3 * 4  # three channels in float32

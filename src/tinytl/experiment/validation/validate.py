@@ -11,10 +11,11 @@ import timm
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tinytl.assembly import HALF
 from tinytl.data.loading import FOLDER_LOADER, TABLE_LOADER, find_loader
 from tinytl.data.splits import Splits
 from tinytl.errors import UserError
-from tinytl.experiment.resolve import HALF, engine_plan
+from tinytl.experiment.asked import engine_plan
 from tinytl.experiment.terminal.error_lines import one_line, unknown_key
 from tinytl.experiment.terminal.suggestions import did_you_mean
 from tinytl.experiment.validation import folder_names
