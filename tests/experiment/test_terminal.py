@@ -81,6 +81,16 @@ def test_figures_of_other_tasks(capsys, tmp_path):
     assert "25.0 % right, each image before it is trained on" in text
 
 
+def test_the_closing_of_a_run_of_an_older_version(capsys, tmp_path):
+    """Its record has no classes and no base of the process; resume=true shows it, too."""
+    record = {"metrics": {"test/top1": 0.5}, "memory": {"measured_mb": 10.0, "process_mb": 500.0}}
+    show_closing({**record, "time": {"seconds": 60.0}}, tmp_path)
+    text = capsys.readouterr().err
+    assert line_of(text, "accuracy") == "50.0 %"
+    assert line_of(text, "memory") == "measured 10.0 MB in a step, no budget"
+    assert line_of(text, "process") == "peak 500 MB"
+
+
 @pytest.mark.parametrize(("right", "images"), [(0, 7), (5, 10), (20, 20), (307, 359)])
 def test_the_interval_is_wilsons(right, images):
     """By the formula of 1927."""
