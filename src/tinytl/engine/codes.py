@@ -52,7 +52,7 @@ class Codes(nn.Parameter):
 
     @property
     def requires_grad(self) -> bool:
-        """False."""
+        """Always False."""
         return False
 
     @requires_grad.setter

@@ -78,13 +78,13 @@ class PackedWeight(FrozenWeight):
 
     def addresses(self) -> tuple[int, ...]:
         """The fields of Weight in native/vectors.h: codes, indices or values; table, scale and shift."""
-        codes, table = self.codes, self.table
+        table = self.table
+        with torch._C.DisableTorchFunctionSubclass():  # Codes answer ten times as fast
+            is_int8, codes = self.codes.dtype == torch.int8, self.codes.data_ptr()
         values = (self.scale.data_ptr(), 0 if self.shift is None else self.shift.data_ptr())
         if table is not None:
-            return 0, codes.data_ptr(), 0, table.data_ptr(), *values
-        if codes.dtype == torch.int8:
-            return codes.data_ptr(), 0, 0, 0, *values
-        return 0, 0, codes.data_ptr(), 0, *values
+            return 0, codes, 0, table.data_ptr(), *values
+        return (codes, 0, 0, 0, *values) if is_int8 else (0, 0, codes, 0, *values)
 
     def _stored_codes(self, codes: Tensor) -> Tensor:
         flat = codes.flatten(1)  # (out, elements of a channel)
