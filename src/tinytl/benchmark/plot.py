@@ -53,6 +53,7 @@ def unbeaten(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _label(figure: Any, axes: Any, rows: list[dict[str, Any]]) -> None:
     """Name each point by its plan, where the name lies on no other name, point or legend."""
+    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # the layout decides where the points are
@@ -63,7 +64,7 @@ def _label(figure: Any, axes: Any, rows: list[dict[str, Any]]) -> None:
     for row, dot in zip(rows, taken[: len(rows)], strict=True):
         name = axes.annotate(
             row["plan"], _place(row), xytext=(0, 0), textcoords="offset points", fontsize=7.5, ha="center",
-            va="center",
+            va="center", path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
         if not any(_free(name, place, taken, dot, axes.bbox) for place in AROUND):
             name.remove()  # the legend's line and the table have it
