@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(flowers, tmp_path, cha
         (lambda folder, empty: tinytl.load(tiny(), empty), "no adapter is there"),
         (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, class_names=["rose"]), "1 class names"),
         (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, std=[1, 1, 0]), "is positive"),
-        (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, mean=[1]), "three numbers"),
+        (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, mean=[1]), r"one finite number .*channels: 3"),
         (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, metrics={"a": float("nan")}), "a is nan"),
     ],
 )  # fmt: skip
@@ -220,6 +220,20 @@ def test_both_sides_are_named(flowers, tmp_path, act, message):
     with pytest.raises(tinytl.UserError, match=message):
         act(flowers[0], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_gray_images_have_one_mean(tmp_path, lean):
+    """timm's record of a network says three channels, whatever its first convolution takes."""
+    network = timm.create_model("tinytl_tiny", num_classes=3, in_chans=1)
+    network = tinytl.adapt(network, tinytl.Config(lean=lean))
+    with pytest.raises(tinytl.UserError, match=r"mean=.*one finite number .*channels: 1"):
+        tinytl.save(network, tmp_path / "gray", mean=[0.5, 0.5, 0.5], std=[0.5])
+    tinytl.save(network, tmp_path / "gray")
+    assert json.loads((tmp_path / "gray" / "adapter_config.json").read_text())["mean"] is None
+    tinytl.save(network, tmp_path / "gray", mean=[0.5], std=[0.25])
+    record = json.loads((tmp_path / "gray" / "adapter_config.json").read_text())
+    assert (record["mean"], record["std"]) == ([0.5], [0.25])
 
 
 def test_two_files_that_differ_are_refused(flowers, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinytl.adapters.image_channels import image_channels
 from tinytl.engine.kept import FALLBACK_SIZE
 from tinytl.engine.swap import shapes_only
 from tinytl.errors import UserError
@@ -56,10 +57,8 @@ def _shape(name: str, block: nn.Module, calls: list[tuple[Any, Any]]) -> BlockSh
 
 def _image_size(network: Any) -> tuple[int, ...]:
     config = getattr(network, "pretrained_cfg", None) or {}
-    if config.get("input_size"):
-        return tuple(config["input_size"])
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    return (first.in_channels if first else FALLBACK_SIZE[0], *FALLBACK_SIZE[1:])
+    _, *pixels = config.get("input_size") or FALLBACK_SIZE
+    return image_channels(network), *pixels
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

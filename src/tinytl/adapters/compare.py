@@ -19,11 +19,16 @@ def check_classes(record: OwnRecord, folder: str) -> None:
         raise UserError(f"{folder}: {times} classes are named {name}")
 
 
-def check_transform(record: OwnRecord, folder: str) -> None:
-    """Raise UserError where mean, standard deviation, resolution or metrics cannot be right."""
+def check_transform(record: OwnRecord, channels: int, folder: str) -> None:
+    """Raise UserError where mean, standard deviation, resolution or metrics cannot be right.
+
+    `channels` is that of the network's images.
+    """
     for name, values in (("mean", record.mean), ("std", record.std)):
-        if values is not None and (len(values) != 3 or not all(map(math.isfinite, values))):
-            raise UserError(f"{folder}: {name}={values}: three numbers are needed, one per channel")
+        if values is not None and (len(values) != channels or not all(map(math.isfinite, values))):
+            raise UserError(
+                f"{folder}: {name}={values}: one finite number per channel is needed (channels: {channels})"
+            )
     if record.std is not None and min(record.std) <= 0:
         raise UserError(f"{folder}: std={record.std}: a standard deviation is positive")
     if record.resolution is not None and record.resolution < 1:

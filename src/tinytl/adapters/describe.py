@@ -1,11 +1,13 @@
 """The record of an adapted network, before anything is known of its classes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import timm
 
 from tinytl.adapters.config import Config
+from tinytl.adapters.image_channels import image_channels
 from tinytl.networks.blocks import class_count, given_names
 from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.spec import NetworkSpec
@@ -19,15 +21,20 @@ def describe(network: Any, config: Config, rounding: bool = False) -> OwnRecord:
     held = trainable_state(network, config.norm_name)
     timm_config = getattr(network, "pretrained_cfg", None) or {}
     size = timm_config.get("input_size")
-    mean, std = (timm_config.get(key) for key in ("mean", "std"))
+    mean, std = (_of_channels(timm_config.get(key), image_channels(network)) for key in ("mean", "std"))
     return OwnRecord(
         _spec(network, config), config.method, config.quantize, config.trained_blocks,
         frozen_sha256=frozen_sha256(network, held, config.quantize if rounding else "off"),
-        mean=None if mean is None else list(mean), std=None if std is None else list(std),
+        mean=mean, std=std,
         resolution=None if size is None else int(size[-1]),
         classifier=names.classifier, block_names=None if names.blocks is None else list(names.blocks),
         version=VERSION,
     )  # fmt: skip
+
+
+def _of_channels(values: Sequence[float] | None, channels: int) -> list[float] | None:
+    """Return timm's mean or standard deviation, unless it is that of images with other channels."""
+    return list(values) if values is not None and len(values) == channels else None
 
 
 def model_name(network: Any) -> str:

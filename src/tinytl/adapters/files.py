@@ -14,6 +14,7 @@ from tinytl.adapters.config import NORMS, Config
 from tinytl.adapters.describe import describe
 from tinytl.adapters.state import Network, is_adapted, sharing_copy, state_of
 from tinytl.engine.plan import EnginePlan
+from tinytl.adapters.image_channels import image_channels
 from tinytl.engine.stock import without_tensors
 from tinytl.errors import UserError
 from tinytl.networks.blocks import set_class_count
@@ -51,7 +52,7 @@ def save(
     record = replace(state.records[name], **{key: value for key, value in given.items() if value is not None})
     record = record if base is None else with_base(record, base)
     check_classes(record, str(folder))
-    check_transform(record, str(folder))
+    check_transform(record, image_channels(state.stock), str(folder))
     tensors = active_tensors(network) if name == state.active else state.inactive[name]
     save_adapter(Path(folder), tensors, asdict(record))
     state.records[name] = record
