@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(flowers, tmp_path, cha
         (lambda folder, empty: tinytl.load(tiny(), empty), "no adapter is there"),
         (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, class_names=["rose"]), "1 class names"),
         (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, std=[1, 1, 0]), "is positive"),
-        (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, mean=[1]), r"one finite number .*channels: 3"),
+        (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, mean=[1]), "one finite number"),
         (lambda _, empty: tinytl.save(trained(tiny(), 0), empty, metrics={"a": float("nan")}), "a is nan"),
     ],
 )  # fmt: skip

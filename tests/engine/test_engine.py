@@ -16,7 +16,8 @@ from processes import ROOT
 from tinytl.assembly import TrainingStep
 from tinytl.engine import EnginePlan, make_lean
 from tinytl.engine.bits import pack, unpack
-from tinytl.engine.kernels import Clamp, Kernels, compiled_kernels
+from tinytl.engine.compiled_kernels import compiled_kernels
+from tinytl.engine.kernels import Clamp, Kernels
 from tinytl.engine.optimizer import adam
 from tinytl.errors import UserError
 from tinytl.memory.step import build, lower_bound, metered

@@ -14,8 +14,10 @@ import torch
 from processes import ROOT
 
 from tinytl.engine import EnginePlan, kernels, make_lean
+from tinytl.engine.compiled_kernels import CompiledKernels
+from tinytl.engine.compiled_library import SIGNATURES
 from tinytl.engine.kernel_library import CompileError, cache_folder, load_library
-from tinytl.engine.kernels import SIGNATURES, CompiledKernels, Kernels
+from tinytl.engine.kernels import Kernels
 from tinytl.errors import UserError
 from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network

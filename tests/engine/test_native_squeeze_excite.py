@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tinytl.engine import EnginePlan, lean_report, make_lean
 from tinytl.engine.bottleneck_parts import BottleneckParts
-from tinytl.engine.kernels import choose_kernels
+from tinytl.engine.compiled_kernels import choose_kernels
 from tinytl.engine.native.bottleneck import NativeBottleneck
 from tinytl.engine.native.bottleneck_sizes import FILTERED
 from tinytl.errors import UserError

@@ -12,9 +12,9 @@ from tinytl.adapters.adapt import convert, make_ready, refuse_unfit
 from tinytl.adapters.compare import check_classes, check_same_backbone, check_same_config, check_transform
 from tinytl.adapters.config import NORMS, Config
 from tinytl.adapters.describe import describe
+from tinytl.adapters.image_channels import image_channels
 from tinytl.adapters.state import Network, is_adapted, sharing_copy, state_of
 from tinytl.engine.plan import EnginePlan
-from tinytl.adapters.image_channels import image_channels
 from tinytl.engine.stock import without_tensors
 from tinytl.errors import UserError
 from tinytl.networks.blocks import set_class_count

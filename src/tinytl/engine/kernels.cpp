@@ -321,7 +321,7 @@ void standardize(const T* weight, const T* grad, T* out, long rows, long n, doub
 
 }  // namespace
 
-// What kernels.py calls, for float32 or float64.
+// What compiled_kernels.py calls, for float32 or float64.
 #define FOR_TYPE(T, suffix)                                                                                   \
   extern "C" void group_normalize_##suffix(T* x, T* rstd, long n, long c, long per_group, long area,          \
                                            double eps) {                                                      \

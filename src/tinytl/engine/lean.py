@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from tinytl.engine.bottleneck import SlicedBottleneck
 from tinytl.engine.clamp import LeanClamp
+from tinytl.engine.compiled_kernels import choose_kernels
 from tinytl.engine.ends import fuse_ends
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.frozen_layers import FrozenConv2d, FrozenLinear
 from tinytl.engine.hooks import has_hooks
 from tinytl.engine.kept import kept_tensors
-from tinytl.engine.kernels import Kernels, choose_kernels
+from tinytl.engine.kernels import Kernels
 from tinytl.engine.lean_network import Lean
 from tinytl.engine.mixin import become
 from tinytl.engine.native.block import NativeLiteResidualBlock

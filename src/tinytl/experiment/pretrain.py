@@ -14,11 +14,13 @@ from tinytl.data.datamodule import ImageDataModule
 from tinytl.data.inspection import Inspected
 from tinytl.data.loading import FOLDER_LOADER, load_data
 from tinytl.data.transforms import test_transform
-from tinytl.experiment import execute
-from tinytl.experiment.execute import Job, Place, Work, classes_of_the_data
+from tinytl.experiment.build import Job, build, data_module
+from tinytl.experiment.execute import fit_and_test
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.record.metrics_file import MetricsFile
 from tinytl.experiment.terminal.opening import show_opening
+from tinytl.experiment.trainer import checkpointing, make_trainer
+from tinytl.experiment.work import Place, Work, classes_of_the_data
 from tinytl.methods import parameter_table
 from tinytl.networks.blocks import silence_residual_branches
 from tinytl.training.curves import Curves
@@ -33,7 +35,7 @@ IMAGES = 128  # on which scales and shifts are fitted
 
 def _build_supervised(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
     """Build the objects of a run. With random weights, each block begins as its shortcut alone."""
-    job = execute.build(experiment, inspected, place)
+    job = build(experiment, inspected, place)
     if experiment.step.spec.checkpoint is None:
         silence_residual_branches(job.module.network)
     return job
@@ -41,7 +43,7 @@ def _build_supervised(experiment: Experiment, inspected: Inspected, place: Place
 
 def _train(experiment: Experiment, job: Job, loggers: list[Any]) -> dict[str, Any]:
     """Train and test, then write the weights: without them the run does not count as finished."""
-    figures = execute.fit_and_test(experiment, job, loggers)
+    figures = fit_and_test(experiment, job, loggers)
     network = build_network(replace(experiment.step.spec, checkpoint=str(experiment.folder / ADAPTER)))
     _keep(network, experiment)
     return figures
@@ -73,16 +75,14 @@ def _build_adaptation(experiment: Experiment, inspected: Inspected, place: Place
     teacher = build_network(replace(spec, norm="bn_frozen", lite_residual=None))
     student = build_network(spec)
     images = teacher.pretrained_cfg
-    data = execute.data_module(experiment, inspected.splits, images["mean"], images["std"])
+    data = data_module(experiment, inspected.splits, images["mean"], images["std"])
     module = NormAdaptation(
         teacher, student, data.example_images(IMAGES), lr=experiment.recipe.lr, seed=experiment.seed
     )
     show_opening(experiment, parameter_table(student), inspected.splits)
     curves = Curves()
     shown = [curves, MetricsFile(experiment.folder, curves)]
-    trainer = execute.make_trainer(
-        experiment, [*shown, ExactResume(), execute.checkpointing(experiment, place)]
-    )
+    trainer = make_trainer(experiment, [*shown, ExactResume(), checkpointing(experiment, place)])
     return Adaptation(module, data, trainer, curves, place.start.resumes)
 
 

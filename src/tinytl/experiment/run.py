@@ -11,10 +11,10 @@ from typing import Any
 from tinytl.data.inspection import Inspected
 from tinytl.data.loading import load_data
 from tinytl.errors import UserError
-from tinytl.experiment import execute, pretrain
+from tinytl.experiment import pretrain
 from tinytl.experiment.asked import as_asked, settings_as_asked
 from tinytl.experiment.describe import candidates
-from tinytl.experiment.execute import CLASSIFICATION, Place, Work
+from tinytl.experiment.execute import CLASSIFICATION, operators
 from tinytl.experiment.plan import plan
 from tinytl.experiment.record.fingerprint import fingerprint
 from tinytl.experiment.record.folder import beginning, clear, has_state, locked, remove_leftovers
@@ -27,6 +27,7 @@ from tinytl.experiment.tracking.loggers import loggers
 from tinytl.experiment.tracking.login import check_login
 from tinytl.experiment.tracking.mirror import mirror
 from tinytl.experiment.validation.validate import validate_data, validate_starting_weights
+from tinytl.experiment.work import Place, Work
 from tinytl.memory.out_of_memory import KernelKills
 from tinytl.records.results import provenance, read_record
 from tinytl.system.processes import is_first_process
@@ -100,7 +101,7 @@ def attempt(cfg: Any, begin: Begin) -> None:
             if experiment.weighed is not None:
                 record["weighed"] = candidates(experiment.weighed)
             job = work.build(experiment, data, Place(start, stop, mark, digest))
-            record["provenance"]["operators"] = execute.operators(experiment, job.trainer)
+            record["provenance"]["operators"] = operators(experiment, job.trainer)
             with mirror(experiment) as mirrored:
                 begun = True
                 if is_first_process() and not start.keeps_results:

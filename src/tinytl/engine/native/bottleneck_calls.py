@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinytl.engine.kernels import run_native
 from tinytl.engine.native.bottleneck_sizes import BottleneckSizes, BufferSizes, Call
+from tinytl.engine.native.call import run_native
 from tinytl.engine.native.convolution import Window
 from tinytl.engine.native.norms import (
     NO_NORM,

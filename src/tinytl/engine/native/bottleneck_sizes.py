@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tinytl.engine.kernels import threads_for
+from tinytl.engine.native.call import threads_for
 from tinytl.engine.native.convolution import Convolution, Window
 from tinytl.engine.native.norms import NativeNorm
 from tinytl.engine.native.packing import PACK, Packing, round_up

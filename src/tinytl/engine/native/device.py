@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from tinytl.engine.kernels import CompiledKernels, Kernels
+from tinytl.engine.compiled_kernels import CompiledKernels
+from tinytl.engine.kernels import Kernels
 from tinytl.errors import UserError
 
 DEVICES = ("cpu", "meta")

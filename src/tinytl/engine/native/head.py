@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.hooks import refuse_hooks
-from tinytl.engine.kernels import Kernels, run_native, threads_for
+from tinytl.engine.kernels import Kernels
+from tinytl.engine.native.call import run_native, threads_for
 from tinytl.engine.native.convolution import is_plain
 from tinytl.engine.native.device import check_device, is_native
 from tinytl.engine.native.norms import (

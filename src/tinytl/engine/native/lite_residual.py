@@ -12,8 +12,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.hooks import has_hooks, refuse_hooks
-from tinytl.engine.kernels import Kernels, run_native, threads_for
+from tinytl.engine.kernels import Kernels
+from tinytl.engine.native.call import run_native, threads_for
 from tinytl.engine.native.device import check_device, is_native
+from tinytl.engine.native.lite_residual_sizes import (
+    BufferSizes,
+    Geometry,
+    backward_sizes,
+    forward_sizes,
+    scratch_size,
+)
 from tinytl.engine.native.norms import (
     ACTIVATIONS,
     LINEAR,
@@ -25,7 +33,6 @@ from tinytl.engine.native.norms import (
     split_gradients,
     statistics_size,
 )
-from tinytl.engine.native.packing import round_up
 from tinytl.engine.native.trained_weight import CONVOLUTION_FORMAT, WeightGradients
 from tinytl.engine.norms import lean_norm
 from tinytl.engine.plan import EnginePlan
@@ -34,69 +41,6 @@ from tinytl.networks.lite_residual import LiteResidual
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
 KERNELS = (1, 3, 5, 7)  # of the grouped convolution
-LANES = 32  # of two vectors, the widest there are
-PLANES = 4  # upsampled together; PLANES in native/resize.h
-
-
-class Geometry(NamedTuple):
-    """The sizes of maps, which lite_residual.cpp explains; planes and rows stand `plane`, `pitch` apart."""
-
-    height: int
-    width: int
-    pooling: int
-    pooled_height: int
-    pooled_width: int
-    pooled_pitch: int
-    pooled_plane: int
-    rows: int  # of the maps between the convolutions
-    columns: int
-    margin: int
-    grad_pitch: int
-    grad_plane: int
-    out_height: int
-    out_width: int
-
-    @property
-    def area(self) -> int:
-        """Pixels of the maps between the convolutions."""
-        return self.rows * self.columns
-
-    @staticmethod
-    def of(conv: nn.Conv2d, pooling: int, size: torch.Size, out_size: torch.Size) -> "Geometry":
-        """For a grouped convolution of maps of `size`, pooled, and an output of `out_size`."""
-        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
-        height, width = size
-        out_height, out_width = out_size
-        pooling = pooling if pooling > 1 and min(size) >= pooling else 1  # a 1x1 map cannot be pooled
-        pooled_height, pooled_width = height // pooling, width // pooling
-        rows = (pooled_height + 2 * padding - kernel) // stride + 1
-        columns = (pooled_width + 2 * padding - kernel) // stride + 1
-        pitch, margin = pooled_width + 2 * padding, (kernel - 1) // stride
-        # the gradient is read as far as the last pixel's first tap
-        grad_pitch = margin + max(columns, (pooled_width - 1 + padding) // stride + 1)
-        return Geometry(
-            height, width, pooling, pooled_height, pooled_width, pitch, _plane(pooled_height * pitch),
-            rows, columns, margin, grad_pitch, _plane(rows * grad_pitch), out_height, out_width,
-        )  # fmt: skip
-
-
-def _plane(elements: int) -> int:
-    """Distance of planes: an odd multiple of 64 bytes, so that neighbours share no set of the cache."""
-    return (round_up(elements) // 16 | 1) * 16
-
-
-class BufferSizes(NamedTuple):
-    """Elements of buffers; lite_residual.cpp says what they hold."""
-
-    pooled: int
-    across: int
-    weights: int
-    grad: int
-    packed_grad: int
-    sums: int
-    natural: int
-    image: int  # all buffers of an image, backwards
-    thread: int  # all buffers of a thread
 
 
 # LiteResidual of native/lite_residual.cpp: two convolutions, two norms, then numbers: images and threads,
@@ -253,14 +197,14 @@ class NativeLiteResidual(nn.Module):
         if key not in self._calls:
             self._check(x, out)
             geometry = Geometry.of(self.conv1, self.pooling, x.shape[2:], out.shape[2:])
-            sizes = self._backward_sizes(geometry) if backward else self._forward_sizes(geometry)
+            sizes = (backward_sizes if backward else forward_sizes)(self.conv1, self.conv2, geometry)
             self._calls[key] = _Call(
                 len(x),
                 self.conv1.out_channels * geometry.area,
                 self.conv2.out_channels * geometry.area,
                 statistics_size(self.described_norms, len(x)),
                 2 * (self.conv1.out_channels + self.conv2.out_channels),
-                _tables(geometry) + len(x) * sizes.image + threads * sizes.thread,
+                scratch_size(geometry, sizes, len(x), threads),
                 (len(x), threads, *geometry, int(self.upsampling == "bilinear"), *sizes),
             )
         return self._calls[key]
@@ -273,36 +217,6 @@ class NativeLiteResidual(nn.Module):
                 f"a lite residual of {channels[0]} to {channels[1]} channels cannot add its output "
                 f"for an input {tuple(x.shape)} to {tuple(out.shape)}"
             )
-
-    def _row_size(self) -> int:
-        """Elements of an output channel's weights, at most."""
-        return max(self.conv1.weight[0].numel(), self.conv2.in_channels)
-
-    def _forward_sizes(self, geometry: Geometry) -> BufferSizes:
-        pooled = self.conv1.in_channels * geometry.pooled_plane
-        across = PLANES * geometry.rows * geometry.out_width
-        weights = LANES * self._row_size()
-        middle = self.conv1.out_channels * geometry.area
-        thread = _total(pooled, middle, across, weights)
-        return BufferSizes(pooled, across, weights, 0, 0, 0, 0, image=0, thread=thread)
-
-    def _backward_sizes(self, geometry: Geometry) -> BufferSizes:
-        first, second = self.conv1, self.conv2
-        pooled = first.in_channels * geometry.pooled_plane
-        across = PLANES * geometry.rows * geometry.out_width
-        of_group = round_up(first.in_channels // first.groups, LANES) * first.weight[0, 0].numel()
-        weights = max(
-            of_group * first.out_channels // first.groups,
-            round_up(second.in_channels, LANES) * second.out_channels,
-        )
-        grad = first.out_channels * geometry.grad_plane
-        grad_pooled = first.in_channels * geometry.pooled_height * geometry.pooled_width
-        packed_grad, sums = LANES * geometry.area, LANES * self._row_size()
-        natural = 16 * round_up(self._row_size())
-        middle, last = first.out_channels * geometry.area, second.out_channels * geometry.area
-        thread = max(_total(across, weights, grad, grad_pooled), _total(packed_grad, sums, natural))
-        image = _total(pooled, middle, middle, last)
-        return BufferSizes(pooled, across, weights, grad, packed_grad, sums, natural, image, thread)
 
     def _pack(
         self, call: _Call, kept: Kept, tensors: Sequence[Tensor], stored: Sequence[StoredStatistics | None],
@@ -324,19 +238,6 @@ def _describe_convolution(conv: Any) -> tuple[float, ...]:
     sizes = (conv.kernel_size[0], conv.stride[0], conv.padding[0])
     standardized = int(isinstance(conv, WeightStandardizedConv2d))
     return conv.in_channels, conv.out_channels, *sizes, conv.groups, standardized, WS_EPS
-
-
-def _tables(geometry: Geometry) -> int:
-    """Elements of the tables of Upsampling in native/resize.h."""
-    size = 3 * round_up(geometry.out_height) + 2 * round_up(geometry.rows)
-    columns, out_columns = geometry.columns, geometry.out_width
-    for inputs, outputs in ((columns, out_columns), (out_columns, columns)):
-        size += (inputs + 2) * round_up(outputs)
-    return size
-
-
-def _total(*sizes: int) -> int:
-    return sum(map(round_up, sizes))
 
 
 def _is_plain(conv: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tinytl.engine.kernels import run_native
+from tinytl.engine.native.call import run_native
 from tinytl.engine.native.packing import PACK, PackedWeight, Packing, round_up
 from tinytl.networks.norms import WS_EPS, WeightStandardizedConv2d
 
