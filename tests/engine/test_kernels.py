@@ -13,11 +13,11 @@ import pytest
 import torch
 from processes import ROOT
 
-from tinytl.engine import EnginePlan, kernels, make_lean
+from tinytl.engine import EnginePlan, compiled_kernels, compiled_library, make_lean
 from tinytl.engine.compiled_kernels import CompiledKernels
 from tinytl.engine.compiled_library import SIGNATURES
 from tinytl.engine.kernel_library import CompileError, cache_folder, load_library
-from tinytl.engine.kernels import Kernels
+from tinytl.engine.kernels import Clamp, Kernels
 from tinytl.errors import UserError
 from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no
 def _forget_the_library():
     """What this process has loaded or found missing does not outlive a test."""
     yield
-    kernels._library.cache_clear()
-    kernels.choose_kernels.cache_clear()
+    compiled_library._library.cache_clear()
+    compiled_kernels.choose_kernels.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +60,7 @@ def compiler(tmp_path, monkeypatch):
 
 def works(library):
     x = torch.tensor([[[[-1.0, 2.0, 9.0]]]])
-    CompiledKernels(library).affine_clamp_(
-        x, torch.tensor([2.0]), torch.tensor([1.0]), kernels.Clamp(0.0, 6.0)
-    )
+    CompiledKernels(library).affine_clamp_(x, torch.tensor([2.0]), torch.tensor([1.0]), Clamp(0.0, 6.0))
     return x.flatten().tolist() == [0.0, 5.0, 6.0]  # clamp(2 x + 1, 0, 6)
 
 
@@ -171,8 +169,8 @@ def test_without_a_compiler_plain_operators_take_over(compiler, monkeypatch, cap
     with pytest.raises(UserError, match=r"engine\.compile=on: .*" + chosen.split()[0]):
         make_lean(copy.deepcopy(network), EnginePlan(compile="on"))
     make_lean(network, EnginePlan())
-    assert type(kernels.choose_kernels("auto")) is Kernels
-    assert kernels.operators_in_use("auto", torch.device("cpu")) == "plain"
+    assert type(compiled_kernels.choose_kernels("auto")) is Kernels
+    assert compiled_kernels.operators_in_use("auto", torch.device("cpu")) == "plain"
     assert caplog.text.count("slower ones in plain PyTorch take over") == 1
 
 
@@ -180,8 +178,8 @@ def test_a_failure_costs_its_time_once(compiler):
     starts = compiler("exit 1")
     for _ in range(2):
         with pytest.raises(UserError):
-            kernels.choose_kernels("on")
-    assert type(kernels.choose_kernels("auto")) is Kernels
+            compiled_kernels.choose_kernels("on")
+    assert type(compiled_kernels.choose_kernels("auto")) is Kernels
     assert starts() == 1
 
 
@@ -207,6 +205,6 @@ def test_a_cache_that_cannot_be_written(compiler, compiled, tmp_path, monkeypatc
 
 
 def test_operators_in_use():
-    assert kernels.operators_in_use("auto", torch.device("cpu")) == "compiled"
-    assert kernels.operators_in_use("auto", torch.device("cuda")) == "plain"
-    assert kernels.operators_in_use("off", torch.device("cpu")) == "plain"
+    assert compiled_kernels.operators_in_use("auto", torch.device("cpu")) == "compiled"
+    assert compiled_kernels.operators_in_use("auto", torch.device("cuda")) == "plain"
+    assert compiled_kernels.operators_in_use("off", torch.device("cpu")) == "plain"

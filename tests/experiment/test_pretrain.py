@@ -113,6 +113,7 @@ def test_norm_adaptation(pretrain, program, tmp_path):
         f"probe={tmp_path}/probe", *TINY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert f"weights: {tmp_path}/teacher.pth" in done.stdout + done.stderr
     metrics = results(tmp_path)["metrics"]
     assert 0 <= metrics["test/agreement"] <= 1
     assert metrics["probe/kept"] == pytest.approx(metrics["probe/top1"] / metrics["probe/teacher_top1"])

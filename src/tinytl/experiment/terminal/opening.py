@@ -14,7 +14,8 @@ from tinytl.methods import METHODS, ParameterGroup
 
 def show_network(cfg: Any) -> None:
     """Print the first of the lines, which is known before libraries are loaded that take seconds."""
-    weights = "random weights" if cfg.checkpoint is None else f"weights: {printable(str(cfg.checkpoint))}"
+    source = cfg.get("teacher") or cfg.checkpoint
+    weights = "random weights" if source is None else f"weights: {printable(str(source))}"
     line("network", f"{cfg.model.name}, norm={cfg.norm.name}, {weights}")
 
 

@@ -86,8 +86,11 @@ def validate(cfg: Any) -> None:
 
 
 def validate_starting_weights(cfg: Any) -> None:
-    """Raise UserError if a file of starting weights cannot be read. It is called before data are read."""
-    source, config = cfg.checkpoint, None
+    """Raise UserError if a file of starting weights cannot be read. It is called before data are read.
+
+    An adaptation starts from the weights of its teacher.
+    """
+    source, config = cfg.get("teacher") or cfg.checkpoint, None
     if cfg.model.name == specialized.MODEL:
         source = of_data(source, cfg.data.name)
         config = net_config(source)
