@@ -172,7 +172,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.train_set, sampler=Resumed(order, seen))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch to go on with, the current one or the next, and the micro-batches of it that were seen."""
+        """The epoch to go on with, and how many of its micro-batches were seen."""
         trainer: Any = self.trainer
         seen = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if seen >= trainer.num_training_batches:

@@ -38,7 +38,7 @@ def _method(experiment: Experiment) -> str:
     step = experiment.step
     blocks = "" if step.blocks is None else f", in the last {step.blocks} blocks"
     teacher = "" if experiment.teacher is None else f", taught by {printable(experiment.teacher)}"
-    return f"{step.method}: {METHODS[step.method].what}{blocks}{teacher}"
+    return f"{step.method}: {METHODS[step.method].description}{blocks}{teacher}"
 
 
 def _what_trains(experiment: Experiment, groups: list[ParameterGroup]) -> str:
