@@ -60,11 +60,13 @@ def within_epoch(trainer: Trainer) -> bool:
 
 
 def _state(metric: Metric) -> dict[str, Any]:
+    """Copies of a metric's sums, and how many updates they hold."""
     state = {name: value.detach().cpu().clone() for name, value in metric.metric_state.items()}  # type: ignore[union-attr]
     return {"tensors": state, "updates": metric.update_count}
 
 
 def _restore(metric: Metric, state: dict[str, Any]) -> None:
+    """Undo `_state`."""
     for name, value in state["tensors"].items():
         setattr(metric, name, value.to(metric.device))
     metric._update_count = state["updates"]
