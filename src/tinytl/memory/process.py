@@ -80,8 +80,8 @@ def _limit_of_control_group() -> int | None:
 def _used_by_control_group() -> int:
     """The bytes that the control group uses and the kernel cannot simply drop.
 
-    While there is room, the kernel keeps files that were read in memory (`inactive_file`). They count as used,
-    but are dropped as soon as memory is asked for; the machine's MemAvailable counts them as free, too.
+    While there is room, the kernel keeps what was read of files in memory (`inactive_file`). It counts as
+    used, but is dropped as soon as memory is asked for; the machine's MemAvailable counts it as free, too.
     """
     used = int((CONTROL_GROUP / "memory.current").read_text())
     statistics = CONTROL_GROUP / "memory.stat"
