@@ -21,7 +21,7 @@ from tinytl.experiment.asked import num_classes
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.resolve import facts, resolve
 from tinytl.experiment.terminal.opening import training_and_validation
-from tinytl.experiment.validation.validate import validate_data
+from tinytl.experiment.validation.inputs import validate_data
 from tinytl.memory import process
 from tinytl.memory.measure import time_steps
 from tinytl.weights.build import head_classes
