@@ -74,6 +74,8 @@ class FrozenConv2d(FrozenWeight):
 
 
 class _FrozenConv(torch.autograd.Function):
+    """The convolution, which keeps nothing: the gradient needs the weight alone."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenConv2d, options: Any) -> Tensor:
         ctx.shape, ctx.layer, ctx.options = x.shape, layer, options
@@ -123,6 +125,8 @@ class FrozenLinear(FrozenWeight):
 
 
 class _FrozenLinear(torch.autograd.Function):
+    """The linear layer, which keeps nothing: the gradient needs the weight alone."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer

@@ -88,8 +88,12 @@ class _Call:
 
 
 class _Recompute(torch.autograd.Function):
-    # Unlike in torch.utils.checkpoint, the parameters are inputs and their gradients are returned, so that
-    # the memory meter sees what is kept, and distributed training sees the gradients.
+    """A block as one function, which keeps its inputs alone.
+
+    Unlike in torch.utils.checkpoint, the parameters are inputs and their gradients are returned, so that the
+    memory meter sees what is kept, and distributed training sees the gradients.
+    """
+
     @staticmethod
     def forward(ctx: Any, call: _Call, *arguments: Any) -> Any:
         count = len(call.inputs)

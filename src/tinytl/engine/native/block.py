@@ -59,6 +59,8 @@ class NativeLiteResidualBlock(nn.Module):
 
 
 class _Block(torch.autograd.Function):
+    """Both branches as one function: it keeps its input and what the native calls leave for the gradients."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, block: NativeLiteResidualBlock, dtype: torch.dtype, stored: Any, count: int,

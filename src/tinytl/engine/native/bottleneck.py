@@ -198,6 +198,8 @@ class NativeBottleneck(nn.Module):
 
 
 class _Bottleneck(torch.autograd.Function):
+    """The block as one function: it keeps its input, statistics and perhaps the normalised projection."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, block: NativeBottleneck, dtype: torch.dtype, stored: Stored, adds_input: bool,

@@ -234,6 +234,8 @@ def _packing(conv: nn.Conv2d, norm: Any) -> Packing:
 
 
 class _Head(torch.autograd.Function):
+    """The head as one function: it keeps its input and the statistics of its norm."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, head: NativeHead, dtype: torch.dtype, stored: list[StoredStatistics | None],

@@ -248,6 +248,8 @@ def _is_centred(conv: Any) -> bool:
 
 
 class _LiteResidual(torch.autograd.Function):
+    """The module as one function: it keeps its input and the outputs of both convolutions."""
+
     @staticmethod
     def forward(
         ctx: Any,
