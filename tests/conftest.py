@@ -18,7 +18,7 @@ from tinytl.experiment.program import run
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.networks.spec import NetworkSpec
 from tinytl.weights.build import build_network
-from tinytl.weights.tensor_names import to_published
+from tinytl.weights.tensor_names import canonical, published_modules
 
 # pytest -n: each of the processes takes its share of the cores, and so do the programs that it starts.
 threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -77,7 +77,21 @@ def reference_network(published):
 @pytest.fixture
 def published_names():
     """Network name -> published name of every tensor of a ProxylessNAS-Mobile."""
-    return lambda network: to_published(list(network.state_dict()), "proxylessnas_mobile")
+    modules = {plain: name for name, plain in published_modules("proxylessnas_mobile").items()}
+
+    def names(network):
+        keys = list(network.state_dict())
+        wrapped = {key.split(".lite_residual.")[0] for key in keys if ".lite_residual." in key}
+        result = {}
+        for key in keys:
+            module, _, tensor = canonical(key).rpartition(".")
+            name = modules[module]
+            if module.rsplit(".", 1)[0] in wrapped:
+                name = name.replace(".conv.", ".conv.main_branch.", 1)
+            result[key] = f"{name}.{tensor}"
+        return result
+
+    return names
 
 
 @pytest.fixture

@@ -36,12 +36,13 @@ class Grids(BasicSweeper):
         from tinytl.experiment.sweep import table
         from tinytl.experiment.sweep.grids import points
         from tinytl.experiment.tracking.login import check_login
-        from tinytl.experiment.validation.validate import refuse_unknown_keys
+        from tinytl.experiment.validation.keys import refuse_unknown_keys
 
         assert self.config is not None and self.launcher is not None
         jobs = points(self.params, self.grids, arguments)
         self.validate_batch_is_legal(jobs)
-        for job in {frozenset(setting.partition("=")[0] for setting in job): job for job in jobs}.values():
+        by_keys = {frozenset(setting.partition("=")[0] for setting in job): job for job in jobs}
+        for job in by_keys.values():  # jobs with the same keys are all right, or all wrong
             refuse_unknown_keys(self._config_of(job))
         first = self._config_of(jobs[0])
         if not first.dry_run:
@@ -65,11 +66,14 @@ class Grids(BasicSweeper):
         from tinytl.experiment.sweep.job import ELSEWHERE, wait_for
 
         outcomes = self._launch(jobs)
-        while elsewhere := [i for i, outcome in enumerate(outcomes) if outcome["status"] == ELSEWHERE]:
+        while True:
+            elsewhere = [i for i, outcome in enumerate(outcomes) if outcome["status"] == ELSEWHERE]
+            if not elsewhere:
+                return outcomes
             wait_for(outcomes[elsewhere[0]])
-            for position, outcome in zip(elsewhere, self._launch([jobs[i] for i in elsewhere]), strict=True):
+            again = self._launch([jobs[i] for i in elsewhere])
+            for position, outcome in zip(elsewhere, again, strict=True):
                 outcomes[position] = outcome
-        return outcomes
 
     def _launch(self, jobs: list[list[str]]) -> list[Any]:
         """Launch jobs; return only their outcomes, as the rest that Hydra returns takes megabytes a job."""
@@ -82,5 +86,6 @@ class Grids(BasicSweeper):
         ]
 
     def _config_of(self, job: list[str]) -> Any:
+        """Compose the configuration of a job."""
         assert self.hydra_context is not None and self.config is not None
         return self.hydra_context.config_loader.load_sweep_config(self.config, job)

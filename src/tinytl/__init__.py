@@ -51,6 +51,7 @@ __version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
     for module, names in _PLACES.items():
         if name in names:
             value = globals()[name] = getattr(import_module(module), name)
@@ -59,6 +60,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Also the public names that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from tinytl.errors import UserError
-from tinytl.networks.blocks import before_last_blocks, classifiers
+from tinytl.networks.blocks import before_last_blocks, classifier_parameters
 from tinytl.networks.lean_mark import is_lean
 from tinytl.networks.lite_residual import LiteResidual, has_lite_residuals
-from tinytl.networks.norms import NORM_NAMES, NormName
+from tinytl.networks.norms import NormName, check_norm_name
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Method:
     """
 
     trains: Callable[[Role], bool]
-    what: str
+    description: str  # what trains
     needs_lite_residual: bool = False
     gain_kept: Mapping[float, float] = field(default_factory=dict)
 
@@ -113,16 +113,12 @@ def freeze(network: Any, name: str, blocks: int | None = None) -> None:
     # Read back from the network: every parameter was decided on, and the classifier trains.
     actual = {id(p): p.requires_grad for p in network.parameters()}
     assert actual == decided, "a parameter has no role"
-    assert all(p.requires_grad for p in _head_parameters(network)), "the classifier is frozen"
-
-
-def _head_parameters(network: Any) -> Iterator[nn.Parameter]:
-    return (p for head in classifiers(network) for p in head.parameters())
+    assert all(p.requires_grad for p in classifier_parameters(network)), "the classifier is frozen"
 
 
 def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
     """Yield (name, parameter, role) of every parameter of a timm model, shared ones once."""
-    head = {id(p) for p in _head_parameters(network)}
+    head = {id(p) for p in classifier_parameters(network)}
     lite = {name: m for name, m in network.named_modules() if isinstance(m, LiteResidual)}
     in_lite = {id(p) for m in lite.values() for p in m.parameters()}
     last_shifts = {id(m.final_bn.bias) for m in lite.values()}
@@ -133,13 +129,11 @@ def roles(network: Any) -> Iterator[tuple[str, nn.Parameter, Role]]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            part = (
-                "head"
-                if id(parameter) in head
-                else "lite_residual"
-                if id(parameter) in in_lite
-                else "backbone"
-            )
+            part = "backbone"
+            if id(parameter) in head:
+                part = "head"
+            elif id(parameter) in in_lite:
+                part = "lite_residual"
             role = Role(_kind(module), tensor, part, id(parameter) in last_shifts, module is last_conv)
             yield f"{prefix}.{tensor}", parameter, role
 
@@ -165,8 +159,7 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
     With norm=bn_frozen every BatchNorm uses its stored statistics, trainable or not.
     Raises UserError for an unknown norm.
     """
-    if norm not in NORM_NAMES:
-        raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
+    check_norm_name(norm)
     network.train()
     for module in network.modules():
         if _is_frozen(module) or (norm == "bn_frozen" and isinstance(module, _BatchNorm)):
@@ -176,8 +169,8 @@ def set_train_mode(network: nn.Module, norm: NormName) -> None:
 def changing_statistics(network: nn.Module, norm: NormName) -> set[str]:
     """Names of the BatchNorm statistics that do not come with the backbone.
 
-    They are those that training changes, which it does not with norm=bn_frozen or in a frozen layer, and
-    those of lite residual modules.
+    They are those of lite residual modules, and those that training changes: with another norm than
+    bn_frozen, those of layers that are not frozen.
     """
     names: set[str] = set()
     for prefix, module in network.named_modules():
@@ -189,6 +182,7 @@ def changing_statistics(network: nn.Module, norm: NormName) -> set[str]:
 
 
 def _is_frozen(module: nn.Module) -> bool:
+    """Whether the module has parameters, none of which trains."""
     parameters = list(module.parameters())
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 

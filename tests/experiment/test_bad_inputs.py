@@ -34,8 +34,9 @@ from tinytl.experiment.terminal.options import key_values
 from tinytl.experiment.terminal.overrides import plain_value, prepared
 from tinytl.experiment.terminal.suggestions import did_you_mean
 from tinytl.experiment.validation import devices, folder_names
+from tinytl.experiment.validation.inputs import validate_data
 from tinytl.experiment.validation.numbers import CHANNELS, SHARE, check_list
-from tinytl.experiment.validation.validate import validate, validate_data
+from tinytl.experiment.validation.validate import validate
 from tinytl.memory import process
 
 
@@ -268,6 +269,7 @@ BAD = [
     (["engine.step_in_backward=true", "trainer.gradient_clip_val=1.0"], "leaves no gradients to clip"),
     (["engine=stock", "engine.optimizer_bits=8"], "engine=stock: optimizer_bits=8"),
     (["data.stream=true", "batch_size=8"], "data.stream=true sees each image once, one at a time"),
+    (["data.stream=true", "trainer.devices=2", "dry_run=true"], "data.stream=true sees one image at a time"),
     (["classifier=class_means", "data.stream=true"], "classifier=class_means: images must have one class"),
     ("data.drift=true", "data.drift=true is the order of a stream"),
     (["test_weights=best", "data.val_fraction=0"], "test_weights=best needs a validation set"),

@@ -1,8 +1,8 @@
 """Convert a network from BatchNorm to GroupNorm and weight standardisation, a layer at a time.
 
 Converted all at once, a network forgets what it knew: a standardised depthwise filter does not respond to a
-constant, so that the scales of all maps after it change. So norms are converted one at a time, with the
-convolutions before them, from the input on; the layers that follow are still the teacher's.
+constant, so that the scales of all maps after it change. Therefore norms are converted one at a time, with
+the convolutions before them, from the input on; the layers that follow are still the teacher's.
 """
 
 import copy
@@ -17,7 +17,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from tinytl.networks.norms import WeightStandardizedConv2d, standardize
-from tinytl.weights.checkpoints import canonical
+from tinytl.weights.tensor_names import canonical_module
 
 LARGEST_SCALE = 20.0  # limits a norm's scale, which would otherwise be infinite in a dead channel
 
@@ -51,19 +51,21 @@ class Conversion(nn.Module):
     def __init__(self, teacher: nn.Module, student: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.student, self.converted = student, 0
-        self.names = {canonical(f"{name}.")[:-1]: name for name, _ in student.named_modules()}
+        # Names of modules: in the teacher -> in the student.
+        self.names = {canonical_module(name): name for name, _ in student.named_modules()}
         self.units = list(self._units(teacher, images))
-        # registered as buffer and modules, so that they move to another device with this module
+        # Registered as buffer and modules, so that they move to another device with this module.
         self.register_buffer("images", images, persistent=False)
         self.later = nn.ModuleList([layer for unit in self.units for layer in unit.layers()])
         final_parameters = list(student.parameters())
         for unit in self.units:
-            self._install(unit.norm, copy.deepcopy(teacher.get_submodule(canonical(f"{unit.norm}.")[:-1])))
+            self._install(unit.norm, copy.deepcopy(teacher.get_submodule(canonical_module(unit.norm))))
             for name, conv in unit.convs.items():
                 self._install(name, _plain(conv))
         self.learned = list({id(p): p for p in [*final_parameters, *student.parameters()]}.values())
 
     def _units(self, teacher: nn.Module, images: Tensor) -> Iterator[Unit]:
+        """Yield the units in the order in which the teacher calls their norms."""
         convs: dict[str, WeightStandardizedConv2d] = {}
         for name, std, mean in _layers_in_order(teacher, images):
             student_name = self.names[name]
@@ -76,6 +78,7 @@ class Conversion(nn.Module):
                 convs = {}
 
     def _install(self, name: str, layer: nn.Module) -> None:
+        """Put a layer into the student in place of the one of this name."""
         parent, _, child = name.rpartition(".")
         setattr(self.student.get_submodule(parent), child, layer)
 
@@ -97,6 +100,7 @@ class Conversion(nn.Module):
         """Give the norms' outputs the teacher's mean and standard deviation per channel, in forward order."""
 
         def fit(unit: Unit, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            """Set a norm's scale and shift by its input (N, C, H, W), before it computes its output."""
             norm = unit.final_norm
             normed = F.group_norm(inputs[0], norm.num_groups, eps=norm.eps)
             std, mean = torch.std_mean(normed, dim=(0, 2, 3))  # (C,)
@@ -130,6 +134,7 @@ def _layers_in_order(teacher: nn.Module, images: Tensor) -> list[tuple[str, Any,
     calls: list[tuple[str, Any, Any]] = []
 
     def note(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        """Append the call of a layer to `calls`."""
         if isinstance(layer, nn.Conv2d):
             calls.append((name, None, None))
             return

@@ -18,7 +18,7 @@ WARM_UP = 20  # steps
 
 
 class NormAdaptation(LightningModule):
-    """Distils `teacher` (norm=bn_frozen) into `student` (norm=gn, the same weights).
+    """Distils `teacher` (norm=bn_frozen) into `student`, which has norm=gn and begins with the same weights.
 
     Layers are converted from the input on, while the student learns to match the teacher's last maps, pooled
     features and logits; labels are not used. `images` (N, 3, R, R) serve to measure typical maps. Adam's
@@ -97,13 +97,13 @@ class NormAdaptation(LightningModule):
         learned = [p for p in self.conversion.learned if id(p) not in head]
         optimizer = torch.optim.Adam(learned, lr=self.lr, betas=(0.9, 0.99))
         steps = int(self.trainer.estimated_stepping_batches)
-        decay = max(1.0, (1 - CONVERTING) * steps)
+        decay = max(1.0, (1 - CONVERTING) * steps)  # steps over which the rate falls
 
         def factor(step: int) -> float:
-            return (
-                min(1.0, (step + 1) / WARM_UP)
-                * math.cos(math.pi / 2 * max(0.0, 1 - (steps - step) / decay)) ** 2
-            )
+            """The rate at a step, relative to `lr`: a linear rise, then constant, then a cosine to zero."""
+            rise = min(1.0, (step + 1) / WARM_UP)
+            decayed = max(0.0, 1 - (steps - step) / decay)  # share of the decay that is over
+            return rise * math.cos(math.pi / 2 * decayed) ** 2
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -92,6 +92,7 @@ def convert(network: Network, config: Config) -> Network:
 
 
 def _classifier_name(network: nn.Module, config: Config) -> str | None:
+    """The name of the layer that gives the classes; None: timm tells it."""
     if not isinstance(config.classifier, nn.Module):
         return config.classifier
     name = next((n for n, module in network.named_modules() if n and module is config.classifier), None)
@@ -101,6 +102,7 @@ def _classifier_name(network: nn.Module, config: Config) -> str | None:
 
 
 def _check_norm(network: nn.Module, config: Config) -> None:
+    """Raise UserError where the network has no norm layers of the kind that the configuration names."""
     name, has_batch_norm = type(network).__name__, batch_norm_eps(network) is not None
     if config.norm == "group" and has_batch_norm:
         raise UserError(
@@ -114,11 +116,12 @@ def _check_norm(network: nn.Module, config: Config) -> None:
 
 
 def _add_lite_residuals(network: nn.Module, config: Config, size: Sequence[int] | None) -> None:
-    if not METHODS[config.method].needs_lite_residual:
-        if config.lite_residual is not None and config.method != "full":
-            raise UserError(f"lite_residual: method={config.method} does not train lite residual modules")
-        if config.lite_residual is None:
-            return
+    """Add lite residual modules where the method or the configuration asks for them."""
+    needed = METHODS[config.method].needs_lite_residual
+    if config.lite_residual is None and not needed:
+        return
+    if not needed and config.method != "full":
+        raise UserError(f"lite_residual: method={config.method} does not train lite residual modules")
     standardizes = any(isinstance(m, WeightStandardizedConv2d) for m in network.modules())
     shapes = None if config.blocks is None else block_shapes(network, config.blocks, size)
     eps = batch_norm_eps(network) or 1e-5
@@ -133,6 +136,7 @@ def _add_lite_residuals(network: nn.Module, config: Config, size: Sequence[int] 
 
 
 def _fit_statistics(network: nn.Module, images: Tensor | None) -> None:
+    """Take the stored statistics of new lite residual modules from images; without any, warn."""
     if images is None:
         log.warning(
             "lite residual modules use mean 0 and variance 1 as their stored statistics; "

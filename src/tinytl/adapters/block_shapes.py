@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tinytl.adapters.image_channels import image_channels
-from tinytl.engine.kept import FALLBACK_SIZE
+from tinytl.engine.kept import FALLBACK_SIZE, floating_dtype
 from tinytl.engine.swap import shapes_only
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.networks.lite_residual import BlockShape
 
 
@@ -22,15 +22,14 @@ def block_shapes(
     """
     calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in blocks}
     handles = [network.get_submodule(name).register_forward_hook(_noting(calls[name])) for name in blocks]
-    images = torch.empty(2, *(size or _image_size(network)), device="meta", dtype=_dtype(network))
+    images = torch.empty(2, *(size or _image_size(network)), device="meta", dtype=floating_dtype(network))
     try:
         with torch.no_grad(), shapes_only(network):
             network(images)
     except Exception as error:  # whatever a network raises that needs values, or images of another size
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"blocks: their shapes were not found with images of {tuple(images.shape[1:])} ({reason}); "
-            f"give adapt some of your images"
+            f"blocks: their shapes were not found with images of {tuple(images.shape[1:])} "
+            f"({first_line(error)}); give adapt some of your images"
         ) from error
     finally:
         for handle in handles:
@@ -39,10 +38,12 @@ def block_shapes(
 
 
 def _noting(calls: list[tuple[Any, Any]]) -> Any:
+    """A hook that appends (inputs, output) of each call of a module."""
     return lambda _module, inputs, output: calls.append((inputs, output))
 
 
 def _shape(name: str, block: nn.Module, calls: list[tuple[Any, Any]]) -> BlockShape:
+    """The shape of a block by its calls. Raises UserError where a lite residual cannot be put beside it."""
     if len(calls) != 1:
         raise UserError(f"blocks={name}: it is called {len(calls)} times in a forward pass, not once")
     if next(block.parameters(), None) is None:
@@ -59,7 +60,3 @@ def _image_size(network: Any) -> tuple[int, ...]:
     config = getattr(network, "pretrained_cfg", None) or {}
     _, *pixels = config.get("input_size") or FALLBACK_SIZE
     return image_channels(network), *pixels
-
-
-def _dtype(network: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)

@@ -105,12 +105,14 @@ def _load_first(
 
 
 def _check_tensors(trial: nn.Module, tensors: Mapping[str, Tensor], record: OwnRecord, folder: str) -> None:
+    """Raise UserError where the tensors do not fit a network that is ready; it gets the adapter's classes."""
     set_class_count(trial, record.spec.num_classes)
     trained = trainable_state(trial, record.spec.norm)
     check_fit(tensors, {canonical(key): tensor for key, tensor in trained.items()}, (), folder)
 
 
 def _config(record: OwnRecord, plan: EnginePlan | None, lean: bool) -> Config:
+    """The configuration by which an adapter was made, with another plan and engine."""
     norm: Any = next(word for word, name in NORMS.items() if name == record.spec.norm)
     return Config(
         record.method, norm, record.blocks, record.quantize, record.spec.lite_residual, record.classifier,

@@ -31,19 +31,26 @@ def refuse_optimizers(network: nn.Module) -> None:
     if not _optimizers_over(network):
         return
     gc.collect()  # one that nobody uses any more may be left in a cycle of references
-    if found := _optimizers_over(network):
-        kind = type(found[0]).__name__
+    optimizers = _optimizers_over(network)
+    if optimizers:
+        kind = type(optimizers[0]).__name__
         raise UserError(f"{kind} holds parameters of the network; make the optimizer after tinytl.adapt")
 
 
 def _optimizers_over(network: nn.Module) -> list[torch.optim.Optimizer]:
+    """The optimizers in this process that hold one of the network's parameters."""
     parameters = {id(parameter) for parameter in network.parameters()}
-    kinds = {torch.optim.Optimizer}
-    while more := {sub for kind in kinds for sub in kind.__subclasses__()} - kinds:
-        kinds |= more
+    # By their exact types: `isinstance` would run code of objects that answer for another class.
+    kinds = _with_subclasses(torch.optim.Optimizer)
     optimizers: list[Any] = [each for each in gc.get_objects() if type(each) in kinds]
     return [optimizer for optimizer in optimizers if parameters & _ids(optimizer)]
 
 
+def _with_subclasses(kind: type) -> set[type]:
+    """A class and all classes derived from it."""
+    return {kind}.union(*(_with_subclasses(derived) for derived in kind.__subclasses__()))
+
+
 def _ids(optimizer: torch.optim.Optimizer) -> set[int]:
+    """The ids of the parameters that an optimizer holds; none while it is being made."""
     return {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}

@@ -1,6 +1,5 @@
 """What an adapted network trains, what was done to it, and the memory of its training step."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import nn
 from tinytl.adapters.config import Config
 from tinytl.adapters.state import state_of
 from tinytl.engine import LeanReport, lean_report
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.memory.predict import predict_step_of
 from tinytl.methods import parameter_table
 
@@ -59,13 +58,15 @@ def summary(network: nn.Module, input_size: Sequence[int] | None = None) -> Summ
     Raises UserError where the network is not adapted, and where it takes no images of this size.
     """
     state = state_of(network)
-    trained: Counter[str] = Counter()
-    for group in (table := parameter_table(state.stock)):
-        trained[group.part] += group.count * group.trainable
+    groups = parameter_table(state.stock)
+    trained = dict.fromkeys((group.part for group in groups), 0)
+    for group in groups:
+        if group.trainable:
+            trained[group.part] += group.count
     size = None if input_size is None else tuple(input_size)
     peaks = (None, None) if size is None else _peaks(network, size)
     return Summary(
-        state.record.spec.model, state.config, dict(trained), sum(group.count for group in table),
+        state.record.spec.model, state.config, trained, sum(group.count for group in groups),
         lean_report(network) if state.config.lean else None, size, *peaks, tuple(state.records), state.active,
     )  # fmt: skip
 
@@ -83,8 +84,9 @@ def _peaks(network: nn.Module, size: tuple[int, ...]) -> tuple[float, float]:
     except UserError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"input_size={size}: the network takes no such images ({reason})") from error
+        raise UserError(
+            f"input_size={size}: the network takes no such images ({first_line(error)})"
+        ) from error
 
 
 @contextmanager

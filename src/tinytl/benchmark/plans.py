@@ -37,9 +37,9 @@ def steps_under(
         named |= {"stock": PLANS["stock"], **CURVE} if name == "curve" else {name: PLANS[name]}
     allowed = {}
     for name, (engine, plan) in named.items():
-        whole_only = cell.spec.norm == "bn" and plan.micro_batch is not None
+        splits_statistics = cell.spec.norm == "bn" and plan.micro_batch is not None
         too_large = engine != "lean" and cell.batch_size > LARGEST_STOCK_BATCH and plan.micro_batch is None
-        if not whole_only and not too_large:
+        if not splits_statistics and not too_large:
             # A step of one micro-batch allows the optimizer to step in the backward pass.
             in_backward = cell.batch_size == 1 and plan.optimizer_bits == 8
             allowed[name] = replace(

@@ -1,5 +1,6 @@
 """Plot what a benchmark measured: step time against memory."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,24 @@ def _label(figure: Any, axes: Any, rows: list[dict[str, Any]]) -> None:
     figure.set_layout_engine("none")
     dots = axes.transData.transform([_place(row) for row in rows])
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
-    taken += [legend.get_window_extent()] if (legend := axes.get_legend()) else []
+    if axes.get_legend() is not None:
+        taken.append(axes.get_legend().get_window_extent())
     for row, dot in zip(rows, taken[: len(rows)], strict=True):
         name = axes.annotate(
             row["plan"], _place(row), xytext=(0, 0), textcoords="offset points", fontsize=7.5, ha="center",
             va="center", path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-        if not any(_free(name, place, taken, dot, axes.bbox) for place in AROUND):
+        if not any(_takes_place(name, place, taken, dot, axes.bbox) for place in AROUND):
             name.remove()  # the legend's line and the table have it
 
 
-def _free(name: Any, place: tuple[float, float], taken: list[Any], dot: Any, inside: Any) -> bool:
-    """Move a name to a place and take the place, if nothing lies there."""
-    sideways = name.get_window_extent().width / 2 * 72 / name.figure.dpi
-    name.set_position((place[0] + sideways * ((place[0] > 0) - (place[0] < 0)), place[1]))
+def _takes_place(name: Any, place: tuple[float, float], taken: list[Any], dot: Any, inside: Any) -> bool:
+    """Move a name to a place; if nothing lies there, add it to `taken` and return True."""
+    right, up = place
+    half_width = name.get_window_extent().width / 2 * 72 / name.figure.dpi  # in points
+    if right != 0:  # the name is centred: its nearer end is to lie there
+        right += math.copysign(half_width, right)
+    name.set_position((right, up))
     box = name.get_window_extent().padded(3)
     meets = any(box.overlaps(other) for other in taken if other is not dot)
     if meets or box.x1 > inside.x1 or box.x0 < inside.x0:
@@ -83,4 +88,5 @@ def _free(name: Any, place: tuple[float, float], taken: list[Any], dot: Any, ins
 
 
 def _place(row: dict[str, Any]) -> tuple[float, float]:
+    """The coordinates of a plan's point."""
     return row["measured_mb"], row["step_time_ratio"]

@@ -39,23 +39,29 @@ class Checked(NamedTuple):
 
 def find(keys: Sequence[FileKey]) -> list[Checked | None]:
     """Look up the earlier check of each file; None where there is none, or no usable cache folder."""
+    if not keys:
+        return []
 
     def look_up(connection: sqlite3.Connection) -> list[Checked | None]:
+        """The row of each file in the table."""
         rows = (connection.execute(FIND, key).fetchone() for key in keys)
         return [Checked(row[0], bool(row[1])) if row else None for row in rows]
 
-    return (_with_table(look_up) if keys else None) or [None] * len(keys)
+    checks = _with_table(look_up)
+    return [None] * len(keys) if checks is None else checks
 
 
 def keep(rows: Sequence[tuple[FileKey, Checked]]) -> None:
     """Store the results of checks, if the cache folder can be written."""
+    if not rows:
+        return
 
     def write(connection: sqlite3.Connection) -> None:
-        with connection:  # all rows, or none
+        """Write all rows, or none."""
+        with connection:
             connection.executemany(KEEP, [(*key, *checked) for key, checked in rows])
 
-    if rows:
-        _with_table(write)
+    _with_table(write)
 
 
 def _with_table(work: Callable[[sqlite3.Connection], Result]) -> Result | None:
@@ -82,4 +88,4 @@ def _with_table(work: Callable[[sqlite3.Connection], Result]) -> Result | None:
 
 def _path() -> Path | None:
     folder = cache_folder()
-    return folder and folder / "checked_images.sqlite"
+    return None if folder is None else folder / "checked_images.sqlite"

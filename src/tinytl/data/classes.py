@@ -3,13 +3,12 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tinytl.data.folder_tree import BROKEN_LINK, Folder
 from tinytl.data.images import Images
 from tinytl.data.left_out_files import counted_kinds
 from tinytl.data.part_names import find_parts
-from tinytl.errors import UserError, printable
+from tinytl.errors import UserError, first_few, printable
 
 MOST_NAMES = 5  # classes in one line
 
@@ -64,8 +63,7 @@ def named(classes: list[str]) -> str:
     """Name classes in a message: `class ant`, or `7 classes (ant, bee, ...)`."""
     if len(classes) == 1:
         return f"class {classes[0]}"
-    more = ", ..." if len(classes) > MOST_NAMES else ""
-    return f"{len(classes)} classes ({', '.join(classes[:MOST_NAMES])}{more})"
+    return f"{len(classes)} classes ({first_few(classes, MOST_NAMES)})"
 
 
 def _images(classes: Sequence[Folder | None]) -> Images:
@@ -76,6 +74,7 @@ def _images(classes: Sequence[Folder | None]) -> Images:
 
 
 def _same_class(name: str, candidates: list[str]) -> str | None:
+    """The only candidate that differs from `name` in case or in the encoding of accents alone; else None."""
     alike = [candidate for candidate in candidates if _plain(candidate) == _plain(name)]
     return alike[0] if len(alike) == 1 else None
 
@@ -88,11 +87,9 @@ def _check(parent: Folder) -> None:
     """Raise UserError where the folders in `parent` cannot be class folders."""
     classes = parent.filled()
     if not parent.folders:
-        hint = (
-            f"; data.root={printable(parent.path.resolve().parent)} was perhaps meant"
-            if _is_class(parent)
-            else ""
-        )
+        hint = ""
+        if _is_class(parent):
+            hint = f"; data.root={printable(parent.path.resolve().parent)} was perhaps meant"
         raise UserError(f"{parent.label}: {_content(parent)} and no class folders (one per class){hint}")
     meant = _first_with_classes(classes[0]) if len(classes) == 1 else None
     if meant:
@@ -137,8 +134,4 @@ def _content(folder: Folder) -> str:
     images = len(folder.all_images())
     if images:
         return f"{images} image{'s' if images > 1 else ''}"
-    kinds: dict[str, list[Path]] = {}
-    for inner in folder.all_folders():
-        for kind, paths in inner.left_out.items():
-            kinds.setdefault(kind, []).extend(paths)
-    return counted_kinds(kinds, folder.path) or "empty"
+    return counted_kinds(folder.all_left_out(), folder.path) or "empty"

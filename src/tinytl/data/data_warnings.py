@@ -7,7 +7,7 @@ import numpy
 
 from tinytl.data.images import Images
 from tinytl.data.splits import Splits
-from tinytl.errors import printable
+from tinytl.errors import first_few, printable
 
 FEW_IMAGES = 5  # classes with fewer training images are named
 GREAT_IMBALANCE = 10  # times as many images in the largest class as in the smallest
@@ -31,6 +31,7 @@ def remarks(splits: Splits, contents: Mapping[str, Sequence[bytes]]) -> Iterator
 def _copies(
     parts: Mapping[str, Images], contents: Mapping[str, Sequence[bytes]], part: str, other: str
 ) -> Iterator[str]:
+    """Warn of images of `part` that are copies of images of `other`."""
     positions = {content: i for i, content in enumerate(contents[other])}
     copies = [i for i, content in enumerate(contents[part]) if content in positions]
     if copies:
@@ -42,9 +43,13 @@ def _copies(
 
 def _two_classes(splits: Splits, contents: Sequence[bytes]) -> Iterator[str]:
     """Warn of copies of a training image under different labels."""
-    labels, first = splits.train_labels or (), {}
-    pairs = [(i, first.setdefault(content, i)) for i, content in enumerate(contents)]
-    pairs = [(i, original) for i, original in pairs if labels[i] != labels[original]]
+    labels = splits.train_labels or ()
+    originals: dict[bytes, int] = {}  # content -> position of the first image that has it
+    pairs = []  # (copy, original)
+    for i, content in enumerate(contents):
+        original = originals.setdefault(content, i)
+        if labels[i] != labels[original]:
+            pairs.append((i, original))
     if pairs:
         copy, original = (_name(splits.train, i) for i in pairs[0])
         count = (
@@ -57,9 +62,8 @@ def _sizes(sizes: list[int], names: Sequence[str]) -> Iterator[str]:
     """Warn of small classes and of imbalance, by the numbers of training images per class."""
     few = [f"{names[label]} ({size})" for label, size in enumerate(sizes) if size < FEW_IMAGES]
     if few:
-        more = ", ..." if len(few) > MOST_NAMED else ""
         classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
-        yield f"{classes} fewer than {FEW_IMAGES} training images: {', '.join(few[:MOST_NAMED])}{more}"
+        yield f"{classes} fewer than {FEW_IMAGES} training images: {first_few(few, MOST_NAMED)}"
     least, most = min(sizes), max(sizes)
     if most > GREAT_IMBALANCE * least:
         small, large = names[sizes.index(least)], names[sizes.index(most)]

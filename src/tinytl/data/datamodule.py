@@ -95,6 +95,7 @@ def _process() -> tuple[int, int]:
 
 
 def _label(splits: Splits, position: int) -> int:
+    """The class of a training image. Raises UserError where images have no single class."""
     if splits.train_labels is None:
         raise UserError("data.drift=true: the images have no single class to come and go")
     return splits.train_labels[position]
@@ -147,7 +148,7 @@ class ImageDataModule(LightningDataModule):
         if splits.val is not None:
             self.val_set = Transformed(splits.val, range(len(splits.val)), plain)
         self.test_set = Transformed(splits.test, range(len(splits.test)), plain)
-        self._place = {"epoch": 0, "batches": 0}  # where training begins: epoch, batches of it already seen
+        self._place = {"epoch": 0, "batches": 0}  # where training begins: epoch, micro-batches of it seen
 
     @property
     def train_targets(self) -> list[Any]:
@@ -171,7 +172,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.train_set, sampler=Resumed(order, seen))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch to go on with, the current one or the next, and how many of its batches were seen."""
+        """The epoch to go on with, and how many of its micro-batches were seen."""
         trainer: Any = self.trainer
         seen = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if seen >= trainer.num_training_batches:

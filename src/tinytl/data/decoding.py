@@ -11,7 +11,7 @@ from PIL import Image
 
 from tinytl.data.formats import readable_formats
 from tinytl.data.pixels import MOST_PIXELS, refuse_size, to_rgb
-from tinytl.errors import UserError, printable
+from tinytl.errors import UserError, first_line, printable
 
 # Our own limit refuses such large images, and our own errors name unreadable files.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -62,5 +62,4 @@ def reason(error: Exception) -> str:
         return f"{int(pixels[0]) if pixels else 2 * MOST_PIXELS:,} pixels; at most {MOST_PIXELS:,} are read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).splitlines()
-    return printable(lines[0]) if lines else type(error).__name__
+    return printable(first_line(error))

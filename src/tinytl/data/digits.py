@@ -8,17 +8,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tinytl.data.images import Images
-from tinytl.data.splits import Splits, held_out
-
-TEST_FRACTION = 0.2
-SPLIT_SEED = 0  # the test set is the same for every run
+from tinytl.data.splits import SPLIT_SEED, TEST_FRACTION, Splits, held_out
 
 
 def load(root: Path) -> Splits:
     """Return the digits, a fixed fifth of every class as the test set; nothing is read from `root`."""
     digits: Any = load_digits()
     labels = digits.target.tolist()
-    images = [Image.fromarray((pixels * 15.9375).astype(numpy.uint8)) for pixels in digits.images]  # 0 ... 16
+    # The pixels are 0 ... 16, and become 0 ... 255.
+    images = [Image.fromarray((pixels * 255 / 16).astype(numpy.uint8)) for pixels in digits.images]
     train, test = held_out(len(labels), TEST_FRACTION, labels, SPLIT_SEED)
     train_labels = [labels[i] for i in train]
     return Splits(

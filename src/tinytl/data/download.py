@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tinytl.errors import UserError, printable
+from tinytl.errors import UserError, first_line, printable
 
 log = logging.getLogger(__name__)
 SILENCE_SECONDS = 60  # after which a silent server is given up
@@ -34,7 +34,7 @@ def fetch(name: str, root: Path, files: str, make: Callable[[Path, bool], Any]) 
         with FileLock(root / f".{name}.lock"), _time_limit():  # only one of several processes downloads
             return _download(name, root, root / files.partition("/")[0], make)
     except Exception as error:  # dead address, no network, changed file: every host fails in its own way
-        reason = printable((str(error) or type(error).__name__).splitlines()[0])
+        reason = printable(first_line(error))
         raise UserError(
             f"data={name} is not in {printable(root)} and cannot be downloaded ({reason}); "
             f"put into {printable(root)}: {files}"

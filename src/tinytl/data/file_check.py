@@ -56,6 +56,7 @@ class FileCheck:
         return sum(not checked.decoded for checked in self.found.values())
 
     def _add(self, path: str) -> None:
+        """Note the state of a file, or why there is no such file."""
         try:
             entry = os.stat(path)
         except (OSError, ValueError) as error:
@@ -68,6 +69,7 @@ class FileCheck:
             self.faults[path] = "not a file"
 
     def _check(self, watch: Watch) -> None:
+        """Decode a sample, and then the rest, or only open it where decoding would take too long."""
         pending = [path for path in self.keys if path not in self.found or not self.found[path].decoded]
         sample = pending[:: max(1, len(pending) // SAMPLE)][:SAMPLE]
         self._read(sample[:WARM_UP], math.inf)
@@ -103,7 +105,7 @@ def _in_threads(read: Callable[[str], Any], paths: Sequence[str]) -> Iterator[tu
     tasks = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
     pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
     try:
-        for task, outcomes in zip(tasks, pool.map(lambda task: [*map(read, task)], tasks), strict=True):
+        for task, outcomes in zip(tasks, pool.map(lambda task: list(map(read, task)), tasks), strict=True):
             yield from zip(task, outcomes, strict=True)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the files that are left

@@ -8,12 +8,10 @@ from tinytl.data.folder_tree import Folder, read_tree
 from tinytl.data.images import Images
 from tinytl.data.left_out_files import left_out_line
 from tinytl.data.part_names import Part, find_parts, part_of
-from tinytl.data.splits import Splits, held_out
-from tinytl.errors import UserError, printable
+from tinytl.data.splits import SPLIT_SEED, TEST_FRACTION, Splits, held_out
+from tinytl.errors import UserError, first_few, printable
 
 MOST_NAMES = 3  # folders in one line
-TEST_FRACTION = 0.2
-SPLIT_SEED = 0  # the test set is the same for every run
 
 
 def load(root: Path) -> Splits:
@@ -66,7 +64,7 @@ def _parts(root: Folder, parts: dict[Part, Folder], others: list[Folder]) -> Spl
         train.names,
         train_labels=train.images.targets,
         val=val,
-        notes=_lines(left_out_line(root, root.all_folders(), no_class), *notes, *test_notes),
+        notes=_lines(left_out_line(root, no_class), *notes, *test_notes),
     )
 
 
@@ -82,7 +80,7 @@ def _hold_out(root: Folder, train: Folder) -> Splits:
         classes.names,
         train_labels=[labels[i] for i in kept],
         notes=_lines(
-            left_out_line(root, root.all_folders(), sorted(no_class)),
+            left_out_line(root, sorted(no_class)),
             f"{root.label}: no test folder: a fixed fifth of every class is held out as the test set",
             _beside(root),
             *_class_notes(train),
@@ -91,6 +89,7 @@ def _hold_out(root: Folder, train: Folder) -> Splits:
 
 
 def _some(classes: ClassFolders, positions: Iterable[int]) -> Images:
+    """The images at these positions, with their classes."""
     images = classes.images
     return Images([images.images[i] for i in positions], [images.targets[i] for i in positions])
 
@@ -103,13 +102,9 @@ def _class_notes(parent: Folder) -> list[str]:
         return []
     inner = list(dict.fromkeys(name for names in several.values() for name in names))
     alike = len(several) > 1 and all(names == inner for names in several.values())
-    names = f"{_some_names(list(several))} ({_some_names(inner)})"
+    names = f"{first_few(list(several), MOST_NAMES)} ({first_few(inner, MOST_NAMES)})"
     doubt = "; are they parts of a split? Call them train and test" if alike else ""
     return [f"{parent.label}: each one class, with the folders in it: {names}{doubt}"]
-
-
-def _some_names(names: list[str]) -> str:
-    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 def _beside(root: Folder) -> str | None:

@@ -31,7 +31,7 @@ class Folder:
 
     path: Path
     is_root: bool = False
-    setting: str = "data.root"  # that names the root
+    setting: str = "data.root"  # the setting whose value is the root
     images: list[Path] = field(default_factory=list)
     folders: list["Folder"] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
@@ -56,18 +56,25 @@ class Folder:
         """The images at any depth, sorted."""
         return sorted(path for folder in self.all_folders() for path in folder.images)
 
+    def all_left_out(self) -> dict[str, list[Path]]:
+        """The entries at any depth that are not used, by kind."""
+        kinds: dict[str, list[Path]] = {}
+        for folder in self.all_folders():
+            for kind, paths in folder.left_out.items():
+                kinds.setdefault(kind, []).extend(paths)
+        return kinds
+
     def filled(self) -> list["Folder"]:
         """The folders directly in it that hold images at some depth."""
         return [folder for folder in self.folders if any(inner.images for inner in folder.all_folders())]
 
 
 def read_tree(root: Path, setting: str = "data.root") -> Folder:
-    """Read everything below `root`, which a `setting` names.
-
-    Raises UserError where it is no folder, or cannot be read.
+    """Read everything below `root`, which is the value of `setting` in messages.
 
     Hidden files and folders, the litter of operating systems and files of other kinds are left out. Links are
-    followed, but never back into a folder that holds them.
+    followed, but never back into a folder that holds them. Raises UserError where `root` is no folder, or
+    cannot be read.
     """
     if not root.is_dir():
         reason = "a file, not a folder" if root.exists() else "no such folder"
@@ -104,6 +111,7 @@ class _Reader:
                 folder.left_out.setdefault(kind, []).append(folder.path / entry.name)
 
     def _enter(self, parent: Folder, name: str, entered: set[str], depth: int) -> None:
+        """Read the folder `name` in `parent`, unless it is a link to one that must not be read again."""
         folder = Folder(parent.path / name)
         real = os.path.realpath(folder.path)
         if real in entered:
@@ -119,13 +127,12 @@ class _Reader:
 
 def _kind(entry: os.DirEntry[str]) -> str:
     """`image`, `folder`, or, for an entry that is left out, its kind: a suffix or a noun."""
-    is_folder, is_file = _is(entry.is_dir), _is(entry.is_file)
-    for adjective, applies in (
-        ("system", entry.name.lower() in LITTER),
-        ("hidden", entry.name.startswith(".")),
-    ):
-        if applies:
-            return f"{adjective} {'folder' if is_folder else 'file'}"
+    is_folder, is_file = _holds(entry.is_dir), _holds(entry.is_file)
+    noun = "folder" if is_folder else "file"
+    if entry.name.lower() in LITTER:
+        return f"system {noun}"
+    if entry.name.startswith("."):
+        return f"hidden {noun}"
     if is_folder:
         return "folder"
     suffix = os.path.splitext(entry.name)[1].lower()
@@ -134,10 +141,13 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "image"
     if leads_nowhere:
         return BROKEN_LINK
-    return (printable(suffix) or NO_SUFFIX) if is_file else SPECIAL  # opening a pipe would wait for ever
+    if not is_file:
+        return SPECIAL  # opening a pipe would wait for ever
+    return printable(suffix) or NO_SUFFIX
 
 
-def _is(test: Callable[[], bool]) -> bool:
+def _holds(test: Callable[[], bool]) -> bool:
+    """The answer of a test of a file; False where the system cannot tell."""
     try:
         return test()
     except OSError:  # a link that leads to itself

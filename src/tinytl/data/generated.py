@@ -40,6 +40,7 @@ class Drawing:
 
 @cache  # 38 kB per image, 800 MB in all; drawing takes longer than a small network's training step
 def _pixels(drawing: Drawing) -> Array:
+    """The pixels of an image, (SIZE, SIZE, 3), uint8."""
     number = list(FAMILIES).index(drawing.family)
     of_class = numpy.random.default_rng((number, drawing.class_number))
     of_image = numpy.random.default_rng((number, drawing.class_number, drawing.image_number))
@@ -69,10 +70,10 @@ def _fractal(of_class: Random, of_image: Random) -> Array:
     maps = maps * of_image.uniform(0.9, 1.1, maps.shape)
     weights = numpy.abs(numpy.linalg.det(maps[:, :, :2])) + 0.01
     share = numpy.cumsum(weights / weights.sum())[:-1]
-    points, visited = of_image.uniform(-1, 1, (2500, 2)), []
+    points, visited = of_image.uniform(-1, 1, (2500, 2)), []  # (points, 2)
     for step in range(20):
         chosen = maps[numpy.searchsorted(share, of_image.random(len(points)))]  # (points, 2, 3)
-        points = (chosen[:, :, :2] @ points[:, :, None])[:, :, 0] + chosen[:, :, 2]
+        points = (chosen[:, :, :2] @ points[:, :, None])[:, :, 0] + chosen[:, :, 2]  # (points, 2)
         if step >= 6:  # by then they are on the attractor
             visited.append(points)
     cloud = _turned(numpy.concatenate(visited), of_image)
@@ -94,11 +95,13 @@ def _contractions(random: Random, count: int) -> Array:
 
 
 def _rotation(angles: Array) -> Array:
+    """Rotation matrices, (N,) -> (N, 2, 2)."""
     cos, sin = numpy.cos(angles), numpy.sin(angles)
     return numpy.stack([numpy.stack([cos, -sin], -1), numpy.stack([sin, cos], -1)], -2)
 
 
 def _turned(points: Array, random: Random) -> Array:
+    """Rotate points (N, 2) together by up to half a radian."""
     return points @ _rotation(random.uniform(-0.5, 0.5, 1))[0].T
 
 
@@ -111,7 +114,8 @@ def _contour(of_class: Random, of_image: Random) -> Array:
     turn = numpy.linspace(0, 2 * numpy.pi * (1 - opening), 160)  # (160,)
     radius = 1 + (heights[:, None] * numpy.cos(harmonics[:, None] * turn + phases[:, None])).sum(0)
     radius = radius / numpy.abs(radius).max()
-    curve = _turned(numpy.stack([radius * numpy.cos(turn), radius * numpy.sin(turn)], -1), of_image)
+    curve = numpy.stack([radius * numpy.cos(turn), radius * numpy.sin(turn)], -1)  # (160, 2)
+    curve = _turned(curve, of_image)
     curve = curve * of_image.uniform(0.6, 1.0, 2)
     centre, reach = SIZE / 2 + of_image.uniform(-0.1, 0.1, 2) * SIZE, of_image.uniform(0.36, 0.5) * SIZE
     canvas, width = Image.new("L", (SIZE, SIZE)), int(of_image.integers(3, 11))

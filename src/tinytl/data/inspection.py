@@ -100,6 +100,7 @@ def _content(source: Source, name: str, check: FileCheck) -> bytes:
 
 
 def _digest(splits: Splits, contents: Mapping[str, list[bytes]]) -> str:
+    """Hash classes, targets, and contents of all images, in order."""
     digest = hashlib.sha256(repr((splits.class_names, splits.task)).encode())
     digest.update(repr(splits.train_labels and [int(label) for label in splits.train_labels]).encode())
     for name, part in splits.parts.items():
@@ -115,6 +116,7 @@ def _target(target: Any) -> bytes:
 
 
 def _notes(check: FileCheck, left_out: Mapping[str, int]) -> Iterator[str]:
+    """Yield lines on images that were not decoded, and on those that were left out."""
     if check.not_decoded:
         files = f"{check.not_decoded:,} of {len(check.found):,} image files"
         yield f"{files} were opened but not decoded, as that would take more than a minute"

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from tinytl.data.inspection import Inspected, inspect
 from tinytl.data.splits import Splits
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.system.processes import is_first_process
 
 log = logging.getLogger("tinytl")
@@ -32,9 +32,8 @@ def find_loader(name: str) -> Callable[..., Any]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise UserError(
-            f"data.loader={name}: no such function; name it as module.function ({reason})"
+            f"data.loader={name}: no such function; name it as module.function ({first_line(cause)})"
         ) from error
     if not callable(loader):
         kind = type(loader).__name__

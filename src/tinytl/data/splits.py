@@ -11,6 +11,9 @@ from tinytl.data.images import Images
 from tinytl.errors import UserError
 
 Task = Literal["multiclass", "multilabel"]
+# Where the data have no test set, this share of every class is held out, and the same images in every run.
+TEST_FRACTION = 0.2
+SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,10 @@ class Splits:
     @property
     def parts(self) -> dict[str, Images]:
         """The sets by name: `train`, `test`, and `val` where the data have it."""
-        return {"train": self.train, "test": self.test, **({"val": self.val} if self.val is not None else {})}
+        parts = {"train": self.train, "test": self.test}
+        if self.val is not None:
+            parts["val"] = self.val
+        return parts
 
 
 def held_out(

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from tinytl.data.images import Images
 from tinytl.data.part_names import Part, part_of
-from tinytl.data.splits import Splits, held_out
+from tinytl.data.splits import SPLIT_SEED, TEST_FRACTION, Splits, held_out
 from tinytl.data.table_file import Table, read_table
 from tinytl.data.table_labels import LABEL, targets_of
-from tinytl.errors import UserError, printable
+from tinytl.errors import UserError, first_few, printable
 
 PATH, SPLIT = "path", "split"  # columns
-TEST_FRACTION = 0.2
-SPLIT_SEED = 0  # the test set is the same for every run
 MOST_NAMED = 5  # columns in one line
 
 
@@ -34,7 +32,7 @@ def load(root: Path) -> Splits:
     _check_files(table)
     parts = _parts(table)
     names, targets = targets_of(table, (PATH, SPLIT), parts["train"])
-    notes = [*_notes(whole, table, parts)]
+    notes = list(_notes(whole, table, parts))
     if "test" not in parts:
         parts = _with_test(table, parts, targets, names)
     images = {
@@ -42,11 +40,13 @@ def load(root: Path) -> Splits:
         for part, rows in parts.items()
     }
     labels = images["train"].targets if LABEL in table.columns else None
-    notes += [] if labels else _never(images["train"].targets, names)
+    if labels is None:
+        notes += _unused_labels(images["train"].targets, names)
     return Splits(images["train"], images["test"], names, labels, images.get("val"), tuple(notes))
 
 
 def _path(table: Table, index: int) -> Path:
+    """The path of an image, which the table gives relative to its own folder."""
     return Path(os.path.normpath(table.path.parent / table.columns[PATH][index]))
 
 
@@ -120,15 +120,11 @@ def _notes(whole: Table, table: Table, parts: dict[Part, list[int]]) -> Iterator
         yield f"{table.label}: no test rows: {instead} the test set"
     others = [printable(name) for name in table.columns if name not in (PATH, LABEL, SPLIT)]
     if LABEL in table.columns and others:
-        yield f"{table.label}: columns beside {LABEL} are not used: {_named(others)}"
+        yield f"{table.label}: columns beside {LABEL} are not used: {first_few(others, MOST_NAMED)}"
 
 
-def _never(targets: Sequence[Tensor], names: Sequence[str]) -> list[str]:
+def _unused_labels(targets: Sequence[Tensor], names: Sequence[str]) -> list[str]:
     """A line on labels that no training image has."""
     having = torch.stack(list(targets)).sum(dim=0).tolist()
     absent = [name for name, images in zip(names, having, strict=True) if images == 0]
-    return [f"no training image has {_named(absent)}"] if absent else []
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    return [f"no training image has {first_few(absent, MOST_NAMED)}"] if absent else []

@@ -5,11 +5,10 @@ from pathlib import Path
 from tinytl.data.folder_tree import read_tree
 from tinytl.data.images import Images
 from tinytl.data.left_out_files import left_out_line
-from tinytl.data.splits import Splits, held_out
+from tinytl.data.splits import SPLIT_SEED, Splits, held_out
 from tinytl.errors import UserError
 
 TEST_IMAGES = 500  # at most; never more than a tenth of all
-SPLIT_SEED = 0  # the test set is the same for every run
 
 
 def load(root: Path) -> Splits:
@@ -19,7 +18,7 @@ def load(root: Path) -> Splits:
     """
     tree = read_tree(root)
     paths = tree.all_images()
-    line = left_out_line(tree, tree.all_folders())
+    line = left_out_line(tree)
     if len(paths) < 10:
         left_out = f" ({line.removeprefix(f'{tree.label}: ')})" if line else ""
         raise UserError(f"{tree.label}: {len(paths)} images below it; at least ten are needed{left_out}")

@@ -28,6 +28,7 @@ def outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backward)
     def computed(ctx: Any, grad: Tensor) -> Any:
+        """Compute with autocast off."""
         with without_autocast(grad):
             return backward(ctx, grad)
 

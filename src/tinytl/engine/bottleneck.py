@@ -117,6 +117,8 @@ class _Call(NamedTuple):
 
 
 class _Bottleneck(torch.autograd.Function):
+    """The block as one function: it keeps its input and, as the plan says, the projection or all maps."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, call: _Call, statistics: dict[str, Statistics], *affine: Tensor

@@ -1,23 +1,22 @@
 """The parts of an inverted bottleneck, by what they do, for the lean layers that compute it as one.
 
-Which of these parts a lean layer can compute, it tells itself: the native one more than the sliced one.
+Each lean layer decides for itself which parts it can compute; the native one can compute more than the sliced
+one.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from timm.layers import Conv2dSame
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
+from tinytl.engine.convolutions import is_depthwise, is_pointwise, is_square, pads_as_tensorflow
 from tinytl.engine.kernels import LINEAR, Kernels
 from tinytl.engine.norms import LeanGroupNorm, StoredBatchNorm, lean_norm
 from tinytl.engine.plan import EnginePlan
-from tinytl.engine.traced import pads_as_tensorflow
 from tinytl.networks.blocks import EXTRAS, INVERTED, layer_names
-from tinytl.networks.norms import WeightStandardizedConv2d
 
 LeanNorm = StoredBatchNorm | LeanGroupNorm
 # Networks in which the first block follows the stem's norm, with nothing in between.
@@ -52,11 +51,11 @@ class BottleneckParts:
         extras = [getattr(block, name, None) for name in EXTRAS if name != "se"]
         known = (
             all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
-            and all(_is_plain(conv) for conv in convs.values())
+            and all(is_square(conv) for conv in convs.values())
             and all(norm is not None and norm.drop is None for norm in norms.values())
             and norms["project"].clamp == LINEAR  # type: ignore[union-attr]
-            and all(_is_pointwise(conv) for part, conv in convs.items() if part != "depthwise")
-            and _is_depthwise(convs["depthwise"])
+            and all(is_pointwise(conv) for part, conv in convs.items() if part != "depthwise")
+            and is_depthwise(convs["depthwise"])
         )
         if not known:
             return None
@@ -80,7 +79,7 @@ class BottleneckParts:
         lean = lean_norm(network.bn1, plan, kernels)
         if parts is None or lean is None or lean.drop is not None:
             return None
-        if not _is_plain(stem) or stem.groups > 1:
+        if not is_square(stem) or stem.groups > 1:
             return None
         return cls(
             {"expand": stem, **parts.convs},  # type: ignore[dict-item]
@@ -111,23 +110,3 @@ def first_block(network: Any) -> Any:
     """The first block of the first stage of such a network; None where there is none."""
     stage = next(iter(network.blocks), None)
     return stage[0] if isinstance(stage, nn.Sequential) and len(stage) else None
-
-
-def _is_plain(conv: Any) -> bool:
-    """Whether it is a square convolution without a bias that pads with zeros."""
-    return (
-        type(conv) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
-        and conv.bias is None
-        and conv.padding_mode == "zeros"
-        and conv.dilation == (1, 1)
-        and not isinstance(conv.padding, str)
-        and all(len({*size}) == 1 for size in (conv.kernel_size, conv.stride, conv.padding))
-    )
-
-
-def _is_pointwise(conv: Any) -> bool:
-    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
-
-
-def _is_depthwise(conv: Any) -> bool:
-    return conv.groups == conv.in_channels == conv.out_channels

@@ -29,18 +29,18 @@ class AffineGradients:
     """The gradients with respect to the scale and the shift of each norm, (C)."""
 
     def __init__(self, norms: dict[str, NormAct]) -> None:
-        self.of = {
+        self.by_norm = {
             part: (torch.zeros_like(norm.scale), torch.zeros_like(norm.shift)) for part, norm in norms.items()
         }
 
     def add(self, part: str, channels: slice, sums: tuple[Tensor, Tensor]) -> None:
         """Add the sums over a slice of the channels."""
-        for total, sum in zip(self.of[part], sums, strict=True):
-            total[channels] += sum
+        for total, slice_sum in zip(self.by_norm[part], sums, strict=True):
+            total[channels] += slice_sum
 
     def flat(self) -> list[Tensor]:
         """Scale and shift of every norm, in the order of the norms."""
-        return [gradient for pair in self.of.values() for gradient in pair]
+        return [gradient for pair in self.by_norm.values() for gradient in pair]
 
 
 class SlicedPass:
@@ -103,7 +103,7 @@ class SlicedPass:
                 filtered = filtered.clone()
             del computed
             self.kernels.affine_clamp_(filtered, *self.norms["depthwise"].affine(channels))
-            weight = self.weights["project"].expand(self.kernels, channels)  # (c, out)
+            weight = self.weights["project"].dequantize(self.kernels, channels)  # (c, out)
             if out is None:  # not before the first slice: its expanded maps are freed by now
                 out = self.x.new_empty(shape)
             _pointwise(weight.t(), filtered, out[images], add=channels.start > 0)
@@ -119,7 +119,7 @@ class SlicedPass:
         """The expanded, normalised maps of a slice (n, c, H, W), and 1 / standard deviation."""
         if not self.has_expansion:
             return self.x[images, channels].contiguous(), None
-        weight, x = self.weights["expand"].expand(self.kernels, channels), self.x[images]
+        weight, x = self.weights["expand"].dequantize(self.kernels, channels), self.x[images]
         if weight.shape[-1] > 1:
             out = F.conv2d(x, weight, None, *self.block.expand_options).contiguous()
         else:
@@ -132,7 +132,7 @@ class SlicedPass:
 
         Returns 1 / standard deviation, too.
         """
-        block, weight = self.block, self.weights["depthwise"].expand(self.kernels, channels)
+        block, weight = self.block, self.weights["depthwise"].dequantize(self.kernels, channels)
         before = self.norms["expand"].affine(channels) if self.has_expansion else _identity(weight)
         out = self.kernels.act_depthwise(expanded, *before, weight, block.stride, block.padding)
         return out, self.norms["depthwise"].statistics.normalize_(self.kernels, out, channels)
@@ -167,13 +167,19 @@ class SlicedPass:
     def _backward_last_norm(
         self, grad: Tensor, projection: tuple[Tensor, Tensor] | None, gradients: AffineGradients
     ) -> Tensor:
+        """The gradient with respect to the projection's output; those of scale and shift go to `gradients`.
+
+        Without the normalised `projection`, the norm uses stored statistics and its scale is frozen.
+        """
         norm, grad_projection = self.norms["project"], grad.clone()
         if projection:
             normed, rstd = projection
-            gradients.of["project"] = self._norm_backward(norm, slice(None), grad_projection, normed, rstd)
+            sums = self._norm_backward(norm, slice(None), grad_projection, normed, rstd)
+            gradients.by_norm["project"] = sums
         else:
             assert norm.statistics.rstd is not None
-            gradients.of["project"] = (gradients.of["project"][0], grad.sum((0, 2, 3)))
+            grad_scale, _ = gradients.by_norm["project"]  # zeros
+            gradients.by_norm["project"] = (grad_scale, grad.sum((0, 2, 3)))
             grad_projection.mul_((norm.scale * norm.statistics.rstd)[:, None, None])
         return grad_projection
 
@@ -186,17 +192,18 @@ class SlicedPass:
         grad_x: Tensor | None,
         gradients: AffineGradients,
     ) -> None:
+        """Add what a slice contributes to `grad_x` (None: not needed) and to `gradients`."""
         block = self.block
         expanded, expanded_rstd, filtered, filtered_rstd = kept or self.compute(images, channels)
         grad_filtered = torch.empty_like(filtered)
-        weight = self.weights["project"].expand(self.kernels, channels)
+        weight = self.weights["project"].dequantize(self.kernels, channels)
         _pointwise(weight, grad_projection[images], grad_filtered, add=False)
         del weight
         norm = self.norms["depthwise"]
         sums = self._norm_backward(norm, channels, grad_filtered, filtered, filtered_rstd)
         gradients.add("depthwise", channels, sums)
         del filtered
-        weight = self.weights["depthwise"].expand(self.kernels, channels)
+        weight = self.weights["depthwise"].dequantize(self.kernels, channels)
         grad_expanded = self.kernels.depthwise_backward(
             grad_filtered, weight, self.size, block.stride, block.padding
         )
@@ -208,18 +215,21 @@ class SlicedPass:
         assert expanded_rstd is not None
         sums = self._norm_backward(self.norms["expand"], channels, grad_expanded, expanded, expanded_rstd)
         gradients.add("expand", channels, sums)
-        if grad_x is None:
-            return
-        weight = self.weights["expand"].expand(self.kernels, channels)
+        if grad_x is not None:
+            self._backward_expansion(channels, grad_expanded, grad_x[images])
+
+    def _backward_expansion(self, channels: slice, grad_expanded: Tensor, grad_x: Tensor) -> None:
+        """Add the gradient with respect to the input of a slice's expansion to `grad_x`, (n, in, H, W)."""
+        weight = self.weights["expand"].dequantize(self.kernels, channels)
         if weight.shape[-1] > 1:
-            shape = grad_x[images].shape
-            grad_x[images] += conv2d_input(shape, weight, grad_expanded, *block.expand_options)
+            grad_x += conv2d_input(grad_x.shape, weight, grad_expanded, *self.block.expand_options)
         else:
-            _pointwise(weight.flatten(1).t(), grad_expanded, grad_x[images], add=True)
+            _pointwise(weight.flatten(1).t(), grad_expanded, grad_x, add=True)
 
     def _norm_backward(
         self, norm: NormAct, channels: slice, grad: Tensor, normed: Tensor, rstd: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Replace `grad` by that with respect to the norm's input; return those of scale and shift."""
         scale, shift, act = norm.affine(channels)
         return self.kernels.norm_act_backward_(
             grad, normed=normed, scale=scale, shift=shift, rstd=rstd,

@@ -38,6 +38,8 @@ class LeanClamp(nn.Module):
 
 
 class _Clamp(torch.autograd.Function):
+    """The clamp, which keeps one bit per element: where the gradient passes."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, act: Clamp) -> Tensor:
         out = x.clamp(*act)

@@ -1,4 +1,4 @@
-"""The codes of a frozen weight as a parameter of the network, so that who counts parameters counts them."""
+"""The codes of a frozen weight as a parameter of the network, so that they count among its parameters."""
 
 from typing import Any
 
@@ -41,8 +41,8 @@ class Codes(nn.Parameter):
 
     def copy_(self, source: Tensor, non_blocking: bool = False) -> "Codes":
         """Take over other codes; those in floating point are rounded."""
-        whole = source.is_floating_point() and not self.is_floating_point()
-        self.data.copy_(source.round() if whole else source, non_blocking)
+        rounds = source.is_floating_point() and not self.is_floating_point()
+        self.data.copy_(source.round() if rounds else source, non_blocking)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> "Codes":

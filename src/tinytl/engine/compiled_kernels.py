@@ -92,8 +92,8 @@ class CompiledKernels(Kernels):
         if codes.dtype != torch.int8 or not _supported(scale):
             return super().expand_codes(codes, scale, shift)
         weight = scale.new_empty(codes.shape)
-        rows, by_column = len(codes), len(scale) == 1 < scale.numel()
-        self._call("expand_codes", scale, codes, shift, weight, rows, codes[0].numel(), by_column)
+        by_column = len(scale) == 1 and scale.numel() > 1  # not by row
+        self._call("expand_codes", scale, codes, shift, weight, len(codes), codes[0].numel(), by_column)
         return weight
 
     def standardize(self, weight: Tensor, eps: float) -> Tensor:
@@ -109,11 +109,13 @@ class CompiledKernels(Kernels):
         return self._standardize(weight, grad.contiguous(), eps)
 
     def _standardize(self, weight: Tensor, grad: Tensor | None, eps: float) -> Tensor:
+        """The standardised weight or, with `grad`, the gradient with respect to the weight."""
         out = torch.empty_like(weight)
         self._call("standardize", weight, grad, out, len(weight), weight[0].numel(), eps)
         return out
 
     def _call(self, name: str, first: Tensor, *others: Any) -> None:
+        """Call a compiled function of the type of `first`, with the addresses of tensors in their place."""
         if first.is_meta:  # the memory prediction needs the shapes of outputs only
             return
         scalar = SCALARS[first.dtype]
@@ -125,6 +127,7 @@ class CompiledKernels(Kernels):
 
 
 def _supported(x: Tensor) -> bool:
+    """Whether there are compiled operators for the tensor's device and type."""
     return x.device.type in ("cpu", "meta") and x.dtype in SCALARS
 
 

@@ -1,6 +1,7 @@
 """The ends of a network: the stem and the first block as one bottleneck; head, norm and pooling as one layer.
 
-The network's largest maps lie between stem and first block; so they are never whole.
+The network's largest maps lie between its stem and its first block. In one bottleneck they are never whole in
+memory.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +35,8 @@ class AppliedElsewhere(Mixin):
 
 def fuse_ends(network: Any, plan: EnginePlan, kernels: Kernels) -> list[Fused]:
     """Replace the layers at a network's ends where one lean layer can compute them."""
-    return [fused for fuse in (_fuse_stem, _fuse_head) if (fused := fuse(network, plan, kernels)) is not None]
+    ends = (_fuse_stem(network, plan, kernels), _fuse_head(network, plan, kernels))
+    return [fused for fused in ends if fused is not None]
 
 
 def _fuse_stem(network: Any, plan: EnginePlan, kernels: Kernels) -> Fused | None:

@@ -15,12 +15,12 @@ SAVED = ("weight", "weight_scale", "weight_table")  # names in a state_dict; see
 
 
 class FrozenWeight(nn.Module):
-    """A layer whose weight is frozen. When it is used, it is expanded to floating point, or some rows of it.
+    """A layer whose weight is frozen. When it is used, it is dequantised, or some rows of it.
 
     The parameter `weight` holds the codes: a byte per element where the values are quantised (int8 with a
     scale per output channel, or the indices of a table of 256 values), and otherwise the values. `scale` and
     `shift` turn codes into the weight that is used; weight standardisation is part of them. With
-    `transposed`, (out, in) is stored and expanded as (in, out).
+    `transposed`, (out, in) is stored and dequantised as (in, out).
     """
 
     scale: Tensor
@@ -33,7 +33,8 @@ class FrozenWeight(nn.Module):
         remember_stock(self, without_tensors(layer))
         self.transposed, self.saves_codes = transposed, False
         self.shape = layer.weight.shape
-        self._parameters["weight"] = None  # where a class reads it by a property, it cannot be registered
+        # Not registered: a class may have a property of this name.
+        self._parameters["weight"] = None
         for name in ("scale", "shift", "table", "raw_scale"):
             self.register_buffer(name, None, persistent=False)
         weight = layer.weight.detach()
@@ -50,7 +51,7 @@ class FrozenWeight(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type that the weight is expanded to."""
+        """The floating-point type of the dequantised weight."""
         return self.scale.dtype
 
     @property
@@ -63,7 +64,7 @@ class FrozenWeight(nn.Module):
         """What the stock layer says of itself, and how its weight is stored."""
         return f"{stock_of(self).extra_repr()}, weight={self.kind}"
 
-    def expand(self, kernels: Kernels, rows: slice = slice(None)) -> Tensor:
+    def dequantize(self, kernels: Kernels, rows: slice = slice(None)) -> Tensor:
         """The weight that is used, in floating point, or some rows of it."""
         codes = self.codes[rows] if self.table is None else self.table[self.codes[rows].long()]
         shift = None if self.shift is None else _rows(self.shift, rows)
@@ -99,6 +100,7 @@ class FrozenWeight(nn.Module):
         return codes.to(self.dtype) if self.table is None else self.table[codes.long()]
 
     def _raw_scale(self) -> Tensor:
+        """The scale of the codes before standardisation, (out)."""
         return self._natural_values(self.scale) if self.raw_scale is None else self.raw_scale
 
     def _quantized(self) -> QuantizedTensor:
@@ -127,10 +129,10 @@ class FrozenWeight(nn.Module):
         self._store_codes(self._stored_codes(quantized.codes), weight.numel())
 
     def _store_codes(self, codes: Tensor, count: int) -> None:
-        """In place where there are such codes already, because other modules may share them."""
-        there = self._parameters["weight"]
-        if there is not None and there.shape == codes.shape and there.dtype == codes.dtype:
-            there.data.copy_(codes)
+        """Store codes, in place where there are such codes already, because other modules may share them."""
+        before = self._parameters["weight"]
+        if before is not None and before.shape == codes.shape and before.dtype == codes.dtype:
+            before.data.copy_(codes)
         else:
             self._parameters["weight"] = Codes(codes, count)
 
@@ -177,6 +179,7 @@ class FrozenWeight(nn.Module):
 
     @torch.no_grad()
     def _load(self, given: dict[str, Any], key: str, errors: list[str]) -> None:
+        """Take over what a state_dict holds under the names SAVED; append to `errors` what does not fit."""
         weight, scale, table = (given[name] for name in SAVED)
         if weight.shape != self.shape:
             errors.append(
@@ -225,4 +228,5 @@ class _Aside:
 
 
 def _rows(values: Tensor, rows: slice) -> Tensor:
+    """The values of some rows; one row of values holds for all."""
     return values if len(values) == 1 else values[rows]

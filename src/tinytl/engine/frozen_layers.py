@@ -5,23 +5,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, pad_same
+from timm.layers import pad_same
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from tinytl.engine.autocast import autocast_dtype, check_dtype, outside_autocast
+from tinytl.engine.convolutions import CONVOLUTIONS, pads_as_tensorflow
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.plan import EnginePlan
-from tinytl.engine.traced import convolve, is_traced, pads_as_tensorflow
-from tinytl.networks.norms import WeightStandardizedConv2d
+from tinytl.engine.traced import convolve, is_traced
 
 
 class FrozenConv2d(FrozenWeight):
     """A convolution whose weight is frozen; its bias may train.
 
-    The weight is expanded and used a slice of output channels at a time, of about the plan's `slice_kb`.
+    The weight is dequantised and used a slice of output channels at a time, of about the plan's `slice_kb`.
     """
 
     def __init__(self, conv: Any, plan: EnginePlan, kernels: Kernels) -> None:
@@ -35,7 +35,7 @@ class FrozenConv2d(FrozenWeight):
         self.border: list[int] = list(conv._reversed_padding_repeated_twice)
         inside = 0 if self.same or self.pads_before or conv.padding == "valid" else conv.padding
         self.options = (conv.stride, inside, conv.dilation, conv.groups)
-        self.rows = len(conv.weight)
+        self.rows = len(conv.weight)  # output channels in a slice
         if conv.groups == 1:
             row_bytes = conv.weight[0].numel() * conv.weight.element_size()
             self.rows = int(max(1, min(self.rows, plan.slice_bytes // row_bytes)))
@@ -43,7 +43,7 @@ class FrozenConv2d(FrozenWeight):
     @classmethod
     def of(cls, module: nn.Module, plan: EnginePlan, kernels: Kernels) -> "FrozenConv2d | None":
         """The lean layer for a convolution with a frozen weight; None for anything else."""
-        known = type(module) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
+        known = type(module) in CONVOLUTIONS
         return cls(module, plan, kernels) if known and not _trains(module) else None
 
     @property
@@ -70,10 +70,12 @@ class FrozenConv2d(FrozenWeight):
         """Yield a slice of the output channels and its weight, until all are covered."""
         for start in range(0, len(self.codes), self.rows):
             rows = slice(start, start + self.rows)
-            yield rows, self.expand(self.kernels, rows)
+            yield rows, self.dequantize(self.kernels, rows)
 
 
 class _FrozenConv(torch.autograd.Function):
+    """The convolution, which keeps nothing: the gradient needs the weight alone."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenConv2d, options: Any) -> Tensor:
         ctx.shape, ctx.layer, ctx.options = x.shape, layer, options
@@ -123,11 +125,13 @@ class FrozenLinear(FrozenWeight):
 
 
 class _FrozenLinear(torch.autograd.Function):
+    """The linear layer, which keeps nothing: the gradient needs the weight alone."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
         bias = None if bias is None else bias.to(x.dtype)
-        return F.linear(x, layer.expand(layer.kernels).to(x.dtype), bias)
+        return F.linear(x, layer.dequantize(layer.kernels).to(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
@@ -135,7 +139,7 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ ctx.layer.expand(ctx.layer.kernels).to(grad.dtype)
+            grad_x = grad @ ctx.layer.dequantize(ctx.layer.kernels).to(grad.dtype)
         grad_bias = None
         if ctx.needs_input_grad[1]:
             grad_bias = grad.flatten(0, -2).sum(0, dtype=ctx.layer.dtype)

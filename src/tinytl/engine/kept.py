@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from tinytl.engine.plan import EnginePlan
-from tinytl.engine.swap import swapped
+from tinytl.engine.swap import shapes_only
 
 FALLBACK_SIZE = (3, 224, 224)  # of an image, where the network does not name one
 
@@ -36,7 +36,7 @@ class KeptTensors:
         time is decided on, given what all others keep, until nothing changes.
         """
         chosen = set(self.inputs)
-        holders = Counter[int]()
+        holders = Counter[int]()  # storage -> how many blocks keep it
         for name, kept in self.by_block.items():
             holders.update(self.inputs[name] if name in chosen else kept)
         changed = True
@@ -45,20 +45,24 @@ class KeptTensors:
             for name, inputs in self.inputs.items():
                 kept = self.by_block.get(name, set())
                 holders.subtract(inputs if name in chosen else kept)
-                if (self._extra(inputs, holders) < self._extra(kept, holders)) != (name in chosen):
-                    chosen ^= {name}
-                    changed = True
+                was_chosen = name in chosen
+                if self._extra(inputs, holders) < self._extra(kept, holders):
+                    chosen.add(name)
+                else:
+                    chosen.discard(name)
+                changed = changed or was_chosen != (name in chosen)
                 holders.update(inputs if name in chosen else kept)
         return [name for name in self.inputs if name in chosen]
 
     def _extra(self, storages: set[int], holders: Counter[int]) -> int:
+        """The bytes of those storages that no other block keeps."""
         return sum(self.bytes[storage] for storage in storages if not holders[storage])
 
     def mb_an_image(self, recomputed: list[str]) -> dict[str, float]:
         """What the layers outside of recomputed blocks keep, by their kind: MB an image, the most first."""
-        left = set().union(*(kept for name, kept in self.by_block.items() if name not in recomputed))
+        outside = [kept for name, kept in self.by_block.items() if name not in recomputed]
         totals = Counter[str]()
-        for storage in left:
+        for storage in set().union(*outside):
             totals[self.layer[storage]] += self.bytes[storage]
         return {kind: size / 1e6 / self.images for kind, size in totals.most_common()}
 
@@ -70,26 +74,23 @@ def kept_tensors(network: nn.Module, blocks: list[str]) -> KeptTensors | None:
     """
     config = getattr(network, "pretrained_cfg", None) or {}
     size = tuple(config.get("input_size") or FALLBACK_SIZE)
-    on_meta = {id(t): _on_meta(t) for t in (*network.parameters(), *network.buffers())}
-    kept = KeptTensors(size, 2 if _takes_batch_statistics(network) else 1)
-    counting = _Counting(network, blocks, kept, {_key(tensor) for tensor in on_meta.values()})
+    images = 2 if _takes_batch_statistics(network) else 1
+    counting = _Counting(network, blocks, KeptTensors(size, images))
     try:
-        images = torch.empty(kept.images, *size, device="meta", dtype=_dtype(network))
-        with (
-            torch.enable_grad(),
-            _whole_maps(network),
-            swapped(network, lambda tensor: on_meta[id(tensor)]),
-            counting.running(),
-        ):
-            network(images)
+        batch = torch.empty(images, *size, device="meta", dtype=floating_dtype(network))
+        with torch.enable_grad(), _whole_maps(network), shapes_only(network), counting.running():
+            network(batch)
     except Exception:  # whatever a network raises that needs values, or images of another shape
         return None
     return counting.result()
 
 
 class _Counting:
-    def __init__(self, network: nn.Module, blocks: list[str], kept: KeptTensors, not_kept: set[int]) -> None:
-        self.kept, self.not_kept = kept, not_kept  # parameters and buffers are there anyway
+    """Notes, while a network computes, which storages each of its blocks keeps."""
+
+    def __init__(self, network: nn.Module, blocks: list[str], kept: KeptTensors) -> None:
+        self.network, self.kept = network, kept
+        self.not_kept: set[int] = set()  # parameters and buffers, which are there anyway
         self.block_of = {network.get_submodule(name): name for name in blocks}
         self.running_blocks, self.running_layers = [""], [network]
         self.refused: set[str] = set()
@@ -97,7 +98,8 @@ class _Counting:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count what is kept in this context."""
+        """Count what is kept in this context; parameters and buffers have their shapes alone by now."""
+        self.not_kept = {_key(t) for t in (*self.network.parameters(), *self.network.buffers())}
         handles = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
@@ -140,7 +142,7 @@ class _Counting:
         key = self._count(tensor)
         if key is not None:
             self.kept.by_block.setdefault(self.running_blocks[-1], set()).add(key)
-            self.kept.layer.setdefault(key, _kind(self.running_layers))
+            self.kept.layer.setdefault(key, type(self.running_layers[-1]).__name__)
         return tensor
 
     def _count(self, tensor: Tensor) -> int | None:
@@ -171,19 +173,13 @@ def _whole_maps(network: nn.Module) -> Iterator[None]:
             module.plan = plan
 
 
-def _kind(running: list[nn.Module]) -> str:
-    return type(running[-1]).__name__
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
-
-
-def _dtype(network: nn.Module) -> torch.dtype:
+def floating_dtype(network: nn.Module) -> torch.dtype:
+    """The type of the network's first parameter in floating point; float32 if there is none."""
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _key(tensor: Tensor) -> int:
+    """The address of a tensor's storage."""
     return tensor.untyped_storage()._cdata
 
 

@@ -87,6 +87,7 @@ def make_lean(network: Any, plan: EnginePlan) -> Any:
 
 
 def _refuse_hooks(network: nn.Module) -> None:
+    """Raise UserError where a module of the network has hooks."""
     for name, module in network.named_modules():
         if has_hooks(module):
             raise UserError(f"engine=lean: {name or 'the network'} has hooks; register them after make_lean")
@@ -128,6 +129,7 @@ class _Conversion:
         return self.layers.get(module)
 
     def _note(self, layer: nn.Module, name: str) -> None:
+        """Count a lean layer, and name the block that it computes."""
         self.replaced[type(layer).__name__] += 1
         if isinstance(layer, NativeBottleneck | NativeLiteResidualBlock):
             self.native.append(name)

@@ -8,7 +8,11 @@ from torch import nn
 
 
 class Mixin:
-    """Base of the behaviours. The derived classes are made when they are needed, so copies are told how."""
+    """Base of the behaviours.
+
+    A derived class is made when it is needed, so that copies and pickled files cannot name it: they name the
+    behaviour and the base, of which `_empty` makes it again.
+    """
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         mixin, base = type(self).__bases__
@@ -34,6 +38,7 @@ def restore_class(module: nn.Module) -> None:
 
 @cache
 def _derived(mixin: type[Mixin], base: type[nn.Module]) -> Any:
+    """The class derived from both, one for each pair."""
     content: dict[str, Any] = {"__module__": base.__module__}
     if "forward" in vars(mixin):
         content["forward"] = _forward(mixin, base)
@@ -45,11 +50,13 @@ def _forward(mixin: Any, base: type[nn.Module]) -> Any:
 
     @wraps(base.forward)
     def forward(self: nn.Module, *inputs: Any, **options: Any) -> Any:
+        """Compute by the mixin."""
         return mixin.forward(self, *inputs, **options)
 
     return forward
 
 
 def _empty(mixin: type[Mixin], base: type[nn.Module]) -> nn.Module:
+    """An object of the derived class, before copy or pickle have set its attributes."""
     derived = _derived(mixin, base)
     return derived.__new__(derived)

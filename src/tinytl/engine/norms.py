@@ -191,6 +191,8 @@ def lean_norm(norm: nn.Module, plan: EnginePlan, kernels: Kernels) -> StoredBatc
 
 
 class _NormAct(torch.autograd.Function):
+    """Norm and activation as one function; this module's docstring says what it keeps."""
+
     @staticmethod
     def forward(
         ctx: Any,

@@ -53,7 +53,7 @@ def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
 
 
 class _Spent(Tensor):
-    """Stands where a gradient was that has been stepped on; it holds one number."""
+    """Takes the place of a gradient that has been stepped on; it holds one number. Any use is refused."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -64,7 +64,7 @@ class _Spent(Tensor):
 
 
 class _Stepper:
-    """Steps on one parameter at a time, and checks that each is stepped on once a step."""
+    """Steps on one parameter at a time, and checks that each is stepped on only once in a training step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer: Any = optimizer
@@ -99,6 +99,7 @@ class _Stepper:
             parameter.grad = parameter.new_zeros(()).expand(parameter.shape).as_subclass(_Spent)
 
     def _unmark(self) -> None:
+        """Remove the marks, so that no parameter has a gradient."""
         for parameter in self.stepped:
             parameter.grad = None
 
@@ -112,6 +113,7 @@ class _Stepper:
             return None
 
         def unmarked() -> Any:
+            """Run the backward pass, and remove the marks that it has set."""
             loss = closure()
             self._unmark()
             return loss

@@ -58,7 +58,7 @@ class _Call:
         self.random: tuple[Tensor, ...] | None = None  # states of the generators, if numbers are drawn
 
     def first(self, inputs: list[Any]) -> Any:
-        """The block's own forward pass."""
+        """The first forward pass, which notes whether random numbers are drawn."""
         before = _random_states(self.device)
         out = self.forward(inputs)
         if not all(map(torch.equal, before, _random_states(self.device))):
@@ -66,6 +66,7 @@ class _Call:
         return out
 
     def forward(self, inputs: list[Any]) -> Any:
+        """The block's own forward pass, without recomputation."""
         return super(Recomputed, self.block).forward(*inputs)  # type: ignore[misc]
 
     def again(self, inputs: list[Any], parameters: list[Tensor]) -> Any:
@@ -87,8 +88,12 @@ class _Call:
 
 
 class _Recompute(torch.autograd.Function):
-    # Unlike in torch.utils.checkpoint, the parameters are inputs and their gradients are returned, so that
-    # the memory meter sees what is kept, and distributed training sees the gradients.
+    """A block as one function, which keeps its inputs alone.
+
+    Unlike in torch.utils.checkpoint, the parameters are inputs and their gradients are returned, so that the
+    memory meter sees what is kept, and distributed training sees the gradients.
+    """
+
     @staticmethod
     def forward(ctx: Any, call: _Call, *arguments: Any) -> Any:
         count = len(call.inputs)
@@ -112,6 +117,7 @@ class _Recompute(torch.autograd.Function):
 
 
 def _random_states(device: torch.device) -> tuple[Tensor, ...]:
+    """The states of the generators on the CPU and, if the block is there, on the GPU."""
     return torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 

@@ -39,6 +39,8 @@ class StandardizedConv2d(WeightStandardizedConv2d):
 
 
 class _Standardize(torch.autograd.Function):
+    """Weight standardisation as one function, which keeps the weight alone."""
+
     @staticmethod
     def forward(ctx: Any, weight: Tensor, kernels: Kernels) -> Tensor:
         ctx.kernels = kernels

@@ -37,4 +37,4 @@ def remember_stock(layer: nn.Module, stock: nn.Module) -> None:
 def stock_of(layer: nn.Module) -> Any:
     """The stock module that a lean layer remembers; None for any other layer."""
     remembered = vars(layer).get("stock")
-    return remembered and remembered[0]
+    return None if remembered is None else remembered[0]

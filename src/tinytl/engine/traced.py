@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.fx
-from timm.layers import Conv2dSame, pad_same
+from timm.layers import pad_same
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from tinytl.engine.convolutions import pads_as_tensorflow
 from tinytl.engine.frozen import FrozenWeight
 from tinytl.engine.stock import stock_of
 from tinytl.errors import UserError
@@ -24,11 +25,6 @@ def is_traced(x: Tensor) -> bool:
     if isinstance(x, torch.fx.Proxy):
         raise UserError("engine=lean: torch.fx cannot trace lean layers; make_plain(network) first")
     return False
-
-
-def pads_as_tensorflow(conv: Any) -> bool:
-    """Whether a convolution pads as TensorFlow's `same` does, on some sides more than on others."""
-    return isinstance(conv, Conv2dSame) or bool(getattr(conv, "same", False))
 
 
 def convolve(conv: Any, x: Tensor) -> Tensor:

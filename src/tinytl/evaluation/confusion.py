@@ -47,7 +47,7 @@ class Confusion:
 
     @cached_property
     def names(self) -> list[str]:
-        """The class names, each of which is one of a kind."""
+        """The class names, made different where classes share one."""
         return told_apart(self.class_names)
 
     @property
@@ -64,7 +64,7 @@ class Confusion:
     @property
     def recall(self) -> list[float | None]:
         """For each class, the share of its images whose class was predicted; None without images."""
-        return _shares(self.counts.diagonal(), self.counts.sum(dim=1))
+        return _recalls(self.counts.diagonal(), self.counts.sum(dim=1))
 
     @property
     def balanced_accuracy(self) -> float:
@@ -82,12 +82,13 @@ class Confusion:
         mistakes.fill_diagonal_(0)
         classes, images = len(self.names), self.images
         largest, places = mistakes.flatten().topk(min(count, classes**2))
-        return [
-            Mistake(self.names[place // classes], self.names[place % classes], number,
-                    number / images[place // classes])
-            for number, place in zip(largest.tolist(), places.tolist(), strict=True)
-            if number
-        ]  # fmt: skip
+        most = []
+        for number, place in zip(largest.tolist(), places.tolist(), strict=True):
+            true, predicted = divmod(place, classes)
+            if number:
+                share = number / images[true]
+                most.append(Mistake(self.names[true], self.names[predicted], number, share))
+        return most
 
     def lowest_recall(self, count: int) -> list[tuple[str, int, float]]:
         """(name, images, recall) of at most `count` classes, those of the lowest recall first."""
@@ -96,7 +97,7 @@ class Confusion:
             for name, images, recall in zip(self.names, self.images, self.recall, strict=True)
             if recall is not None
         ]
-        return sorted(known, key=lambda one: one[2])[:count]
+        return sorted(known, key=lambda row: row[2])[:count]
 
     def to_csv(self, path: Path) -> None:
         """Write a row for each true class and a column for each predicted one, with their names, whole."""
@@ -116,7 +117,7 @@ def recall_by_class(predicted: Tensor, true: Tensor, class_names: Sequence[str])
     """
     images = torch.bincount(true, minlength=len(class_names))
     right = torch.bincount(true[predicted == true], minlength=len(class_names))
-    return _described(told_apart(class_names), images.tolist(), _shares(right, images))
+    return _described(told_apart(class_names), images.tolist(), _recalls(right, images))
 
 
 def told_apart(class_names: Sequence[str]) -> list[str]:
@@ -125,17 +126,18 @@ def told_apart(class_names: Sequence[str]) -> list[str]:
     return [f"{name} (class {i})" if name in shared else name for i, name in enumerate(class_names)]
 
 
-def _shares(right: Tensor, images: Tensor) -> list[float | None]:
+def _recalls(right: Tensor, images: Tensor) -> list[float | None]:
+    """For each class, `right` over `images`, both (classes,); None for a class without images."""
     return [r / n if n else None for r, n in zip(right.tolist(), images.tolist(), strict=True)]
 
 
-def _described(names: list[str], images: list[int], recall: list[float | None]) -> dict[str, Any]:
+def _described(names: list[str], images: list[int], recalls: list[float | None]) -> dict[str, Any]:
     return {
-        name: {"images": number, "recall": share}
-        for name, number, share in zip(names, images, recall, strict=True)
+        name: {"images": number, "recall": recall}
+        for name, number, recall in zip(names, images, recalls, strict=True)
     }
 
 
-def shares(confusion: Confusion) -> Tensor:
+def shares_of_rows(confusion: Confusion) -> Tensor:
     """Return the counts as shares of their row, (classes, classes); rows without images are NaN."""
     return confusion.counts.to(torch.float64) / confusion.counts.sum(dim=1, keepdim=True)

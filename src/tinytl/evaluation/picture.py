@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tinytl.errors import printable
-from tinytl.evaluation.confusion import Confusion, shares
+from tinytl.evaluation.confusion import Confusion, shares_of_rows
 from tinytl.system.files import write_whole
 
 MOST_WITH_COUNTS = 20  # classes; with more, the numbers would not fit into the cells
@@ -60,7 +60,7 @@ def _draw_matrix(axes: Any, confusion: Confusion) -> None:
     classes = len(confusion.names)
     colours = colormaps["Blues"].with_extremes(bad="0.88")  # grey: no images of this class
     rare_visible = PowerNorm(0.5, 0, 1)
-    axes.imshow(shares(confusion).numpy(), cmap=colours, norm=rare_visible, interpolation="nearest")
+    axes.imshow(shares_of_rows(confusion).numpy(), cmap=colours, norm=rare_visible, interpolation="nearest")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if classes <= MOST_WITH_NAMES:
@@ -73,7 +73,7 @@ def _draw_matrix(axes: Any, confusion: Confusion) -> None:
 
 
 def _write_counts(axes: Any, confusion: Confusion) -> None:
-    counts, dark = confusion.counts.tolist(), shares(confusion).gt(0.4).tolist()
+    counts, dark = confusion.counts.tolist(), shares_of_rows(confusion).gt(0.4).tolist()
     for row, numbers in enumerate(counts):
         for column, number in enumerate(numbers):
             if number:

@@ -1,4 +1,4 @@
-"""What a configuration asks for, as objects: nothing is decided here, and nothing is written."""
+"""What a configuration asks for, as objects. Nothing is decided here, and nothing is written."""
 
 from dataclasses import replace
 from typing import Any
@@ -37,7 +37,9 @@ def learning_rate(cfg: Any, method: str) -> float:
         return cfg.lr
     data = cfg.data
     lr = data.lr_batch1 if cfg.batch_size == 1 and data.lr_batch1 else data.lr
-    return data.lr_full * (lr / data.lr) if method == "full" and data.lr_full else lr
+    if method == "full" and data.lr_full:
+        return data.lr_full * (lr / data.lr)
+    return lr
 
 
 def num_classes(cfg: Any, in_data: int | None = None) -> int:

@@ -85,16 +85,24 @@ def build(experiment: Experiment, inspected: Inspected, place: Place) -> Job:
     engage(network, step)
     if experiment.verbose and step.engine == "lean":
         line("engine", str(lean_report(network)).removeprefix("lean engine: "))
-    module = ImageClassifier(
+    module = _module(experiment, network, data, splits, record)
+    return Job(
+        module, data, describe(experiment), parameters, pretrained, trainer, meter, curves, checkpoints,
+        patience, splits.class_names, base_bytes, place.start.resumes,
+    )  # fmt: skip
+
+
+def _module(
+    experiment: Experiment, network: Any, data: ImageDataModule, splits: Splits, record: dict[str, Any]
+) -> ImageClassifier:
+    """Return the module that trains a network which is ready; `record` goes into its checkpoints."""
+    step, recipe = experiment.step, experiment.recipe
+    return ImageClassifier(
         network, step.spec.norm, num_classes=step.spec.num_classes, task=experiment.data.task, lr=recipe.lr,
         classifier_lr=recipe.classifier_lr, batch_size=data.batch_size,
         label_smoothing=recipe.label_smoothing, weight_decay=recipe.weight_decay, seed=experiment.seed,
         warmup=recipe.warmup, class_weights=_class_weights(recipe, data, splits),
         stream=experiment.data.stream, optimizer=adam_of(step), record=record,
-    )  # fmt: skip
-    return Job(
-        module, data, describe(experiment), parameters, pretrained, trainer, meter, curves, checkpoints,
-        patience, splits.class_names, base_bytes, place.start.resumes,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def fit_and_test(experiment: Experiment, job: Job, loggers: list[Any]) -> dict[s
             "images_per_second": trainer.global_step * trainer.world_size * job.data.batch_size / seconds,
         },
     }
-    stopped_after = job.patience and job.patience.stopped_after
+    stopped_after = None if job.patience is None else job.patience.stopped_after
     return {
         "metrics": _tested(experiment, job), "classes": _classes(experiment, job), **figures,
         "stopped_early_after_epoch": stopped_after,
@@ -94,12 +94,11 @@ def _classes(experiment: Experiment, job: Job) -> dict[str, Any]:
 
 def _memory_figures(experiment: Experiment, job: Job) -> dict[str, Any]:
     """Return the memory counted, predicted and measured, in MB (1e6 bytes), and what the last is made of."""
-    count, report = job.description, job.meter.report
+    described, report = job.description, job.meter.report
     cuda = process.peak_cuda_bytes()
+    counted = ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")
     return {
-        **{key: count[key] for key in ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")},
-        "budget_mb": count["budget_mb"],
-        "predicted_mb": count["predicted_mb"],
+        **{key: described[key] for key in (*counted, "budget_mb", "predicted_mb")},
         "lean_mb": lean_mb(experiment.step),  # beside it: the same settings under the lean engine
         "measured_mb": report and report.peak_bytes / 1e6,
         "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},

@@ -21,7 +21,7 @@ from tinytl.experiment.asked import num_classes
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.resolve import facts, resolve
 from tinytl.experiment.terminal.opening import training_and_validation
-from tinytl.experiment.validation.validate import validate_data
+from tinytl.experiment.validation.inputs import validate_data
 from tinytl.memory import process
 from tinytl.memory.measure import time_steps
 from tinytl.weights.build import head_classes
@@ -108,15 +108,20 @@ def _at_hand(cfg: Any) -> Splits | str:
 
 def _seconds_of_a_step(experiment: Experiment, steps: int) -> float | None:
     """Time steps on noise; None where that is not asked for, or not possible on this machine."""
-    accelerator = experiment.trainer["accelerator"]
-    elsewhere = accelerator == "cpu" if torch.cuda.is_available() else accelerator not in ("auto", "cpu")
-    if steps == 0 or experiment.predicted_mb is None or elsewhere or torch.backends.mps.is_available():
+    if steps == 0 or experiment.predicted_mb is None or _runs_elsewhere(experiment.trainer["accelerator"]):
         return None
     free = process.free_bytes()
     if free is not None and experiment.predicted_mb * 1e6 > SHARE_OF_FREE * free:
         return None
     alike = experiment.step.shapes
     return _time(replace(alike, spec=replace(alike.spec, num_classes=10)), steps)
+
+
+def _runs_elsewhere(accelerator: str) -> bool:
+    """Whether a run would use another device than the one on which steps are timed here."""
+    if torch.backends.mps.is_available():  # steps are timed on the CPU or on CUDA
+        return True
+    return accelerator == "cpu" if torch.cuda.is_available() else accelerator not in ("auto", "cpu")
 
 
 @cache
@@ -137,9 +142,9 @@ def _seconds_to_load(experiment: Experiment) -> float:
 def _seconds_to_load_an_image(place: tuple[str, str, bool], px: int, changes: tuple[Any, ...]) -> float:
     """Time some images, once for all jobs of a sweep."""
     images = load_data(*place).splits.train
-    grey = (0.5, 0.5, 0.5)
-    loaded = Transformed(images, range(len(images)), train_transform(px, grey, grey, *changes), 0)
+    half = (0.5, 0.5, 0.5)  # as mean and standard deviation, whose values do not matter
+    loaded = Transformed(images, range(len(images)), train_transform(px, half, half, *changes), 0)
     begun = time.process_time()
     for number in range(IMAGES):
-        loaded[number * len(images) // IMAGES]
+        loaded[number * len(images) // IMAGES]  # reads and transforms the image
     return (time.process_time() - begun) / IMAGES

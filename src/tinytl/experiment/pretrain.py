@@ -68,14 +68,14 @@ class Adaptation:
 
 
 def _build_adaptation(experiment: Experiment, inspected: Inspected, place: Place) -> Adaptation:
-    """Turn an experiment into objects."""
+    """Turn an experiment of norm adaptation into objects."""
     step = experiment.step
     seed_everything(experiment.seed, workers=True, verbose=False)
     spec = replace(step.spec, checkpoint=experiment.teacher, dropout=0.0)
     teacher = build_network(replace(spec, norm="bn_frozen", lite_residual=None))
     student = build_network(spec)
-    images = teacher.pretrained_cfg
-    data = data_module(experiment, inspected.splits, images["mean"], images["std"])
+    pixels = teacher.pretrained_cfg
+    data = data_module(experiment, inspected.splits, pixels["mean"], pixels["std"])
     module = NormAdaptation(
         teacher, student, data.example_images(IMAGES), lr=experiment.recipe.lr, seed=experiment.seed
     )
@@ -105,8 +105,8 @@ def _adapt(experiment: Experiment, job: Adaptation, loggers: list[Any]) -> dict[
 def _probes(experiment: Experiment, folder: str, module: NormAdaptation) -> dict[str, float]:
     """Train linear probes on teacher and student, on a folder of labelled images; return their accuracies."""
     splits = load_data(FOLDER_LOADER, folder, experiment.data.skip_broken).splits
-    images = module.teacher.pretrained_cfg
-    transform = test_transform(experiment.step.resolution, images["mean"], images["std"])
+    pixels = module.teacher.pretrained_cfg
+    transform = test_transform(experiment.step.resolution, pixels["mean"], pixels["std"])
     score = partial(linear_probe, splits=splits, transform=transform, seed=experiment.seed)
     teacher, student = score(module.teacher), score(module.student)
     log.info(
@@ -117,6 +117,7 @@ def _probes(experiment: Experiment, folder: str, module: NormAdaptation) -> dict
 
 
 def _classes_of_the_teacher(cfg: Any, inspected: Inspected) -> int:
+    """Return how many classes the teacher's classifier has."""
     return head_classes(cfg.teacher, cfg.model.name)
 
 

@@ -64,7 +64,7 @@ def resolve(cfg: Any, facts: Facts) -> Experiment:
     budget_mb, task = _budget_mb(cfg, facts), _task(cfg, facts)
     step = _on_its_device(cfg, training_step(cfg, facts.num_classes, task), facts)
     teacher, predicted_mb, weighed = plain.get("teacher"), None, None
-    if teacher is None:
+    if teacher is None:  # an adaptation has no budget: two networks take part in its steps
         step, predicted_mb, weighed = _within_budget(cfg, step, budget_mb, facts)
     lr = learning_rate(cfg, step.method)
     config = _decided(plain, step, lr, budget_mb, task)
@@ -123,6 +123,7 @@ def _task(cfg: Any, facts: Facts) -> Task:
 
 
 def _budget_mb(cfg: Any, facts: Facts) -> float | None:
+    """Return the memory budget in MB; `auto` is a share of the free memory."""
     if cfg.memory_budget_mb == "auto":
         if facts.free_bytes is None:
             raise UserError(
@@ -174,6 +175,7 @@ def _on_gpu(cfg: Any, facts: Facts) -> bool:
 def _planned(
     cfg: Any, step: TrainingStep, budget_mb: float, on_gpu: bool
 ) -> tuple[TrainingStep, Weighed | None]:
+    """Choose plan, resolution and method for a budget; return the step, and what method=auto has weighed."""
     unclipped = not cfg.trainer.gradient_clip_val and cfg.trainer.precision not in HALF
     planner = Planner(step, may_step_in_backward=unclipped, on_gpu=on_gpu)
     budget = budget_mb * 1e6
@@ -184,8 +186,9 @@ def _planned(
             planner, budget, resolutions, lite, cfg.data.image_px, cfg.trainer.enable_progress_bar
         )
         return replace(planner, step=apply(step, weighed.best, lite)).choose(budget), weighed
-    auto = cfg.resolution == "auto"
-    return planner.choose_resolution(budget) if auto else planner.choose(budget), None
+    if cfg.resolution == "auto":
+        return planner.choose_resolution(budget), None
+    return planner.choose(budget), None
 
 
 def _predicted_bytes(step: TrainingStep) -> int:
@@ -201,9 +204,8 @@ def _predicted_bytes(step: TrainingStep) -> int:
 
 def data_digest(cfg: Any) -> str:
     """Hash everything about the data that decides a result, including the images of a linear probe."""
-    data = load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken)
+    digests = [load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken).digest]
     probe = OmegaConf.select(cfg, "probe")
-    digests = [data.digest] + (
-        [load_data(FOLDER_LOADER, probe, cfg.data.skip_broken).digest] if probe else []
-    )
+    if probe:
+        digests.append(load_data(FOLDER_LOADER, probe, cfg.data.skip_broken).digest)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]

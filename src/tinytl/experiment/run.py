@@ -15,10 +15,19 @@ from tinytl.experiment import pretrain
 from tinytl.experiment.asked import as_asked, settings_as_asked
 from tinytl.experiment.describe import candidates
 from tinytl.experiment.execute import CLASSIFICATION, operators
+from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.plan import plan
 from tinytl.experiment.record.fingerprint import fingerprint
-from tinytl.experiment.record.folder import beginning, clear, has_state, locked, remove_leftovers
+from tinytl.experiment.record.folder import (
+    Beginning,
+    beginning,
+    clear,
+    has_state,
+    locked,
+    remove_leftovers,
+)
 from tinytl.experiment.record.outcome import outcome_of, write_record
+from tinytl.experiment.record.settings import Settings
 from tinytl.experiment.resolve import data_digest, facts, resolve
 from tinytl.experiment.terminal.closing import show_closing
 from tinytl.experiment.terminal.console import console
@@ -26,7 +35,7 @@ from tinytl.experiment.terminal.planned import show_plan
 from tinytl.experiment.tracking.loggers import loggers
 from tinytl.experiment.tracking.login import check_login
 from tinytl.experiment.tracking.mirror import mirror
-from tinytl.experiment.validation.validate import validate_data, validate_starting_weights
+from tinytl.experiment.validation.inputs import validate_data, validate_starting_weights
 from tinytl.experiment.work import Place, Work
 from tinytl.memory.out_of_memory import KernelKills
 from tinytl.records.results import provenance, read_record
@@ -74,7 +83,6 @@ def describe_or_execute(cfg: Any) -> None:
 
 def attempt(cfg: Any, begin: Begin) -> None:
     """Resolve and execute a validated configuration in its locked folder; record how the run ended."""
-    work = work_of(cfg)
     folder, asked = Path(cfg.output_dir) / cfg.name, settings_as_asked(cfg)
     start = beginning(folder, asked, resume=begin.resume, overwrite=begin.overwrite)
     if start.is_done:
@@ -83,48 +91,86 @@ def attempt(cfg: Any, begin: Begin) -> None:
         return
     if is_first_process():
         remove_leftovers(folder)
-    kills = KernelKills()
-    record: dict[str, Any] = {"status": "running", "sweep": cfg.sweep, "config": as_asked(cfg)}
-    begun = False
+    run, kills = _Run(cfg, folder, asked, start), KernelKills()
     with StopRequests() as stop:
         try:
-            validate_starting_weights(cfg)
-            digest = data_digest(cfg)
-            start.check_data(digest)
-            mark = fingerprint(asked.asked, digest)
-            data = load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken)
-            record |= {"fingerprint": mark, "provenance": provenance(), "data": _described(data, digest)}
-            if work.needs_labels:
-                validate_data(cfg, data.splits)
-            experiment = resolve(cfg, facts(work.num_classes(cfg, data), data.splits.task))
-            record |= {"config": experiment.config, "asked": experiment.settings.replaced}
-            if experiment.weighed is not None:
-                record["weighed"] = candidates(experiment.weighed)
-            job = work.build(experiment, data, Place(start, stop, mark, digest))
-            record["provenance"]["operators"] = operators(experiment, job.trainer)
-            with mirror(experiment) as mirrored:
-                begun = True
-                if is_first_process() and not start.keeps_results:
-                    clear(folder, start)
-                    if elsewhere := write_record(folder, record):
-                        raise UserError(elsewhere)
-                record |= work.fit(experiment, job, loggers(experiment, mirrored.logger))
-                record["status"] = "finished"
-                elsewhere = write_record(folder, record)
-                mirrored.finish(record, folder)
-                if elsewhere:
-                    raise UserError(elsewhere)
+            run.execute(stop)
         except BaseException as raised:
             error = stop.cause_of(raised)
-            if record["status"] != "finished":
-                record |= outcome_of(error, kills)
-                # Earlier results stay if this run failed before it began, or goes on with a finished one.
-                if not start.keeps_results and (begun or not (folder / "results.json").exists()):
-                    write_record(folder, record)
+            run.record_end(error, kills)
             if error is not raised:
                 raise error from raised
             raise
-    show_closing(record, folder)
+    show_closing(run.record, folder)
+
+
+class _Run:
+    """A run that is being executed, and its record, which becomes results.json."""
+
+    def __init__(self, cfg: Any, folder: Path, asked: Settings, start: Beginning) -> None:
+        self.cfg, self.folder, self.asked, self.start = cfg, folder, asked, start
+        self.record: dict[str, Any] = {"status": "running", "sweep": cfg.sweep, "config": as_asked(cfg)}
+        self.has_begun = False  # from then on the folder's earlier run is not kept
+
+    def execute(self, stop: StopRequests) -> None:
+        """Do the work that the configuration asks for, and write what came out."""
+        work = work_of(self.cfg)
+        place, data = self._inspect(stop)
+        experiment = self._resolve(work, data)
+        job = work.build(experiment, data, place)
+        self.record["provenance"]["operators"] = operators(experiment, job.trainer)
+        with mirror(experiment) as mirrored:
+            self._begin()
+            self.record |= work.fit(experiment, job, loggers(experiment, mirrored.logger))
+            self.record["status"] = "finished"
+            elsewhere = write_record(self.folder, self.record)
+            mirrored.finish(self.record, self.folder)
+            if elsewhere:
+                raise UserError(elsewhere)
+
+    def record_end(self, error: BaseException, kills: KernelKills) -> None:
+        """Record that the run has ended with an error, unless its results are there already.
+
+        Earlier results stay where this run failed before it began, or goes on with a finished one.
+        """
+        if self.record["status"] == "finished":
+            return
+        self.record |= outcome_of(error, kills)
+        replaces = self.has_begun or not (self.folder / "results.json").exists()
+        if replaces and not self.start.keeps_results:
+            write_record(self.folder, self.record)
+
+    def _inspect(self, stop: StopRequests) -> tuple[Place, Inspected]:
+        """Read starting weights and data, and record what the results will depend on."""
+        cfg = self.cfg
+        validate_starting_weights(cfg)
+        digest = data_digest(cfg)
+        self.start.check_data(digest)
+        place = Place(self.start, stop, fingerprint(self.asked.asked, digest), digest)
+        data = load_data(cfg.data.loader, cfg.data.root, cfg.data.skip_broken)
+        self.record |= {
+            "fingerprint": place.fingerprint, "provenance": provenance(), "data": _described(data, digest),
+        }  # fmt: skip
+        return place, data
+
+    def _resolve(self, work: Work, data: Inspected) -> Experiment:
+        """Make every decision, and record them."""
+        if work.needs_labels:
+            validate_data(self.cfg, data.splits)
+        classes = work.num_classes(self.cfg, data)
+        experiment = resolve(self.cfg, facts(classes, data.splits.task))
+        self.record |= {"config": experiment.config, "asked": experiment.settings.replaced}
+        if experiment.weighed is not None:
+            self.record["weighed"] = candidates(experiment.weighed)
+        return experiment
+
+    def _begin(self) -> None:
+        """Clear the folder of an earlier run, and write the record. Raises UserError where that fails."""
+        self.has_begun = True
+        if is_first_process() and not self.start.keeps_results:
+            clear(self.folder, self.start)
+            if elsewhere := write_record(self.folder, self.record):
+                raise UserError(elsewhere)
 
 
 def _described(data: Inspected, digest: str) -> dict[str, Any]:

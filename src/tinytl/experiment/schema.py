@@ -15,7 +15,7 @@ from tinytl.experiment.validation import folder_names
 from tinytl.networks.lite_residual import LiteResidualConfig
 from tinytl.records.results import OF_NO_CONSEQUENCE
 
-# Settings that add nothing to a run's name: they are in it anyway, or do not affect results
+# Settings that add nothing to a run's name: they are in it anyway, or do not affect results.
 NOT_IN_NAME = {
     *("data", "model", "method", "norm", "engine", "resolution", "batch_size", "memory_budget_mb"),
     *("seed", "sweeps"),
@@ -199,7 +199,7 @@ def _register() -> None:
 def name_suffix(budget_mb: Any) -> str:
     """Return the end of a run's name: the budget, and other settings of the command line, sorted by key."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    # The last override of a key is the one that counts.
+    # Of several overrides of a key, the last one counts.
     settings = {o.lstrip("+~").partition("=")[0]: plain_value(o) for o in overrides}
     suffix = "" if budget_mb is None else f"-{budget_mb}mb"
     for key, value in sorted(settings.items()):

@@ -5,7 +5,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from tinytl.data.splits import Splits
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.terminal.progress import ShowProgress
 from tinytl.experiment.work import Place
@@ -32,7 +32,7 @@ def make_trainer(experiment: Experiment, callbacks: list[Callback]) -> Trainer:
             plugins=[WholeCheckpointIO(), *slurm],
         )  # fmt: skip
     except (ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"trainer: {first_line(error)}") from error
 
 
 def checkpointing(experiment: Experiment, place: Place, splits: Splits | None = None) -> Checkpoints:

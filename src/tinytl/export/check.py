@@ -1,6 +1,7 @@
 """Compare an exported file, in its own runtime, with PyTorch."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,11 +38,11 @@ def logits_in_batches(logits: Logits, images: Tensor, any_batch: bool = True) ->
 
 def compared(before: Tensor, after: Tensor, images: CheckImages, multilabel: bool) -> Comparison:
     """Compare logits (N, classes) of PyTorch and of the runtime."""
-    either: Any = torch.sigmoid if multilabel else lambda logits: logits.softmax(dim=1)
+    probabilities: Any = torch.sigmoid if multilabel else partial(torch.softmax, dim=1)
     return Comparison(
         images=len(before),
         origin=images.origin,
-        probabilities=(either(before.double()) - either(after.double())).abs().max().item(),
+        probabilities=(probabilities(before.double()) - probabilities(after.double())).abs().max().item(),
         logits=((before - after).abs().max() / before.abs().max().clamp_min(1e-12)).item(),
         same_class=int((before.argmax(dim=1) == after.argmax(dim=1)).sum()),
         top1_before=_top1(before, images.labels),

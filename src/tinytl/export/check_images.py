@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tinytl.data.images import Images
-from tinytl.data.loading import FOLDER_LOADER, load
+from tinytl.data.loading import FOLDER_LOADER, TABLE_LOADER, load
 from tinytl.errors import UserError
 from tinytl.prediction.adapter import Adapter
 from tinytl.prediction.adapter_files import run_of
@@ -20,7 +20,7 @@ from tinytl.records.results import read_record
 
 log = logging.getLogger("tinytl")
 # Loaders that read the disk or nothing; others might download.
-LOADERS = (FOLDER_LOADER, "tinytl.data.table.load", "tinytl.data.digits.load")
+LOADERS = (FOLDER_LOADER, TABLE_LOADER, "tinytl.data.digits.load")
 NOISE_IMAGES = 8
 
 
@@ -36,8 +36,8 @@ class CheckImages:
 def check_images(adapter: Adapter, images: str | None, most: int) -> CheckImages:
     """Return at most `most` images, spread evenly over those there are. Raises UserError."""
     if images is not None:
-        found = _given(adapter, images)
-        given = Images(found.paths, found.labels or [None] * len(found.paths))
+        pictures = _given(adapter, images)
+        given = Images(pictures.paths, pictures.labels or [None] * len(pictures.paths))
         return _transformed(adapter, given, most, images)
     test = _test_set(adapter)
     if test is not None and len(test):

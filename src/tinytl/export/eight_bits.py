@@ -27,14 +27,12 @@ def make_exportable(network: nn.Module, in_8_bits: bool) -> int:
                 continue
             weight: Any = layer.weight
             codes = codes_of(weight.detach()) if in_8_bits and not weight.requires_grad else None
+            plain, unstandardized = layer, None
             if isinstance(layer, WeightStandardizedConv2d):
-                plain = _plain_convolution(layer)
+                plain, unstandardized = _plain_convolution(layer), weight.detach()
                 setattr(parent, name, plain)
-            else:
-                plain = layer
             if codes is not None:
-                standardized = isinstance(layer, WeightStandardizedConv2d)
-                _hold(plain, codes, weight.detach() if standardized else None)
+                _hold(plain, codes, unstandardized)
                 held += weight.numel()
     return held
 
@@ -51,7 +49,10 @@ def _plain_convolution(conv: WeightStandardizedConv2d) -> nn.Conv2d:
 
 
 def _hold(layer: nn.Module, codes: QuantizedTensor, unstandardized: Tensor | None) -> None:
-    """Replace the weight by its codes and a function that dequantises them."""
+    """Replace the weight by its codes and a function that dequantises them.
+
+    `unstandardized` is the weight before standardisation; None: it is not standardised.
+    """
     dequantize: nn.Module
     factor = shift = None
     if unstandardized is not None:
@@ -79,7 +80,8 @@ class FromScale(nn.Module):
         self.register_buffer("scale", scale.clone())
         self.register_buffer("shift", shift)
 
-    def forward(self, codes: Tensor) -> Tensor:  # (out, ...) -> (out, ...)
+    def forward(self, codes: Tensor) -> Tensor:
+        """(out, ...) -> (out, ...)."""
         scale: Any = self.scale
         shift: Any = self.shift
         if torch.onnx.is_in_onnx_export():
@@ -101,7 +103,8 @@ class FromTable(nn.Module):
         self.register_buffer("factor", factor)
         self.register_buffer("shift", shift)
 
-    def forward(self, codes: Tensor) -> Tensor:  # (out, ...) -> (out, ...)
+    def forward(self, codes: Tensor) -> Tensor:
+        """(out, ...) -> (out, ...)."""
         table: Any = self.table
         weight = table.index_select(0, codes.flatten().int()).reshape(codes.shape)
         if self.factor is None or self.shift is None:

@@ -53,6 +53,7 @@ def write_onnx(network: nn.Module, description: Description, path: Path) -> None
             input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=(_any_batch(),),
         )  # fmt: skip
         assert program is not None
+        # None: as the optimizer thinks best.
         optimizer.optimize_ir(program.model, should_fold=lambda node: False if _takes_8_bits(node) else None)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter's notes on where in Python it is from: megabytes
@@ -104,10 +105,12 @@ def need_packages(name: FormatName) -> None:
 
 
 def _example(description: Description, images: int) -> torch.Tensor:
+    """A batch for the exporters to trace, (images, 3, R, R)."""
     return torch.zeros(images, 3, description.resolution, description.resolution)
 
 
 def _any_batch() -> dict[int, Any]:
+    """Say to the exporters that the first dimension may be of any size."""
     return {0: torch.export.Dim("batch", min=1)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.export.check import Comparison, compared, logits_in_batches, refuse_difference
 from tinytl.export.check_images import CheckImages
 from tinytl.export.eight_bits import make_exportable
@@ -46,6 +46,7 @@ def export(adapter: Adapter, name: FormatName, in_8_bits: bool, path: Path, imag
     comparisons: list[Comparison] = []
 
     def write(temporary: Path) -> None:
+        """Write the file and compare it with PyTorch, before it gets its name."""
         _write(form, name, network, adapter.description, temporary)
         after = logits_in_batches(form.run(temporary), images.images, form.any_batch)
         comparisons.append(compared(before, after, images, adapter.description.task == "multilabel"))
@@ -65,12 +66,12 @@ def export(adapter: Adapter, name: FormatName, in_8_bits: bool, path: Path, imag
 
 
 def _write(form: Format, name: FormatName, network: nn.Module, description: Description, path: Path) -> None:
+    """Write a file. Raises UserError where the format's exporter does not know a part of the network."""
     try:
         form.write(network, description, path)
     except Exception as error:  # exporters raise errors of every kind for what they do not know
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        model = description.model
-        raise UserError(f"format={name}: {model} cannot be exported to it ({reason})") from error
+        reason = first_line(error)[:200]
+        raise UserError(f"format={name}: {description.model} cannot be exported to it ({reason})") from error
 
 
 def beside(path: Path) -> Path:
@@ -79,6 +80,7 @@ def beside(path: Path) -> Path:
 
 
 def _record(exported: Exported, name: FormatName, form: Format) -> dict[str, Any]:
+    """What the JSON file says of the export."""
     return {
         "format": name,
         "any_batch": form.any_batch,
@@ -95,5 +97,6 @@ def _float32_bytes(network: nn.Module) -> int:
 
 
 def _frozen(network: nn.Module) -> int:
+    """Elements of the frozen weights of convolutions and linear layers."""
     layers = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
     return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)

@@ -10,7 +10,7 @@ FROM = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.a
 
 
 def activation_bits(network: nn.Module) -> dict[str, float]:
-    """Bits per element that each class of activation layer keeps, as the engine runs it: class -> bits."""
+    """Return class -> bits per element that an activation layer of the class keeps, as the engine runs it."""
     kinds = {
         module.kind if isinstance(module, LeanClamp) else type(module).__name__: module
         for module in network.modules()
@@ -20,11 +20,12 @@ def activation_bits(network: nn.Module) -> dict[str, float]:
 
 
 def _bits(activation: nn.Module) -> float:
-    kept = 0
+    """Bits per element that the layer keeps for a map of 512 elements."""
+    kept: list[int] = []  # bytes of each tensor
 
     def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += tensor.nbytes
+        """Note the size of a tensor that is kept."""
+        kept.append(tensor.nbytes)
         return tensor
 
     weight = next(activation.parameters(), None)  # PReLU's
@@ -32,4 +33,4 @@ def _bits(activation: nn.Module) -> float:
     x = torch.ones(1, 8, 8, 8, device=device, requires_grad=True)
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
         activation(x + 0)  # x + 0: an in-place activation refuses a leaf
-    return 8 * kept / x.numel()
+    return 8 * sum(kept) / x.numel()

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from tinytl.assembly import TrainingStep
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.methods import METHODS, freeze, set_train_mode
 from tinytl.networks.construct import build_on_meta
 
@@ -39,5 +39,5 @@ def _refusal(step: TrainingStep) -> str | None:
         with torch.no_grad():
             network(torch.empty(step.batch_size, 3, step.resolution, step.resolution, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None

@@ -9,18 +9,17 @@ storage (parameter, gradient, ...) is entered when it becomes known.
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-Kind = Literal["parameters", "activations", "gradients", "optimizer", "batch", "transients"]
-LAYER = "tinytl layer"  # key in the metadata of a node of the autograd graph
-KINDS: tuple[Kind, ...] = ("parameters", "activations", "gradients", "optimizer", "batch", "transients")
+from tinytl.memory.graph import layer_of_running_node, note_layer, saved_by_graph, tensors_in
+from tinytl.memory.timeline import KINDS as KINDS
+from tinytl.memory.timeline import Kind, Storage, Timeline, total_bytes
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,6 @@ class MemoryReport:
         return self.peak_bytes / 1e6
 
 
-@dataclass
-class _Storage:
-    size: int
-    layer: str
-    kind: Kind | None = None
-    holders: set[str] = field(default_factory=set)
-
-
 class LiveMemory(TorchDispatchMode):
     """The meter of one training step.
 
@@ -65,18 +56,17 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer | None, batch: Any) -> None:
         super().__init__()
         self.network, self.optimizer = network, optimizer
-        self.storages: list[_Storage] = []
-        self.timeline: list[int] = []  # +(i + 1): storage i appears; -(i + 1): it is freed
-        self.end_of_forward_at: int | None = None
-        self._live: dict[int, tuple[int, weakref.ref]] = {}  # address of the storage -> index
+        self.timeline = Timeline()
+        self._live: dict[int, tuple[int, weakref.ref]] = {}  # address of a storage -> its number, a reference
+        self._end_of_forward: int | None = None  # number of events until then
         self._hooks: list[Any] = []
         self._gradient_hooks: dict[Tensor, Any] = {}
         self._names = {module: name or "network" for name, module in network.named_modules()}
         self._running: list[str] = []  # layers whose forward pass is running, outermost first
-        self._known(_network_tensors(network), "parameters")
-        self._known(_gradients(network), "gradients")
-        self._known(_optimizer_state(optimizer), "optimizer")
-        self._known(_tensors(batch), "batch")
+        self._label(_network_tensors(network), "parameters")
+        self._label(_gradients(network), "gradients")
+        self._label(_optimizer_state(optimizer), "optimizer")
+        self._label(tensors_in(batch), "batch")
 
     def __enter__(self) -> "LiveMemory":
         for parameter in self.network.parameters():
@@ -91,14 +81,44 @@ class LiveMemory(TorchDispatchMode):
         super().__exit__(*exception)
         for hook in (*self._hooks, *self._gradient_hooks.values()):
             hook.remove()
-        self._known(_optimizer_state(self.optimizer), "optimizer")
-        self._known(_gradients(self.network), "gradients")
+        self._label(_optimizer_state(self.optimizer), "optimizer")
+        self._label(_gradients(self.network), "gradients")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._index(tensor)
+        for tensor in tensors_in(result):
+            self._number(tensor)
         return result
+
+    def batch(self, batch: Any) -> None:
+        """Tell the meter of a further micro-batch of the step."""
+        self._label(tensors_in(batch), "batch")
+
+    def end_of_forward(self, loss: Tensor) -> None:
+        """Mark the end of a forward pass; of several micro-batches the last is reported.
+
+        What the graph keeps is found from `loss`.
+        """
+        self._end_of_forward = len(self.timeline)
+        for number, _ in self._live.values():
+            storage = self.timeline.storages[number]
+            storage.known_kind = storage.known_kind or "activations"
+        for operator, tensor in saved_by_graph(loss):
+            self.timeline.storages[self._number(tensor)].holders.add(operator)
+
+    def report(self) -> MemoryReport:
+        """Replay the timeline and report the step."""
+        at_end_of_forward = self.timeline.alive_after(self._end_of_forward)
+        kept = [storage for storage in at_end_of_forward if storage.kind == "activations"]
+        at_peak = self.timeline.alive_after(self.timeline.events_up_to_peak())
+        return MemoryReport(
+            peak_bytes=total_bytes(at_peak),
+            end_of_forward_bytes=total_bytes(at_end_of_forward),
+            peak_split_bytes=_by_kind(at_peak),
+            kept_bytes=total_bytes(kept),
+            kept_by_operator_bytes=_by_operator(kept),
+            peak_by_layer_bytes=_by_layer(at_peak),
+        )
 
     def _enter_layer(self, module: nn.Module, _: Any) -> None:
         if module in self._names:
@@ -107,116 +127,65 @@ class LiveMemory(TorchDispatchMode):
     def _leave_layer(self, module: nn.Module, _: Any, output: Any) -> None:
         if module in self._names:
             self._running.pop()
-            for tensor in _tensors(output):
-                if tensor.grad_fn is not None:  # noted on the node: a reference would keep what it saved
-                    _notes(tensor.grad_fn).setdefault(LAYER, self._names[module])
+            for tensor in tensors_in(output):
+                note_layer(tensor, self._names[module])
 
     def _current_layer(self) -> str:
         """The layer whose forward or backward pass is running; between layers, the operator."""
-        if self._running:
-            return self._running[-1]
-        node = torch._C._current_autograd_node()
-        return "" if node is None else _notes(node).get(LAYER, _operator_name(node))
+        return self._running[-1] if self._running else layer_of_running_node()
 
-    def batch(self, batch: Any) -> None:
-        """Tell the meter of a further micro-batch of the step."""
-        self._known(_tensors(batch), "batch")
-
-    def end_of_forward(self, loss: Tensor) -> None:
-        """Mark the end of a forward pass; of several micro-batches the last is reported.
-
-        What the graph keeps is found from `loss`.
-        """
-        self.end_of_forward_at = len(self.timeline)
-        for index in self._live_indices():
-            if self.storages[index].kind is None:
-                self.storages[index].kind = "activations"
-        for operator, tensor in _saved_by_graph(loss):
-            self.storages[self._index(tensor)].holders.add(operator)
-
-    def report(self) -> MemoryReport:
-        """Replay the timeline and report the step."""
-        at_end_of_forward = self._alive_after(self.end_of_forward_at)
-        kept = {index for index in at_end_of_forward if self.storages[index].kind == "activations"}
-        peak_at, peak = self._peak()
-        at_peak = self._alive_after(peak_at)
-        split: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-        for index in at_peak:
-            split[self.storages[index].kind or "transients"] += self.storages[index].size
-        by_layer = Counter[str]()
-        for index in at_peak:
-            if (self.storages[index].kind or "transients") in ("activations", "transients"):
-                by_layer[self.storages[index].layer or "between layers"] += self.storages[index].size
-        by_operator: dict[str, int] = {}
-        for index in kept:
-            name = " + ".join(sorted(self.storages[index].holders)) or "not held by the graph"
-            by_operator[name] = by_operator.get(name, 0) + self.storages[index].size
-        return MemoryReport(
-            peak_bytes=peak,
-            end_of_forward_bytes=self._bytes(at_end_of_forward),
-            peak_split_bytes=split,
-            kept_bytes=self._bytes(kept),
-            kept_by_operator_bytes=dict(sorted(by_operator.items(), key=lambda item: -item[1])),
-            peak_by_layer_bytes=dict(by_layer.most_common()),
-        )
-
-    def _index(self, tensor: Tensor) -> int:
+    def _number(self, tensor: Tensor) -> int:
         """The number of the tensor's storage, which enters the timeline at its first appearance."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:
             return self._live[key][0]
-        index = len(self.storages)
-        self.storages.append(_Storage(storage.nbytes(), self._current_layer()))
-        self.timeline.append(index + 1)
+        number = self.timeline.appears(Storage(storage.nbytes(), self._current_layer()))
         # The reference lives as long as the storage itself, not as its Python wrapper.
-        self._live[key] = (index, weakref.ref(storage, lambda _: self._freed(key, index)))
-        return index
+        self._live[key] = (number, weakref.ref(storage, lambda _: self._freed(key, number)))
+        return number
 
-    def _freed(self, key: int, index: int) -> None:
-        if key in self._live and self._live[key][0] == index:
+    def _freed(self, key: int, number: int) -> None:
+        if key in self._live and self._live[key][0] == number:
             del self._live[key]
-        self.timeline.append(-(index + 1))
+        self.timeline.freed(number)
 
-    def _known(self, tensors: Iterable[Tensor], kind: Kind) -> None:
+    def _label(self, tensors: Iterable[Tensor], kind: Kind) -> None:
+        """Enter what storages hold, if that is not known yet."""
         for tensor in tensors:
-            storage = self.storages[self._index(tensor)]
-            if storage.kind is None or kind == "gradients":  # an activation's storage may become a gradient's
-                storage.kind = kind
+            storage = self.timeline.storages[self._number(tensor)]
+            if storage.known_kind is None or kind == "gradients":  # an activation's may become a gradient's
+                storage.known_kind = kind
 
     def _label_gradient(self, parameter: Tensor) -> None:
         """Label a gradient that has appeared; then the hook goes, because layers act otherwise with hooks."""
-        self._known([parameter.grad] if parameter.grad is not None else [], "gradients")
+        self._label([parameter.grad] if parameter.grad is not None else [], "gradients")
         self._gradient_hooks.pop(parameter).remove()
 
-    def _live_indices(self) -> list[int]:
-        return [index for index, _ in self._live.values()]
 
-    def _alive_after(self, events: int | None) -> set[int]:
-        alive: set[int] = set()
-        for event in self.timeline[:events]:
-            if event > 0:
-                alive.add(event - 1)
-            else:
-                alive.discard(-event - 1)
-        return alive
-
-    def _bytes(self, indices: Iterable[int]) -> int:
-        return sum(self.storages[index].size for index in indices)
-
-    def _peak(self) -> tuple[int, int]:
-        """Return (number of events up to the peak, bytes live then)."""
-        live = peak = peak_at = 0
-        for position, event in enumerate(self.timeline, start=1):
-            size = self.storages[abs(event) - 1].size
-            live += size if event > 0 else -size
-            if live > peak:
-                peak, peak_at = live, position
-        return peak_at, peak
+def _by_kind(storages: Iterable[Storage]) -> dict[Kind, int]:
+    """Bytes by kind, for every kind."""
+    split: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    for storage in storages:
+        split[storage.kind] += storage.size
+    return split
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
+def _by_operator(storages: Iterable[Storage]) -> dict[str, int]:
+    """Bytes by the operators that hold them, the most first."""
+    sizes = Counter[str]()
+    for storage in storages:
+        sizes[" + ".join(sorted(storage.holders)) or "not held by the graph"] += storage.size
+    return dict(sizes.most_common())
+
+
+def _by_layer(storages: Iterable[Storage]) -> dict[str, int]:
+    """Bytes of activations and transients by the layer that made them, the most first."""
+    sizes = Counter[str]()
+    for storage in storages:
+        if storage.kind in ("activations", "transients"):
+            sizes[storage.layer or "between layers"] += storage.size
+    return dict(sizes.most_common())
 
 
 def _network_tensors(network: nn.Module) -> Iterator[Tensor]:
@@ -229,31 +198,4 @@ def _gradients(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> Iterator[Tensor]:
-    return _tensors(dict(optimizer.state)) if optimizer else iter(())
-
-
-def _saved_by_graph(loss: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield (operator, tensor) of everything that the graph of `loss` keeps for the backward pass."""
-    queue, seen = [loss.grad_fn], set()
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        queue += [following for following, _ in node.next_functions]
-        for tensor in _saved_by_node(node):
-            yield _operator_name(node), tensor
-
-
-def _saved_by_node(node: Any) -> Iterator[Tensor]:
-    for name in dir(node):
-        if name.startswith("_saved_") or name == "saved_tensors":
-            yield from _tensors(getattr(node, name))
-
-
-def _notes(node: Any) -> dict[str, str]:
-    return node.metadata
-
-
-def _operator_name(node: Any) -> str:
-    return node.name().rsplit("::", 1)[-1].rstrip("0123456789").removesuffix("Backward")
+    return tensors_in(dict(optimizer.state)) if optimizer else iter(())

@@ -37,6 +37,7 @@ def _killed_so_far() -> tuple[int, int]:
 
 
 def _count(path: Path) -> int:
+    """The kernel's kills by a file with lines of `name value`; 0 where there is no such file."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:

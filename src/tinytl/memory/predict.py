@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter
 
 from tinytl.assembly import TrainingStep, engage, prepare, trainable
 from tinytl.engine import EnginePlan, lean_report
 from tinytl.engine.optimizer import step_in_backward
 from tinytl.engine.report import LeanReport
 from tinytl.engine.swap import shapes_only
+from tinytl.errors import first_line
+from tinytl.memory.graph import tensors_in
 from tinytl.memory.meter import LiveMemory, MemoryReport
 from tinytl.memory.step import metered
 from tinytl.networks.construct import build_on_meta
@@ -51,9 +52,9 @@ def predicted_bytes(step: TrainingStep) -> int:
 def lean_mb(step: TrainingStep) -> float | None:
     """Predict the peak of a run with these settings under the lean engine, in MB of 1e6 bytes.
 
-    A run under stock PyTorch is taken with the lean engine's default plan on its device, another one with its
-    own. The figure is None, and a line says why, where the lean engine cannot compute the network: it stands
-    beside the results of a finished run, which must not be lost for it.
+    A run under stock PyTorch is predicted with the lean engine's default plan on its device, a run under the
+    lean engine with its own plan. Where the lean engine cannot compute the network, the result is None and a
+    log line says why; no error is raised, because the results of a finished run would be lost with it.
     """
     step = step.shapes
     if step.engine != "lean":
@@ -62,7 +63,7 @@ def lean_mb(step: TrainingStep) -> float | None:
     try:
         return predicted_bytes(step) / 1e6
     except Exception as error:  # raised by the network's layers, so of any type
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         log.warning("memory under the lean engine is not predicted for %s (%s)", step.spec.model, reason)
         return None
 
@@ -75,21 +76,14 @@ def conversion(step: TrainingStep) -> LeanReport:
 
 @lru_cache(maxsize=256)
 def _conversion(step: TrainingStep) -> LeanReport:
-    network = build_on_meta(step.spec)
-    prepare(network, step)
-    engage(network, step)
-    return lean_report(network)
+    return lean_report(_engaged(step))
 
 
 def predict(step: TrainingStep) -> MemoryReport:
     """Predict the meter's report of a step of a run, the second or a later one."""
-    network = build_on_meta(step.spec)
-    prepare(network, step)
-    engage(network, step)
-    network.to(step.dtype)
-    if step.micro_batches > 1:  # from the second on they find gradients and are alike: predict that one
-        for parameter in trainable(network):
-            parameter.grad = torch.empty_like(parameter)
+    network = _engaged(step).to(step.dtype)
+    if step.micro_batches > 1:
+        _accumulate_gradients(network)
     micro_step = replace(
         step, batch_size=step.batch_size // step.micro_batches, plan=replace(step.plan, micro_batch=None)
     )
@@ -107,8 +101,7 @@ def predict_step_of(network: Any, input_size: Sequence[int], plan: EnginePlan | 
     dtype = next(parameter.dtype for parameter in trainable(network))
     with shapes_only(network), AutocastOnMeta():
         if parts > 1:
-            for parameter in trainable(network):
-                parameter.grad = torch.empty_like(parameter)
+            _accumulate_gradients(network)
         optimizer = _adam(network, plan)
         images = torch.empty(input_size[0] // parts, *input_size[1:], device="meta", dtype=dtype)
         with LiveMemory(network, optimizer, images) as live:
@@ -119,11 +112,25 @@ def predict_step_of(network: Any, input_size: Sequence[int], plan: EnginePlan | 
         return live.report()
 
 
+def _engaged(step: TrainingStep) -> Any:
+    """The step's network with shapes only, ready to be trained by the step's engine."""
+    network = build_on_meta(step.spec)
+    prepare(network, step)
+    engage(network, step)
+    return network
+
+
+def _accumulate_gradients(network: nn.Module) -> None:
+    """Give the network gradients, as the second and all later micro-batches of a step find them."""
+    for parameter in trainable(network):
+        parameter.grad = torch.empty_like(parameter)
+
+
 def _loss(out: Any) -> Tensor:
+    """A loss of what a network returns: cross-entropy of (B, classes), or else a sum of means."""
     if isinstance(out, Tensor) and out.ndim == 2:
         return F.cross_entropy(out, torch.zeros(len(out), dtype=torch.long, device=out.device))
-    tensors = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    return torch.stack([tensor.mean() for tensor in tensors]).sum()
+    return torch.stack([tensor.mean() for tensor in tensors_in(out) if tensor.requires_grad]).sum()
 
 
 class AutocastOnMeta(TorchFunctionMode):
@@ -137,6 +144,7 @@ class AutocastOnMeta(TorchFunctionMode):
 
 
 def _cast(argument: Any) -> Any:
+    """A tensor in float32 in the type of autocast; anything else as it is."""
     floating = isinstance(argument, Tensor) and argument.dtype == torch.float32
     return argument.to(torch.get_autocast_dtype("cpu")) if floating else argument
 
@@ -152,13 +160,14 @@ def _adam(network: nn.Module, plan: EnginePlan | None) -> torch.optim.Optimizer:
 
 
 class _InPlaceAdam(torch.optim.Adam):
-    """The lean engine's Adam: it is fused, so that a step makes no tensor."""
+    """The lean engine's Adam, as far as memory is concerned."""
 
     def step(self, closure: Any = None) -> None:
-        pass
+        """Change nothing: the values do not matter, and a fused step makes no tensor."""
 
 
 def _moments(parameter: nn.Parameter, bits: int) -> dict[str, Tensor]:
+    """Adam's state for a parameter, its moments in 32 or 8 bits."""
     moments = {}
     for name in ("exp_avg", "exp_avg_sq"):
         if bits == 8 and parameter.numel() >= SMALLEST_8BIT_ELEMENTS:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # that of this process, where it runs in a container
+
 try:
     import resource
 except ImportError:  # not a POSIX system
@@ -52,25 +54,40 @@ def total_bytes() -> int | None:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not a POSIX system, or it does not report it
         return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and limit.read_text().strip() != "max":
-        total = min(total, int(limit.read_text()))
-    return total
+    limit = _limit_of_control_group()
+    return total if limit is None else min(total, limit)
 
 
 def free_bytes() -> int | None:
     """Free memory of the GPU if there is one, else of the machine or its control group; None: unknown."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
     line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    free = int(line.split()[1]) * 1024
-    if limit.exists() and limit.read_text().strip() != "max":
-        used = int(limit.with_name("memory.current").read_text())
-        free = min(free, int(limit.read_text()) - used)
-    return free
+    free, limit = int(line.split()[1]) * 1024, _limit_of_control_group()
+    return free if limit is None else min(free, limit - _used_by_control_group())
+
+
+def _limit_of_control_group() -> int | None:
+    """The bytes that the control group may use; None without a limit."""
+    limit = CONTROL_GROUP / "memory.max"
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return None if text == "max" else int(text)
+
+
+def _used_by_control_group() -> int:
+    """The bytes that the control group uses and the kernel cannot simply drop.
+
+    While there is room, the kernel keeps what was read of files in memory (`inactive_file`). It counts as
+    used, but is dropped as soon as memory is asked for; the machine's MemAvailable counts it as free, too.
+    """
+    used = int((CONTROL_GROUP / "memory.current").read_text())
+    statistics = CONTROL_GROUP / "memory.stat"
+    lines = [line.split() for line in statistics.read_text().splitlines()] if statistics.exists() else []
+    droppable = next((int(value) for name, value in lines if name == "inactive_file"), 0)
+    return max(0, used - droppable)
 
 
 def peak_cuda_bytes() -> int | None:

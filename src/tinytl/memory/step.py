@@ -38,7 +38,7 @@ def run(step: TrainingStep, network: Any, optimizer: torch.optim.Optimizer, live
             live.batch((images, labels))
         with autocast(step, images):
             loss = _loss(network(images), labels) * len(images) / step.batch_size
-        # reading what a checkpointed graph keeps would recompute it
+        # Reading what a checkpointed graph keeps would compute it again.
         if live and not getattr(network, "grad_checkpointing", False):
             live.end_of_forward(loss)
         loss.backward()
@@ -52,6 +52,7 @@ def autocast(step: TrainingStep, images: Tensor) -> torch.autocast:
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a micro-batch, (): binary cross-entropy of several labels, or cross-entropy."""
     if labels.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits, labels)
     return F.cross_entropy(logits, labels)

@@ -44,6 +44,7 @@ def architecture(model: str, net_config: str | None = None) -> Architecture:
 
 
 def _config(net_config: str | None) -> NetConfig:
+    """Read the net.config of a specialised network. Raises UserError where there is none."""
     if net_config is None:
         raise UserError(
             f"model={specialized.MODEL}: the network follows from a net.config: checkpoint=specialized, or "

@@ -3,7 +3,7 @@
 timm's models tell both. A network of one's own tells them by `name_layers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,6 @@ from tinytl.errors import UserError
 EXPANDED = (InvertedResidual,)  # inverted bottlenecks: expansion, depthwise convolution, projection
 INVERTED = (*EXPANDED, DepthwiseSeparableConv)  # those without an expansion, too
 RESIDUAL = (BasicBlock, Bottleneck)  # of ResNets
-
-
 # The layers of an inverted bottleneck by what they do: names of its convolution and of the norm after it,
 # in the order in which they are applied.
 LAYERS_OF_EXPANDED = {
@@ -27,6 +25,7 @@ LAYERS_OF_EXPANDED = {
 LAYERS_OF_DEPTHWISE_SEPARABLE = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
 # What such a block may hold besides; where it holds none of them, these are missing or nn.Identity.
 EXTRAS = ("conv_s2d", "aa", "se", "dw_tfm")
+NAMES = "tinytl_layer_names"  # attribute of a network that holds its LayerNames
 
 
 def layer_names(block: nn.Module) -> dict[str, tuple[str, str]]:
@@ -39,9 +38,6 @@ def convolutions(block: Any) -> list[Any]:
     if isinstance(block, INVERTED):
         return [getattr(block, conv) for conv, _ in layer_names(block).values()]
     return [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
-
-
-NAMES = "tinytl_layer_names"  # attribute of a network that holds its LayerNames
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,9 @@ def block_names(network: Any, layers: tuple[type[nn.Module], ...] = (nn.Conv2d,)
         if inside or module is network or isinstance(module, nn.Sequential):
             continue
         count = sum(isinstance(m, layers) for m in module.modules())
-        # a parameter that is shared is in the group of its first name
-        owners = {group_of.get(f"{name}.{p}") for p, _ in module.named_parameters()}
-        if count > 1 and len(owners) == 1:
+        # A parameter that is shared is in the group of its first name.
+        groups_inside = {group_of.get(f"{name}.{p}") for p, _ in module.named_parameters()}
+        if count > 1 and len(groups_inside) == 1:
             names.append(name)
     return names
 
@@ -117,11 +113,14 @@ def before_last_blocks(network: Any, count: int) -> list[str]:
 
     Raises UserError where the network has fewer blocks.
     """
-    blocks, names = block_names(network), [name for name, _ in network.named_parameters()]
-    kept = tuple(f"{block}." for block in last_block_names(network, count))
-    inside = [i for i, name in enumerate(names) if name.startswith(kept)] if kept else []
-    last = max(i for i, name in enumerate(names) if name.startswith(tuple(f"{b}." for b in blocks)))
-    return names[: min(inside, default=last + 1)]
+    names = [name for name, _ in network.named_parameters()]
+    last_blocks = tuple(f"{block}." for block in last_block_names(network, count))
+    in_last_blocks = [i for i, name in enumerate(names) if name.startswith(last_blocks)]
+    if in_last_blocks:
+        return names[: in_last_blocks[0]]
+    blocks = tuple(f"{block}." for block in block_names(network))
+    in_blocks = [i for i, name in enumerate(names) if name.startswith(blocks)]
+    return names[: in_blocks[-1] + 1]
 
 
 def classifiers(network: Any) -> list[nn.Module]:
@@ -140,6 +139,12 @@ def classifiers(network: Any) -> list[nn.Module]:
     return [
         head for head in heads if isinstance(head, nn.Module) and next(head.parameters(), None) is not None
     ]
+
+
+def classifier_parameters(network: Any) -> Iterator[nn.Parameter]:
+    """The parameters of the classifiers. Raises UserError as `classifiers` does."""
+    for head in classifiers(network):
+        yield from head.parameters()
 
 
 def _last_layer(network: nn.Module) -> str:

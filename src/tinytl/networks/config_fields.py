@@ -83,6 +83,7 @@ class Fields:
             raise self.refusal(key, f"only {value} is known here")
 
     def _get(self, key: str, default: Any) -> Any:
+        """An entry; the default where it is null or missing. Raises UserError where it is NEEDED."""
         value = self.plain.get(key)
         if value is None and default is NEEDED:
             raise UserError(f"{self.where}: {key} is missing")
@@ -90,4 +91,5 @@ class Fields:
 
 
 def _shown(value: Any) -> str:
+    """The beginning of a value, for an error."""
     return f"{value!r:.40}"

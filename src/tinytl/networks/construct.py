@@ -56,6 +56,7 @@ def new_head(network: Any) -> None:
 
 
 def _create(spec: NetworkSpec, eps: float | None) -> Any:
+    """Create the network with its norm layers, without lite residuals and weight standardisation."""
     if spec.net_config is not None:
         return specialized.build(parse(spec.net_config), spec.norm, spec.num_classes, spec.dropout)
     kwargs = {"num_classes": spec.num_classes, "drop_rate": spec.dropout}

@@ -1,4 +1,4 @@
-"""The mark of a network that the lean engine has converted, for rooms that the engine builds on."""
+"""The mark of a network that the lean engine has converted, for packages below the engine."""
 
 from torch import nn
 

@@ -32,9 +32,10 @@ class LiteResidualConfig:
     def __post_init__(self) -> None:
         for name in ("kernel_size", "groups", "pooling"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1 or (name == "kernel_size" and value % 2 == 0):
-                odd = "an odd" if name == "kernel_size" else "a"
-                raise UserError(f"lite_residual.{name}={value}: {odd} positive whole number is needed")
+            must_be_odd = name == "kernel_size"
+            if not isinstance(value, int) or value < 1 or (must_be_odd and value % 2 == 0):
+                kind = "an odd positive" if must_be_odd else "a positive"
+                raise UserError(f"lite_residual.{name}={value}: {kind} whole number is needed")
         if not 0 < self.expansion < math.inf:
             raise UserError(f"lite_residual.expansion={self.expansion}: a positive number is needed")
         if self.upsampling not in ("bilinear", "nearest"):
@@ -92,7 +93,8 @@ class LiteResidualBlock(nn.Module):
         self.main_branch = main_branch
         self.lite_residual = lite_residual
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
         main = self.main_branch(x)
         return main + self.lite_residual(x, main.shape[-2:])
 
@@ -108,7 +110,8 @@ class LiteResidualShortcut(nn.Module):
         self.shortcut = shortcut
         self.lite_residual = lite_residual
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
         shortcut = self.shortcut(x)
         return shortcut + self.lite_residual(x, shortcut.shape[-2:])
 
@@ -151,6 +154,7 @@ def insert_lite_residuals(
 
 
 def _insert(network: nn.Module, path: str, lite: LiteResidual) -> None:
+    """Put a lite residual into the shortcut of a ResNet's block, or beside a block of another type."""
     parent, _, name = path.rpartition(".")
     block: Any = network.get_submodule(path)
     if isinstance(block, RESIDUAL):
@@ -182,6 +186,7 @@ def _shape(block: nn.Module) -> BlockShape | None:
 
 
 def _fitting_kernel(kernel_size: int, resolution: int) -> int:
+    """The kernel size, made smaller by steps of 2 until it is at most the map's resolution."""
     while kernel_size > max(1, resolution):
         kernel_size -= 2
     return kernel_size

@@ -1,14 +1,11 @@
-"""Read `net.config`, the JSON by which the published code of TinyTL describes a network.
+"""What a `net.config` says, the JSON by which the published code of TinyTL describes a network.
 
-Only what decides the network is kept; the classifier is always a new one. Of two namings of a block's
-convolution, `conv` and the older `mobile_inverted_conv`, both are known.
+Only what decides the network is kept; the classifier is always a new one.
 """
 
 from dataclasses import dataclass
 
-NAME = "ProxylessNASNets"  # of the only kind of network that is published in this form
 ACTIVATIONS = ("relu", "relu6", "h_swish", "h_sigmoid", "swish", "sigmoid", "tanh")
-UPSAMPLINGS = ("bilinear", "nearest")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Bottleneck:
 
     in_channels: int
     out_channels: int
-    middle: int
+    middle: int  # channels between expansion and projection
     kernel_size: int
     stride: int
     groups: int  # of the k x k convolution
@@ -66,9 +63,9 @@ class Block:
     """A residual block; `number` counts all blocks of the file, also those that compute nothing."""
 
     number: int
-    conv: Layer | None
+    conv: Layer | None  # None: the shortcut alone
     lite: LiteLayer | None
-    shortcut: Layer | None
+    shortcut: Layer | None  # None: its input, or nothing
     has_identity: bool  # its input is added
 
     @property

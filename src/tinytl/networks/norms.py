@@ -1,8 +1,8 @@
 """Norm layers, which use the statistics of the batch, of channel groups, or stored ones.
 
-The norm is a constructor argument wherever timm takes one (`norm_layer=`); only in a backbone that
-takes none are layers replaced. Weight standardisation cannot be passed to a constructor, so
-convolutions are replaced by ones that standardise, under the same name and with the same weights.
+Where timm takes the norm as a constructor argument (`norm_layer=`), it is given there; in other backbones
+layers are replaced. Weight standardisation cannot be passed to a constructor, so convolutions are replaced by
+ones that standardise, under the same name and with the same weights.
 """
 
 from collections.abc import Callable
@@ -57,6 +57,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         if self.training and input.numel() == input.shape[1]:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -83,7 +84,8 @@ class WeightStandardizedConv2d(nn.Conv2d):
         """Return the standardised weight; an engine's layer may compute it in its own way."""
         return standardize(weight)
 
-    def forward(self, input: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H', W')
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H', W')."""
         if self.same:
             input = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
         return self._conv_forward(input, self.standardized(self.weight), self.bias)
@@ -114,6 +116,7 @@ def replace_batch_norm(network: nn.Module) -> None:
 
 
 def _group_norm_like(norm: nn.BatchNorm2d) -> nn.GroupNorm:
+    """A GroupNorm for the same channels, with the activation that timm may have built into the BatchNorm."""
     if not isinstance(norm, BatchNormAct2d):
         return GroupNorm(norm.num_features, eps=norm.eps, affine=norm.affine)
     layer: Any = GroupNormAct(
@@ -132,11 +135,12 @@ def standardize_weights(network: nn.Module) -> None:
 
 
 def _standardizable(module: nn.Module) -> bool:
-    # A single weight per output channel has no standard deviation.
+    """Whether it is a bias-free convolution; a single weight per output channel has no standard deviation."""
     return type(module) in (nn.Conv2d, Conv2dSame) and module.bias is None and module.weight[0].numel() > 1  # type: ignore[index]
 
 
 def _standardized(conv: Any) -> WeightStandardizedConv2d:
+    """The convolution with weight standardisation, sharing its weight."""
     layer = WeightStandardizedConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
         conv.groups, bias=False, padding_mode=conv.padding_mode, device="meta",
@@ -146,9 +150,14 @@ def _standardized(conv: Any) -> WeightStandardizedConv2d:
     return layer
 
 
-def check_norm(norm: NormName, name: str, has_batch_norm: bool) -> None:
-    """Raise UserError where `norm` is unknown or needs a BatchNorm that the backbone does not have."""
+def check_norm_name(norm: str) -> None:
+    """Raise UserError for an unknown norm."""
     if norm not in NORM_NAMES:
         raise UserError(f"norm={norm}: unknown; one of {', '.join(NORM_NAMES)}")
+
+
+def check_norm(norm: NormName, name: str, has_batch_norm: bool) -> None:
+    """Raise UserError where `norm` is unknown or needs a BatchNorm that the backbone does not have."""
+    check_norm_name(norm)
     if norm != "native" and not has_batch_norm:
         raise UserError(f"norm={norm}: {name} has no BatchNorm; norm=native keeps its own layers")

@@ -22,7 +22,7 @@ Block = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ProxylessNAS:
     """Channels of stem, first block and head; stages of (channels, stride of the first block, blocks)."""
 
     stem: int
@@ -54,9 +54,10 @@ class Architecture:
                 number += 1
 
 
-def _mobile(stem: int, first: int, channels: tuple[int, ...], head: int) -> Architecture:
+def _mobile(stem: int, first: int, channels: tuple[int, ...], head: int) -> ProxylessNAS:
+    """ProxylessNAS-Mobile with these channels, one number for each stage."""
     a, b, c, d, e, f = channels
-    return Architecture(
+    return ProxylessNAS(
         stem,
         first,
         (
@@ -74,7 +75,7 @@ def _mobile(stem: int, first: int, channels: tuple[int, ...], head: int) -> Arch
 ARCHITECTURES = {
     "proxylessnas_mobile": _mobile(32, 16, (32, 40, 80, 96, 192, 320), 1280),
     "proxylessnas_w03": _mobile(16, 8, (16, 16, 24, 32, 64, 96), 384),
-    "proxylessnas_cpu": Architecture(
+    "proxylessnas_cpu": ProxylessNAS(
         40,
         24,
         (
@@ -87,7 +88,7 @@ ARCHITECTURES = {
         ),
         1432,
     ),
-    "proxylessnas_gpu": Architecture(
+    "proxylessnas_gpu": ProxylessNAS(
         40,
         24,
         (
@@ -130,6 +131,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(name: str, pretrained: bool, norm_layer: Any = None, **kwargs: Any) -> EfficientNet:
+    """Create the network by timm's own machinery, as its own models are created."""
     architecture = ARCHITECTURES[name]
     return build_model_with_cfg(  # type: ignore[return-value]
         EfficientNet,

@@ -80,10 +80,11 @@ def codes_of(weight: Tensor) -> QuantizedTensor | None:
     """
     if weight.is_meta:
         quantizer = getattr(weight, "quantizer", None)
-        return quantizer and QUANTIZERS[quantizer](weight)
+        return None if quantizer is None else QUANTIZERS[quantizer](weight)
     scale = getattr(weight, "int8_scale", None)
-    if scale is not None and (int8 := _by_scale(weight, scale)) is not None:
-        return int8
+    noted = None if scale is None else _by_scale(weight, scale)
+    if noted is not None:
+        return noted
     int8 = quantize_int8(weight)
     if torch.allclose(int8.dequantize(), weight, rtol=8 * torch.finfo(weight.dtype).eps, atol=0):
         return int8

@@ -1,6 +1,6 @@
 """Read the JSON of a `net.config`, and check every entry that decides the network.
 
-Of two namings of a block's convolution, `conv` and the older `mobile_inverted_conv`, both are known.
+A block's convolution is called `conv`, or `mobile_inverted_conv` in older files.
 """
 
 import json
@@ -91,6 +91,7 @@ def _nothing_or(entry: Fields, key: str) -> Fields | None:
 
 
 def _layer(entry: Fields, channels: int) -> Layer:
+    """Read a layer that takes maps of so many channels."""
     name = entry.one_of("name", ("ConvLayer", "MBConvLayer", "ReducedMBConvLayer"))
     return _conv(entry, channels) if name == "ConvLayer" else _bottleneck(entry, channels)
 
@@ -128,6 +129,7 @@ def _bottleneck(entry: Fields, channels: int) -> Bottleneck:
 
 
 def _lite(entry: Fields, main: Layer | None) -> LiteLayer:
+    """Read the lite residual module beside `main`."""
     assert main is not None  # the module holds it
     entry.equal("in_channels", main.in_channels)
     entry.equal("out_channels", main.out_channels)

@@ -29,7 +29,7 @@ REDUCTION = 4  # of squeeze and excitation
 
 
 class Residual(nn.Module):
-    """A block whose shortcut has layers of its own, or that has none besides it."""
+    """A block whose shortcut has layers of its own; `conv` None: it has no other layers."""
 
     has_skip = True
 
@@ -37,7 +37,8 @@ class Residual(nn.Module):
         super().__init__()
         self.conv, self.shortcut = conv, shortcut
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
         shortcut = self.shortcut(x)
         return shortcut if self.conv is None else self.conv(x) + shortcut
 
@@ -49,7 +50,8 @@ class ConvNormAct(nn.Module):
         super().__init__()
         self.conv, self.bn1, self.se, self.has_skip = conv, norm, se, has_skip
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
         out = self.se(self.bn1(self.conv(x)))
         return out + x if self.has_skip else out
 
@@ -62,12 +64,12 @@ class Layers:
 
     def norm(self, channels: int, act: str | None) -> nn.Module:
         """A norm and the activation after it."""
-        kind: dict[str, Any] = {"eps": self.config.eps, "apply_act": act is not None}
+        options: dict[str, Any] = {"eps": self.config.eps, "apply_act": act is not None}
         if act is not None:
-            kind["act_layer"] = ACTIVATIONS[act]
+            options["act_layer"] = ACTIVATIONS[act]
         if self.config.has_group_norm:
-            return GroupNormAct(channels, group_count(channels), **kind)
-        return BatchNormAct2d(channels, momentum=self.config.momentum, **kind)
+            return GroupNormAct(channels, group_count(channels), **options)
+        return BatchNormAct2d(channels, momentum=self.config.momentum, **options)
 
     def conv_and_norm(self, layer: ConvLayer, where: str) -> tuple[nn.Module, nn.Module]:
         """The first or last convolution of the network, and its norm."""
@@ -134,10 +136,8 @@ class Layers:
 
     def _reduced(self, layer: Bottleneck) -> Any:
         block: Any = EdgeResidual(layer.in_channels, layer.out_channels)
-        block.conv_exp, block.bn1 = (
-            _conv(layer, layer.in_channels, layer.middle),
-            self.norm(layer.middle, layer.act),
-        )
+        block.conv_exp = _conv(layer, layer.in_channels, layer.middle)
+        block.bn1 = self.norm(layer.middle, layer.act)
         block.se = self._se(layer, layer.middle)
         block.conv_pwl = nn.Conv2d(layer.middle, layer.out_channels, 1, bias=False)
         block.bn2 = self.norm(layer.out_channels, None)

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from tinytl.methods import freeze
-from tinytl.networks.blocks import block_names, classifiers, has_shortcut
+from tinytl.networks.blocks import block_names, classifier_parameters, has_shortcut
 from tinytl.networks.construct import build_on_meta
 from tinytl.networks.lite_residual import LiteResidualBlock, LiteResidualConfig
 from tinytl.networks.proxylessnas import ARCHITECTURES
@@ -75,9 +75,8 @@ def count(network: Any, resolution: int, blocks: int | None = None) -> PaperCoun
     parameters = list(network.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
-    head = {id(p) for head in classifiers(network) for p in head.parameters()}
-    names = block_names(network) if blocks else []
-    first = network.get_submodule(names[-blocks]) if blocks else None
+    head = {id(p) for p in classifier_parameters(network)}
+    first = network.get_submodule(block_names(network)[-blocks]) if blocks else None  # block that trains
     enters_body = any(p.requires_grad and id(p) not in head for p in parameters)
     counter = _Counter(backward_enters_body=enters_body and blocks is None)
     handles = [handle for module in network.modules() for handle in counter.watch(module)]

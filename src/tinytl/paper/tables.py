@@ -44,8 +44,7 @@ class PaperRow:
 
 def table2() -> list[PaperRow]:
     """The rows of Table 2; a data set for which the paper gives no figure is not in `top1`."""
-    with (FOLDER / "table2.csv").open(newline="") as file:
-        return [_row(line) for line in csv.DictReader(file)]
+    return [_row(line) for line in _lines("table2")]
 
 
 def data_sets() -> list[str]:
@@ -96,9 +95,9 @@ def recipes() -> dict[str, Recipe]:
     """Return data set -> recipe."""
     by_name = {}
     for line in _lines("recipes"):
-        jitter = (
-            None if line["color_jitter"] == "none" else [float(v) for v in line["color_jitter"].split("/")]
-        )
+        jitter = None
+        if line["color_jitter"] != "none":
+            jitter = [float(strength) for strength in line["color_jitter"].split("/")]
         lr_batch1 = float(line["lr_batch1"]) if line["lr_batch1"] else None
         smoothing = float(line["label_smoothing"])
         by_name[line["dataset"]] = Recipe(float(line["lr_batch8"]), lr_batch1, smoothing, jitter)
@@ -111,11 +110,13 @@ def activation_bits() -> dict[str, float]:
 
 
 def _lines(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file beside this module, by column."""
     with (FOLDER / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def _lite(method: str) -> bool | None:
+    """Whether runs of the method need pretrained lite residual modules; None: it has none."""
     return True if method in ("tinytl", "tinytl_l", "tinytl_last_two") else None
 
 

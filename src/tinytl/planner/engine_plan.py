@@ -150,9 +150,11 @@ class Planner:
         return [base for base in bases if base.optimizer_bits == bases[-1].optimizer_bits]
 
     def _leanest(self, base: EnginePlan) -> TrainingStep:
+        """The step under the setting that keeps least, with the smallest micro-batch."""
         return self._under(self.times.settings[-1], base, self._sizes(base)[-1])
 
     def _under(self, setting: Setting, base: EnginePlan, micro_batch: int) -> TrainingStep:
+        """The step under a setting's plan."""
         return replace(self.step, plan=setting.plan(base, micro_batch))
 
     def _optimizers(self) -> Iterator[EnginePlan]:
@@ -193,6 +195,7 @@ class Planner:
                 yield time, self._under(setting, base, size)
 
     def _refusal(self, budget_bytes: float) -> str:
+        """Say that no plan fits, which budget is enough, and what would take less."""
         least, step = self.smallest_bytes(), self.step
         alternatives: dict[str, TrainingStep] = {}
         if step.resolution > RESOLUTIONS[-1]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.prediction.description import Description, described
 
 Logits = Callable[[Tensor], Tensor]  # (batch, 3, R, R) -> (batch, classes), before softmax or sigmoid
@@ -33,13 +33,14 @@ def open_exported(source: str) -> tuple[Logits, Description]:
     if not path.is_file():
         raise UserError(f"adapter={source}: no such file")
     kind = path.suffix.lower()
-    opened = {".onnx": _open_onnx, ".pt2": _open_torch, ".pte": _open_executorch}[kind](path, source)
-    return opened[0], described(opened[1], source)
+    open_kind = {".onnx": _open_onnx, ".pt2": _open_torch, ".pte": _open_executorch}[kind]
+    logits, description = open_kind(path, source)
+    return logits, described(description, source)
 
 
 def run_onnx(path: Path) -> tuple[Logits, Any]:
     """Open an ONNX file in onnxruntime on the CPU; return its function and its session."""
-    runtime = need("onnxruntime", "export", f"{path.name}")
+    runtime = need("onnxruntime", "export", path.name)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Dequantise the weights when the file is opened, not in every call: a call takes a quarter of the time.
@@ -47,6 +48,7 @@ def run_onnx(path: Path) -> tuple[Logits, Any]:
     session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
     def logits(images: Tensor) -> Tensor:
+        """(batch, 3, R, R) -> (batch, classes)."""
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
     return logits, session
@@ -62,12 +64,13 @@ def run_torch(path: Path) -> tuple[Logits, str]:
 
 def run_executorch(path: Path) -> Logits:
     """Open a file of ExecuTorch, which takes one image at a time."""
-    runtime = need("executorch.runtime", "executorch", f"{path.name}")
+    runtime = need("executorch.runtime", "executorch", path.name)
     content = path.read_bytes()
     program = runtime.Runtime.get().load_program(content)
     method = program.load_method("forward")
 
     def logits(images: Tensor) -> Tensor:
+        """(batch, 3, R, R) -> (batch, classes), an image at a time."""
         assert content and program  # the method points into them
         return torch.cat([method.execute([image[None].contiguous()])[0].clone() for image in images])
 
@@ -110,4 +113,5 @@ def _open_executorch(path: Path, source: str) -> tuple[Logits, str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    """The beginning of an error's message."""
+    return first_line(error)[:120]

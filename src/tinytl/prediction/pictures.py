@@ -53,6 +53,7 @@ def pictures_below(root: Path) -> list[Path]:
 
 
 def _in_folder(root: Path, class_names: Sequence[str], evaluate: bool | None) -> Pictures:
+    """The images in a folder, labelled where they lie in class folders and `evaluate` allows it."""
     tree = read_tree(root, "images")
     paths = tree.all_images()
     if not paths:
@@ -66,6 +67,7 @@ def _in_folder(root: Path, class_names: Sequence[str], evaluate: bool | None) ->
 
 
 def _labelled(tree: Folder, class_names: Sequence[str]) -> Pictures:
+    """The images in class folders. Raises UserError for folders that are no classes of the adapter."""
     try:
         images, notes = match(tree, ClassFolders(list(class_names), Images([], [])))
     except UserError as error:
@@ -89,10 +91,8 @@ def _unknown(tree: Folder, class_names: Sequence[str], error: UserError) -> str:
 
 
 def _instead(tree: Folder) -> str:
-    kinds: dict[str, list[Path]] = {}
-    for folder in tree.all_folders():
-        for kind, paths in folder.left_out.items():
-            kinds.setdefault(kind, []).extend(paths)
+    """Say in an error what a folder holds instead of images."""
+    kinds = tree.all_left_out()
     return f" ({counted_kinds(kinds, tree.path)})" if kinds else ""
 
 

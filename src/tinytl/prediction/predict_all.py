@@ -34,8 +34,8 @@ def pictures_for(classifier: Classifier, images: str, evaluate: bool | None, ski
 
 def predict_all(classifier: Classifier, pictures: Pictures, batch_size: int) -> list[Prediction]:
     """Predict all images, with a progress bar on a terminal if there are many."""
-    found = classifier.predict(pictures.paths, pictures.labels, batch_size)
-    return list(with_progress(found, len(pictures.paths), "predicting"))
+    predictions = classifier.predict(pictures.paths, pictures.labels, batch_size)
+    return list(with_progress(predictions, len(pictures.paths), "predicting"))
 
 
 def show(

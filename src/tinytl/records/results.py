@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tinytl.errors import first_line
 from tinytl.system.files import write_whole
 
 log = logging.getLogger("tinytl")
@@ -52,13 +53,14 @@ def read_record(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'empty'}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         log.warning("%s is not the record of a run (%s); it is taken as absent", path, reason)
         return {}
     return record
 
 
 def _finite(value: Any) -> Any:
+    """The same nested content with None in place of NaN and infinities."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -93,14 +95,16 @@ def _versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
+    """The output of a git command in this repository; None where there is no git or no repository."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None  # installed without its repository
+        return None
 
 
 def _processor() -> str:
+    """The processor's model name, as Linux or Python tell it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

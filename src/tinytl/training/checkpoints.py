@@ -22,7 +22,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.system.files import write_whole
 from tinytl.training.exact_resume import WITHIN_EPOCH
 from tinytl.training.stopping import StopRequests
@@ -46,15 +46,21 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, keep: Path | None =
     The file that `path` had before is moved to `keep`. Where the write fails (a full disk), an older
     `keep` is removed to make room, and the write is tried again.
     """
-    for attempt in ("first", "second"):
-        try:
-            write_whole(path, lambda temporary: torch.save(checkpoint, temporary), keep)
-            return True
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
-            if attempt == "first" and keep is not None and path.is_file() and _removed(keep):
-                continue
-            log.warning("%s could not be written (%s); training goes on", path, str(error).splitlines()[0])
-    return False
+    error = _write_error(checkpoint, path, keep)
+    if error is not None and keep is not None and path.is_file() and _removed(keep):
+        error = _write_error(checkpoint, path, keep)
+    if error is not None:
+        log.warning("%s could not be written (%s); training goes on", path, first_line(error))
+    return error is None
+
+
+def _write_error(checkpoint: dict[str, Any], path: Path, keep: Path | None) -> Exception | None:
+    """Write a checkpoint whole; return why it could not be written, or None."""
+    try:
+        write_whole(path, lambda temporary: torch.save(checkpoint, temporary), keep)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
+        return error
+    return None
 
 
 def _removed(path: Path) -> bool:
@@ -87,7 +93,7 @@ class Checkpoints(Callback):
         self.best_epoch: int | None = None  # from 1
         self.best_metrics: dict[str, float] = {}
         self._unwritten_best: dict[str, Tensor] | None = None
-        self.loaded_epoch: int | None = None  # from 1; whose last state training goes on from
+        self.loaded_epoch: int | None = None  # from 1: the epoch from whose end training goes on
         self._saved_at = time.monotonic()
 
     @property
@@ -108,7 +114,8 @@ class Checkpoints(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best weights now if an earlier process ended between writing the last state and them."""
-        if self.best_epoch is not None and self.best_epoch == self.loaded_epoch != self._epoch_of_best():
+        loaded_is_best = self.best_epoch is not None and self.best_epoch == self.loaded_epoch
+        if loaded_is_best and self._epoch_of_best() != self.best_epoch:
             self._save_best(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,14 +195,17 @@ class Checkpoints(Callback):
         return self._rank(metrics) > self._rank(self.best_metrics)
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """The key by which epochs are compared; the highest is the best."""
         monitored = metrics.get(self.monitor or "", math.nan)  # NaN, too, if no validation image has a label
         return -math.inf if math.isnan(monitored) else monitored, -metrics["val/loss"]
 
     def _save_last(self, trainer: Trainer) -> None:
+        """Write everything that training needs to go on."""
         trainer.save_checkpoint(self.last, weights_only=False)  # with the optimizer
         self._saved_at = time.monotonic()
 
     def _save_best(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the module's weights as the best ones; keep them in memory where that fails."""
         if not trainer.is_global_zero:
             return
         checkpoint: dict[str, Any] = {"epoch": (self.best_epoch or 0) - 1, "metrics": self.best_metrics}
@@ -205,6 +215,7 @@ class Checkpoints(Callback):
         self._unwritten_best = None if written else {key: value.clone() for key, value in state.items()}
 
     def _epoch_of_best(self) -> int | None:
+        """The epoch, from 1, whose weights best.ckpt holds; None where it is missing or damaged."""
         try:
             return read_checkpoint(self.best)["epoch"] + 1
         except DamagedCheckpoint:
@@ -231,7 +242,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{path}: its part {damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise DamagedCheckpoint(f"{path}: {str(error).splitlines()[0] if str(error) else 'empty'}") from error
+        raise DamagedCheckpoint(f"{path}: {first_line(error)}") from error
 
 
 def checkpoint_to_resume(folder: Path) -> tuple[Path, dict[str, Any]] | None:

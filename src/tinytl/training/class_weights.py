@@ -30,4 +30,5 @@ def balanced_weights(targets: Sequence[Any], class_names: Sequence[str]) -> Tens
 
 
 def _without_weight(counts: Tensor) -> str:
+    """How many images a class or a label has that cannot be weighted, in words."""
     return "no" if counts.dim() == 1 else "no, or every,"

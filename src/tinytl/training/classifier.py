@@ -1,11 +1,9 @@
 """The LightningModule that trains and tests a network."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -14,8 +12,9 @@ from tinytl.data.splits import Task
 from tinytl.errors import UserError
 from tinytl.evaluation.metrics import class_metrics, label_metrics
 from tinytl.methods import set_train_mode
-from tinytl.networks.blocks import classifiers
 from tinytl.networks.norms import NormName
+from tinytl.training.losses import evaluation_loss, training_loss
+from tinytl.training.schedule import cosine_after_warm_up, parameter_groups
 from tinytl.weights.own_checkpoints import trainable_state
 from tinytl.weights.weight_files import OWN
 
@@ -50,7 +49,8 @@ class ImageClassifier(LightningModule):
         optimizer: Callable[..., Any] = torch.optim.Adam, record: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.task = network, task
+        self.network = network
+        self.task: Task = task
         self.norm: NormName = norm
         self.lr, self.label_smoothing, self.weight_decay = lr, label_smoothing, weight_decay
         self.batch_size, self.optimizer = batch_size, optimizer
@@ -65,8 +65,8 @@ class ImageClassifier(LightningModule):
         self.register_buffer("class_weights", class_weights, persistent=False)
         self._tested: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, images: Tensor) -> Tensor:  # (B, 3, R, R) -> (B, num_classes)
-        """Return logits, before softmax or sigmoid."""
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, R, R) -> logits (B, num_classes), before softmax or sigmoid."""
         return self.network(images)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
@@ -78,7 +78,8 @@ class ImageClassifier(LightningModule):
 
     def epoch_metrics(self) -> Mapping[str, Metric]:
         """The metrics that add up over an epoch of training."""
-        return {"train/loss": self.train_loss, **dict((self.stream_metrics or {}).items())}
+        stream = {} if self.stream_metrics is None else dict(self.stream_metrics.items())
+        return {"train/loss": self.train_loss, **stream}
 
     def on_train_start(self) -> None:
         """Set the modes, and follow the new schedule if a resumed run trains for more epochs than before."""
@@ -94,25 +95,9 @@ class ImageClassifier(LightningModule):
         self.train()  # Lightning leaves the mode as it finds it
         torch.manual_seed(self.seed + self.current_epoch)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, or binary cross-entropy over all labels: (B, classes), (B[, classes]) -> ()."""
-        if self.task == "multilabel":
-            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-        return F.cross_entropy(logits, targets)
-
     def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The same with label smoothing and the weights of the classes, as a mean over the images."""
-        weights = self.class_weights
-        if self.task == "multilabel":
-            if weights is None:
-                return self.loss(logits, targets)
-            weight = torch.where(targets > 0, weights[1], weights[0])  # (B, labels)
-            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), weight)
-        if weights is None:
-            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        # PyTorch's own `weight` divides by the weights of the batch, so micro-batches would not add up.
-        losses = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
-        return (losses * weights[targets]).mean()
+        """The loss as a mean over images, with label smoothing and the weights of classes or labels."""
+        return training_loss(logits, targets, self.task, self.label_smoothing, self.class_weights)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return a micro-batch's loss, weighted by its share of the batch.
@@ -121,7 +106,7 @@ class ImageClassifier(LightningModule):
         """
         images, targets = batch
         if self.stream_metrics:
-            self._test_then_train(images, targets, self.stream_metrics)
+            self._predict_first(images, targets, self.stream_metrics)
         loss = self.training_loss(self(images), targets)
         if not torch.isfinite(loss):
             raise UserError(
@@ -131,11 +116,12 @@ class ImageClassifier(LightningModule):
         self.train_loss.update(loss.detach(), len(images))
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
-        # Lightning divides each loss by their number in the step; micro-batches may differ in size.
+        # Lightning divides each loss by the number of micro-batches, which may differ in size.
         return loss * (len(images) * self.trainer.accumulate_grad_batches / self.batch_size)
 
     @torch.no_grad()
-    def _test_then_train(self, images: Tensor, targets: Tensor, metrics: MetricCollection) -> None:
+    def _predict_first(self, images: Tensor, targets: Tensor, metrics: MetricCollection) -> None:
+        """Count how well a stream's images are predicted before they are trained on."""
         self.eval()
         metrics.update(self._scores(self(images)), targets.long())
         self.train()
@@ -164,11 +150,13 @@ class ImageClassifier(LightningModule):
         return torch.cat(predicted), torch.cat(targets)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], split: str, metrics: MetricCollection) -> Tensor:
+        """Log loss and metrics of a batch under `split/`; return what the metrics took."""
         images, targets = batch
         logits = self(images)
         scores = self._scores(logits)
         metrics.update(scores, targets.long())
-        self.log(f"{split}/loss", self.loss(logits, targets), batch_size=len(images), sync_dist=True)
+        loss = evaluation_loss(logits, targets, self.task)
+        self.log(f"{split}/loss", loss, batch_size=len(images), sync_dist=True)
         self.log_dict(metrics, prog_bar=True, batch_size=len(images))  # type: ignore[arg-type]
         return scores
 
@@ -181,25 +169,14 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, with the classifier's own rate if it has one, and the schedule."""
-        optimizer = self.optimizer(self._parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
+        groups = parameter_groups(self.network, self.classifier_lr)
+        optimizer = self.optimizer(groups, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         rising = round(self.warmup * steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_after_warm_up(step, steps, rising)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        if self.classifier_lr is None:
-            return [{"params": trained}]
-        head = {id(p) for head in classifiers(self.network) for p in head.parameters()}
-        classifier = [p for p in trained if id(p) in head]
-        groups = [
-            {"params": [p for p in trained if id(p) not in head]},
-            {"params": classifier, "lr": self.classifier_lr},
-        ]
-        return [group for group in groups if group["params"]]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Step, and free the gradients at once: none is held through the next forward pass."""
@@ -215,16 +192,6 @@ class ImageClassifier(LightningModule):
         """Put the weights that train, and the record of what the network is made from, into a checkpoint."""
         checkpoint["state_dict"] = self.state_dict()
         checkpoint[OWN] = self.record
-
-
-def cosine_after_warm_up(step: int, steps: int, rising: int) -> float:
-    """The learning rate at a step, relative to the highest: a linear rise, then a cosine to zero.
-
-    It depends on the step alone, so that a resumed run may have more steps than before.
-    """
-    if step < rising:
-        return (1 + (rising - 1) * step / rising) / rising
-    return (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
 
 
 def _of_a_stream(metrics: MetricCollection) -> MetricCollection:

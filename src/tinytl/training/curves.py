@@ -24,7 +24,8 @@ class Curves(Callback):
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Start the clock."""
-        self._begun, self._before, self._first = time.perf_counter(), self.seconds, trainer.current_epoch
+        self._begun = time.perf_counter()
+        self._seconds_before, self._first_epoch = self.seconds, trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         """Record the epoch and print its line."""
@@ -35,8 +36,8 @@ class Curves(Callback):
         for name, value in {"epoch": done, **figures}.items():
             self.curves.setdefault(name, []).append(value)
         elapsed = time.perf_counter() - self._begun
-        self.seconds = self._before + elapsed
-        left = elapsed / (done - self._first) * (epochs - done)
+        self.seconds = self._seconds_before + elapsed
+        left = elapsed / (done - self._first_epoch) * (epochs - done)
         line = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         if trainer.is_global_zero:
             end = f"  {time_left(left)}" if done < epochs else ""
@@ -48,7 +49,7 @@ class Curves(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Count time within an epoch, too, because a checkpoint may be saved there."""
-        self.seconds = self._before + time.perf_counter() - self._begun
+        self.seconds = self._seconds_before + time.perf_counter() - self._begun
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves and the time for the checkpoint."""

@@ -1,7 +1,6 @@
 """Save in a checkpoint all that the rest of its epoch depends on, so that resuming changes nothing."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -10,19 +9,12 @@ from torchmetrics import Metric
 WITHIN_EPOCH = "tinytl_within_epoch"  # key in a checkpoint
 
 
-class KeepsEpochMetrics(Protocol):
-    """A module with metrics that add up over an epoch."""
-
-    def epoch_metrics(self) -> Mapping[str, Metric]:
-        """The metrics, by name."""
-        ...
-
-
 class ExactResume(Callback):
     """Saves the random generators and running metrics of an epoch; restores them at the first batch.
 
-    Lightning restores weights, optimizer and counters, and the data module the position in the data. After
-    a whole epoch nothing more is needed, because every epoch seeds the generators and resets the metrics.
+    The module returns these metrics by name from its `epoch_metrics()`. Lightning restores weights, optimizer
+    and counters, and the data module the position in the data. After a whole epoch nothing more is needed,
+    because every epoch seeds the generators and resets the metrics.
     """
 
     def __init__(self) -> None:
@@ -60,11 +52,13 @@ def within_epoch(trainer: Trainer) -> bool:
 
 
 def _state(metric: Metric) -> dict[str, Any]:
+    """Copies of a metric's sums, and how many updates they hold."""
     state = {name: value.detach().cpu().clone() for name, value in metric.metric_state.items()}  # type: ignore[union-attr]
     return {"tensors": state, "updates": metric.update_count}
 
 
 def _restore(metric: Metric, state: dict[str, Any]) -> None:
+    """Undo `_state`."""
     for name, value in state["tensors"].items():
         setattr(metric, name, value.to(metric.device))
     metric._update_count = state["updates"]

@@ -35,6 +35,7 @@ class Patience(Callback):
         self._stop_after(trainer.current_epoch + 1, trainer)
 
     def _stop_after(self, epoch: int, trainer: Trainer) -> None:
+        """End the training after `epoch`, from 1, if the best epoch is long enough ago."""
         best, last = self.checkpoints.best_epoch, trainer.max_epochs or 0
         if best is None or epoch - best < self.epochs or epoch >= last:
             return

@@ -43,7 +43,8 @@ class StopRequests:
     def __enter__(self) -> "StopRequests":
         if threading.current_thread() is threading.main_thread():
             # A process that ignores SIGHUP (nohup) or SIGINT (a shell's background job) still ignores it.
-            self._before = {s: h for s in STOPPING if (h := signal.getsignal(s)) != signal.SIG_IGN}
+            handlers = {signum: signal.getsignal(signum) for signum in STOPPING}
+            self._before = {s: handler for s, handler in handlers.items() if handler != signal.SIG_IGN}
         self.install()
         return self
 
@@ -68,6 +69,7 @@ class StopRequests:
         return Stopped(self.requested)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note a signal, and raise Stopped unless it is the first one and deferred."""
         if os.getpid() != self._process:  # a forked process, before it has its own handlers
             if signum != signal.SIGINT:  # Ctrl-C also reaches the parent, which ends this process
                 os._exit(128 + signum)

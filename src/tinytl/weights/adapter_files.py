@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tinytl.errors import UserError
-from tinytl.system.files import write_whole
+from tinytl.records.results import write_text
 from tinytl.weights.adapter_places import CONFIG, MODEL, file_in
 from tinytl.weights.check_own_record import check_record
 from tinytl.weights.own_checkpoints import OwnRecord, save_trained
@@ -19,8 +19,7 @@ from tinytl.weights.weight_files import read_weights
 def save_adapter(folder: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write the tensors with their record, and the record once more as JSON."""
     save_trained(folder / MODEL, state, record)
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    write_whole(folder / CONFIG, lambda path: path.write_text(f"{text}\n", encoding="utf-8"))
+    write_text(folder / CONFIG, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_config(path: Path, record: Any, source: str) -> None:
@@ -36,9 +35,10 @@ def check_config(path: Path, record: Any, source: str) -> None:
         raise UserError(f"checkpoint={source}: {CONFIG} or the record in {MODEL} is not a record")
     keys = [key for key in {**record, **written} if record.get(key) != written.get(key)]
     if keys:
-        ours, theirs = (str(values.get(keys[0]))[:60] for values in (written, record))
+        key = keys[0]
+        in_config, in_model = (str(values.get(key))[:60] for values in (written, record))
         raise UserError(
-            f"checkpoint={source}: {CONFIG} says {keys[0]}={ours}, {MODEL} says {keys[0]}={theirs}"
+            f"checkpoint={source}: {CONFIG} says {key}={in_config}, {MODEL} says {key}={in_model}"
         )
 
 

@@ -16,14 +16,14 @@ from tinytl.networks.quantize import quantize_frozen
 from tinytl.networks.spec import EMBEDDED, NetworkSpec
 from tinytl.weights import checkpoints
 from tinytl.weights.checkpoints import Checkpoint
-from tinytl.weights.load_into_network import fit
+from tinytl.weights.load_into_network import load_tensors
 from tinytl.weights.named_weights import check_name
 from tinytl.weights.own_checkpoints import OwnRecord, base_sources, frozen_sha256, trainable_state
 from tinytl.weights.tensor_names import STATISTICS, canonical
 
 log = logging.getLogger(__name__)
 
-Chain = tuple[Path, ...]
+Chain = tuple[Path, ...]  # our own checkpoints, each of which was trained from the next one
 
 
 def build_network(spec: NetworkSpec, class_names: Sequence[str] | None = None) -> Any:
@@ -56,12 +56,7 @@ def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[s
     else:
         checkpoint = checkpoints.read(source, spec.model, spec.net_config)
     if checkpoint.own:
-        if checkpoint.own.spec.net_config != spec.net_config:
-            raise UserError(f"checkpoint={source}: weights of another specialised network")
-        if checkpoint.own.spec.model != spec.model:
-            raise UserError(
-                f"checkpoint={source}: weights of model={checkpoint.own.spec.model}, not {spec.model}"
-            )
+        _check_model(checkpoint.own.spec, spec, source)
         checkpoint = _completed(checkpoint, checkpoint.own, chain)
     tensors = checkpoint.tensors
     if spec.lite_residual and not spec.lite_residual.pretrained:
@@ -72,12 +67,22 @@ def _load(network: Any, spec: NetworkSpec, chain: Chain, class_names: Sequence[s
     if checkpoint.pretrained_cfg is not None:
         network.pretrained_cfg = {**network.pretrained_cfg, **checkpoint.pretrained_cfg}
     # The base of one of our own checkpoints, which replaces what the base lacks, is nothing to warn of.
-    return fit(network, tensors, head, source, warns=not chain)
+    return load_tensors(network, tensors, head, source, warns=not chain)
+
+
+def _check_model(trained: NetworkSpec, wanted: NetworkSpec, source: str) -> None:
+    """Raise UserError where our own checkpoint is of another model or of another specialised network."""
+    if trained.net_config != wanted.net_config:
+        raise UserError(f"checkpoint={source}: weights of another specialised network")
+    if trained.model != wanted.model:
+        raise UserError(f"checkpoint={source}: weights of model={trained.model}, not {wanted.model}")
 
 
 def _other_classes(record: OwnRecord, class_names: Sequence[str] | None) -> bool:
     """Whether the classes of a checkpoint and those asked for are both known, and differ."""
-    return None not in (record.class_names, class_names) and record.class_names != list(class_names or ())
+    if record.class_names is None or class_names is None:
+        return False
+    return record.class_names != list(class_names)
 
 
 def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Checkpoint:
@@ -89,8 +94,8 @@ def _completed(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Check
     return replace(checkpoint, tensors={**frozen, **checkpoint.tensors}, pretrained_cfg=cfg)
 
 
-def _check_names(checkpoint: Checkpoint, record: OwnRecord, base: Any) -> Any:
-    """Return the base. Raises UserError where the checkpoint lacks what was trained, or holds more.
+def _check_names(checkpoint: Checkpoint, record: OwnRecord, base: Any) -> None:
+    """Raise UserError where the checkpoint lacks what was trained from `base`, or holds more.
 
     Older versions also wrote the base's own BatchNorm statistics.
     """
@@ -102,7 +107,6 @@ def _check_names(checkpoint: Checkpoint, record: OwnRecord, base: Any) -> Any:
         raise UserError(
             f"checkpoint={checkpoint.source}: damaged: it {verb} {wrong[0]} ({len(wrong)} in all)"
         )
-    return base
 
 
 def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
@@ -111,7 +115,9 @@ def _base(checkpoint: Checkpoint, record: OwnRecord, chain: Chain) -> Any:
     if here in chain:
         raise UserError(f"checkpoint={source}: it is its own base, directly or through others")
     if record.frozen_sha256 and set(checkpoint.tensors) >= _names(record.spec):
-        return _check_names(checkpoint, record, _begun(record, None, chain))  # everything was trained
+        base = _begun(record, None, chain)  # everything was trained, so that any base will do
+        _check_names(checkpoint, record, base)
+        return base
     hashes: dict[str | None, str] = {}
     for name in base_sources(record, here.parent, (*chain, here), source):
         try:

@@ -44,6 +44,7 @@ def check_statistics(plain: Any, source: str) -> dict[str, list[float]]:
 
 
 def _mapping(value: Any, where: str, source: str) -> dict[str, Any]:
+    """A copy of a mapping. Raises UserError where it is none; `where` is the dotted path that leads to it."""
     if not isinstance(value, Mapping):
         raise _refusal(source, f"it has no {where.rstrip('.') or 'fields'}")
     return {str(key): item for key, item in value.items()}

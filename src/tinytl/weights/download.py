@@ -74,6 +74,7 @@ def _path_of_file_url(url: str) -> str:
 
 
 def _local_file(url: str) -> Path:
+    """The file of a file: URL. Raises UserError where there is none."""
     path = local_path(url)
     if path is None:
         place = _path_of_file_url(url)
@@ -82,6 +83,7 @@ def _local_file(url: str) -> Path:
 
 
 def _download(url: str, target: Path, silence_s: float, check: Callable[[Path, str], Any]) -> None:
+    """Download and check a file. Raises OSError where its length or its hash is not as announced."""
     request = Request(url, headers={"User-Agent": "tinytl"})
     with urlopen(request, timeout=silence_s) as answer, target.open("wb") as file:
         header = answer.headers.get("Content-Length")

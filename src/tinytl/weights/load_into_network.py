@@ -12,7 +12,9 @@ from tinytl.weights.tensor_names import STATISTICS, canonical
 log = logging.getLogger(__name__)
 
 
-def fit(network: Any, tensors: Mapping[str, Tensor], head: str, source: str, *, warns: bool = True) -> bool:
+def load_tensors(
+    network: Any, tensors: Mapping[str, Tensor], head: str, source: str, *, warns: bool = True
+) -> bool:
     """Copy tensors (by canonical name) into the network; return whether they have a classifier for it.
 
     Three differences are accepted: another number of classes (the network keeps its classifier), no

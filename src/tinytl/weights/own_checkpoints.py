@@ -84,7 +84,7 @@ def save_trained(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
 def trainable_state(network: nn.Module, norm: NormName) -> dict[str, Tensor]:
     """The tensors that are not the base's: trainable parameters, and BatchNorm statistics that may change.
 
-    `state_dict` is not asked, because a lean network would expand its frozen weights for it.
+    `state_dict` is not used, because a lean network would dequantise its frozen weights for it.
     """
     parameters = network.named_parameters(remove_duplicate=False)
     buffers, statistics = network.named_buffers(remove_duplicate=False), changing_statistics(network, norm)
@@ -106,9 +106,9 @@ def frozen_sha256(network: nn.Module, held: Collection[str], quantize: QuantizeN
     }
     digest = hashlib.sha256()
     state = {
-        canonical(k): (k, v)
-        for k, v in network.state_dict().items()
-        if k not in held and not k.endswith(COUNTER)
+        canonical(key): (key, tensor)
+        for key, tensor in network.state_dict().items()
+        if key not in held and not key.endswith(COUNTER)
     }
     for name, (key, tensor) in sorted(state.items()):
         if key in rounded:

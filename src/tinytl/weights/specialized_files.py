@@ -95,6 +95,7 @@ def _check(path: Path, source: str) -> None:
 
 
 def _read(path: Path, source: str) -> str:
+    """The text of a net.config. Raises UserError where it is none."""
     if path.stat().st_size > MOST_BYTES:
         raise UserError(f"checkpoint={source}: {path.name} is too long for a {CONFIG}")
     try:

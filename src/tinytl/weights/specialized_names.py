@@ -31,26 +31,27 @@ def specialized_modules(net_config: str) -> dict[str, str]:
 
 
 def _pair(published: str, conv: str, norm: str) -> dict[str, str]:
+    """The names of a convolution and of the norm after it, outside of blocks."""
     return {f"{published}.conv": conv, f"{published}.bn": norm}
 
 
 def _layers(layer: Layer) -> Iterator[tuple[str, str]]:
     """Yield (published name, our name) inside of a layer."""
     if not isinstance(layer, Bottleneck):
-        parts, gated = [("", "conv", "bn1")], ""
+        gated = ""  # the published part that holds squeeze and excitation
+        parts = [("", "conv", "bn1")]
     elif layer.reduced:
-        parts, gated = (
-            [("expand_conv.", "conv_exp", "bn1"), ("reduce_conv.", "conv_pwl", "bn2")],
-            "expand_conv.",
-        )
-    else:
-        parts = [("depth_conv.", "conv_dw", "bn1"), ("point_linear.", "conv_pw", "bn2")]
-        if layer.expands:
-            parts = [
-                ("inverted_bottleneck.", "conv_pw", "bn1"), ("depth_conv.", "conv_dw", "bn2"),
-                ("point_linear.", "conv_pwl", "bn3"),
-            ]  # fmt: skip
+        gated = "expand_conv."
+        parts = [("expand_conv.", "conv_exp", "bn1"), ("reduce_conv.", "conv_pwl", "bn2")]
+    elif layer.expands:
         gated = "depth_conv."
+        parts = [
+            ("inverted_bottleneck.", "conv_pw", "bn1"), ("depth_conv.", "conv_dw", "bn2"),
+            ("point_linear.", "conv_pwl", "bn3"),
+        ]  # fmt: skip
+    else:
+        gated = "depth_conv."
+        parts = [("depth_conv.", "conv_dw", "bn1"), ("point_linear.", "conv_pw", "bn2")]
     for prefix, conv, norm in parts:
         yield f"{prefix}conv", conv
         yield f"{prefix}bn", norm

@@ -35,12 +35,7 @@ def find_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     if not states:
         keys = ", ".join(sorted(map(str, content))[:5]) or "nothing"
         raise UserError(f"checkpoint={source}: holds no named tensors (it has {keys})")
-    known = sorted((path for path in states if set(path) <= {*ENTRIES}), key=_rank)
-    chosen = next((path for path in known if path), () if () in states else None)
-    if chosen is None and len(states) > 1:
-        names = ", ".join(".".join(path) for path in states)
-        raise UserError(f"checkpoint={source}: holds several state dicts ({names}); save one")
-    path = next(iter(states)) if chosen is None else chosen
+    path = _preferred(states, source)
     if len(states) > 1:
         others = ", ".join(".".join(other) or "tensors beside it" for other in states if other != path)
         log.warning(
@@ -49,8 +44,20 @@ def find_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     return _tensors_only(states[path], source)
 
 
-def _rank(path: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(ENTRIES.index(name) for name in path)
+def _preferred(states: Mapping[tuple[str, ...], Any], source: str) -> tuple[str, ...]:
+    """The path of the state dict that is read: the first by ENTRIES, else the top level, else the only one.
+
+    Raises UserError where there are several, all with unknown names.
+    """
+    known = [path for path in states if path and all(name in ENTRIES for name in path)]
+    if known:
+        return min(known, key=lambda path: [ENTRIES.index(name) for name in path])
+    if () in states:
+        return ()
+    if len(states) > 1:
+        names = ", ".join(".".join(path) for path in states)
+        raise UserError(f"checkpoint={source}: holds several state dicts ({names}); save one")
+    return next(iter(states))
 
 
 def _state_dicts(
@@ -86,6 +93,7 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _unusable(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be weights; None where it can."""
     if tensor.is_meta:
         return "has a shape only, no values (it was saved on the meta device)"
     if tensor.is_quantized:

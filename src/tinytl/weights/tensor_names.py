@@ -27,6 +27,11 @@ def canonical(key: str) -> str:
     return key
 
 
+def canonical_module(name: str) -> str:
+    """Name of a network's module, likewise. The wrapper of a block itself gets the block's name."""
+    return canonical(f"{name}.").removesuffix(".")
+
+
 def strip_prefix(state: Mapping[str, Tensor], children: Iterable[str]) -> dict[str, Tensor]:
     """Remove one or several prefixes that trainers put before every name, such as `module.` or `model.`.
 
@@ -36,9 +41,9 @@ def strip_prefix(state: Mapping[str, Tensor], children: Iterable[str]) -> dict[s
     known = {*children, PUBLISHED}
     names = {key: key for key in state}
     while names and not any(name.split(".")[0] in known for name in names.values()):
-        first = {name.partition(".")[0] for name in names.values()}
+        prefixes = {name.partition(".")[0] for name in names.values()}
         names = {key: name.partition(".")[2] for key, name in names.items()}
-        if len(first) > 1 or not all(names.values()):
+        if len(prefixes) > 1 or not all(names.values()):
             return dict(state)
     return {name: state[key] for key, name in names.items()}
 
@@ -78,17 +83,3 @@ def from_published(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dic
         module, _, name = plain.rpartition(".")
         renamed[f"{names[module]}.{name}" if module in names else key] = tensor
     return renamed
-
-
-def to_published(keys: list[str], model: str) -> dict[str, str]:
-    """Map a network's names of tensors to the published ones, with or without lite residuals."""
-    names = {plain: published for published, plain in published_modules(model).items()}
-    wrapped = {key.split(".lite_residual.")[0] for key in keys if ".lite_residual." in key}
-    result = {}
-    for key in keys:
-        module, _, name = canonical(key).rpartition(".")
-        published = names[module]
-        if module.rsplit(".", 1)[0] in wrapped:
-            published = published.replace(".conv.", ".conv.main_branch.", 1)
-        result[key] = f"{published}.{name}"
-    return result

@@ -9,7 +9,7 @@ import timm
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import get_pretrained_cfg
 
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.weights.download import cached_path, fetch
 
 ANSWER_SECONDS = 10.0  # within which Hugging Face must answer
@@ -34,8 +34,9 @@ def timm_network(name: str, answer_s: float = ANSWER_SECONDS) -> Any:
     except UserError as error:
         raise UserError(f"checkpoint={name}: timm cannot fetch these weights ({error})") from error
     except Exception as error:  # timm and the hub raise many kinds; all mean the same to the user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint={name}: timm cannot fetch these weights ({reason})") from error
+        raise UserError(
+            f"checkpoint={name}: timm cannot fetch these weights ({first_line(error)})"
+        ) from error
 
 
 def _kept_file(cfg: Any) -> Path | None:

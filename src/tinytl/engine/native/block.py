@@ -40,22 +40,27 @@ class NativeLiteResidualBlock(nn.Module):
         return None if lite is None else cls(main, lite)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
-        """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
+        """Compute in the type of the norms.
+
+        Under autocast, what is kept and what is returned have autocast's type.
+        """
         main, lite = self.main_branch, self.lite_residual
         if is_traced(x):
             out = main(x)
             return out + lite(x, out.shape[-2:])
-        own, dtype = main.tensors(), autocast_dtype(x)
-        check_device(x, own[0].dtype)
-        check_dtype(x, own[0].dtype)
+        of_main, dtype = main.tensors(), autocast_dtype(x)
+        check_device(x, of_main[0].dtype)
+        check_dtype(x, of_main[0].dtype)
         refuse_hooks((*main.layers(), *lite.layers))
         with without_autocast(x):
             stored = (main.stored_statistics(), lite.stored_statistics())
-            tensors = (*own, *lite.tensors())
-            return _Block.apply(x.contiguous(), self, dtype, stored, len(own), *tensors)
+            tensors = (*of_main, *lite.tensors())
+            return _Block.apply(x.contiguous(), self, dtype, stored, len(of_main), *tensors)
 
 
 class _Block(torch.autograd.Function):
+    """Both branches as one function: it keeps its input and what the native calls leave for the gradients."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, block: NativeLiteResidualBlock, dtype: torch.dtype, stored: Any, count: int,

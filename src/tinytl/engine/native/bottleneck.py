@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
 from tinytl.engine.bottleneck_parts import BottleneckParts
+from tinytl.engine.convolutions import is_depthwise, is_pointwise
 from tinytl.engine.hooks import refuse_hooks
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.native.bottleneck_calls import BottleneckCalls, Stored
@@ -113,16 +114,12 @@ class NativeBottleneck(nn.Module):
         convs = [conv for conv in (expand, depthwise, project) if conv is not None]
         if not all(map(is_plain, convs)) or not all(map(is_plain_norm, norms)) or None in acts:
             return False
-        pointwise = project.kernel_size == project.stride == (1, 1) and project.padding == (0, 0)
-        dense = project.groups == 1 and (expand is None or expand.groups == 1)
-        width = depthwise.in_channels
-        odd = all(conv.kernel_size[0] % 2 for conv in convs)
         return (
             len(norms) == len(convs) == len(acts) + 1
-            and pointwise
-            and dense
-            and odd
-            and depthwise.groups == width == depthwise.out_channels
+            and is_pointwise(project)
+            and (expand is None or expand.groups == 1)
+            and all(conv.kernel_size[0] % 2 for conv in convs)
+            and is_depthwise(depthwise)
             and depthwise.kernel_size[0] <= MAX_KERNEL
             and _packing(depthwise, norms).unit_lanes <= MAX_UNIT
         )
@@ -166,7 +163,10 @@ class NativeBottleneck(nn.Module):
         raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H/stride, W/stride)
-        """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
+        """Compute in the type of the norms.
+
+        Under autocast, what is kept and what is returned have autocast's type.
+        """
         drops = self.drop_path is not None and self.drop_path.training
         adds_input = self.has_skip and not drops
         if is_traced(x):
@@ -198,6 +198,8 @@ class NativeBottleneck(nn.Module):
 
 
 class _Bottleneck(torch.autograd.Function):
+    """The block as one function: it keeps its input, statistics and perhaps the normalised projection."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, block: NativeBottleneck, dtype: torch.dtype, stored: Stored, adds_input: bool,

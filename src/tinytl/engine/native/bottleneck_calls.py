@@ -64,7 +64,7 @@ class BottleneckCalls:
         `needs` tells for x and every tensor of `tensors()` whether its gradient will be needed; `adds_input`,
         whether the output is the sum of the branch and x.
         """
-        call = self.sizes.call(x, False, False, False, adds_input)
+        call = self.sizes.call(x, backward=False, needs_x=False, recompute=False, adds_input=adds_input)
         affine, biases, weights = self._split(tensors)
         copies = self._pack(weights, x.dtype)
         statistics = x.new_empty(len(x) * self.statistics_per_image)
@@ -87,7 +87,7 @@ class BottleneckCalls:
         affine, biases, weights = self._split(tensors)
         of_weights = WeightGradients(weights, needs[1 + len(tensors) - len(weights) :])
         copies = self._pack(weights, x.dtype)
-        call = self.sizes.call(x, True, needs[0], recompute, adds_input)
+        call = self.sizes.call(x, backward=True, needs_x=needs[0], recompute=recompute, adds_input=adds_input)
         grad_x = torch.empty_like(x) if needs[0] else None
         gradients = x.new_empty(self.gradient_size)
         rows = x.new_empty(len(x), len(gradients))
@@ -120,7 +120,7 @@ class BottleneckCalls:
     def _describe_squeeze(
         self, biases: Sequence[Tensor], statistics: Tensor, images: int, rows: Tensor | None = None
     ) -> Sequence[Any]:
-        """The fields of squeeze and excitation; means and gradients stand behind those of the norms."""
+        """The fields of squeeze and excitation; its means and gradients follow those of the norms."""
         if self.se is None:
             return NO_SQUEEZE
         size, norms = statistics.element_size(), self.norms
@@ -157,6 +157,7 @@ class BottleneckCalls:
         self, name: str, call: Call, copies: Sequence[PackedCopy | None], trained: Sequence[float],
         squeeze: Sequence[Any], norms: list[float], x: Tensor, *others: Tensor | None,
     ) -> None:  # fmt: skip
+        """Call the native function `name` with the description of the block, x and the other tensors."""
         addresses: list[int] = []
         for weight, copy in zip(self.weights, copies, strict=True):
             if isinstance(weight, PackedWeight):

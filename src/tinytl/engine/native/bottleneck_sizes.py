@@ -9,7 +9,7 @@ from torch import Tensor
 from tinytl.engine.native.call import threads_for
 from tinytl.engine.native.convolution import Convolution, Window
 from tinytl.engine.native.norms import NativeNorm
-from tinytl.engine.native.packing import PACK, Packing, round_up
+from tinytl.engine.native.packing import PACK, Packing, aligned_total, round_up
 from tinytl.engine.native.trained_weight import TrainedWeight
 
 PIXEL_CHUNK = 128  # of native/weight_sums.h
@@ -42,18 +42,14 @@ class BufferSizes(NamedTuple):
     natural: int = 0
     active: int = 0
 
-    def total(self, element_size: int) -> int:
-        """All of them; each begins at a multiple of 64 bytes."""
-        return sum(round_up(size, 64 // element_size) for size in self)
-
 
 class Geometry(NamedTuple):
     """Sizes of a block's maps and of its steps, for inputs of one size."""
 
     stem: Window
     window: Window
-    step: int  # lanes
-    slice: int
+    step: int  # expanded lanes that are computed together
+    slice: int  # expanded lanes between two projections
     held: int = NOTHING  # what is held between the passes of squeeze and excitation
 
 
@@ -83,8 +79,11 @@ class BottleneckSizes:
     gate_size: int | None  # elements of a thread for squeeze and excitation; None: there is none
     _calls: dict[Any, Call] = field(default_factory=dict)
 
-    def call(self, x: Tensor, backward: bool, needs_x: bool, recompute: bool, adds_input: bool) -> Call:
-        """The numbers of a call, which depend on sizes alone."""
+    def call(self, x: Tensor, *, backward: bool, needs_x: bool, recompute: bool, adds_input: bool) -> Call:
+        """The numbers of a call, which depend on sizes alone.
+
+        Raises ValueError for an input that does not fit the block.
+        """
         threads = threads_for(x)
         key = (x.shape, x.dtype, threads, backward, needs_x, recompute, adds_input)
         if key not in self._calls:
@@ -97,7 +96,7 @@ class BottleneckSizes:
             sizes = self._forward_sizes(geometry)
             if backward:
                 sizes = self._backward_sizes(geometry, needs_x, recompute)
-            scratch = sizes.total(x.element_size())
+            scratch = aligned_total(sizes, x.element_size())
             numbers = (
                 *self.packing, *geometry.stem, *geometry.window,
                 len(x), self.in_channels, self.out_channels, int(adds_input), threads,
@@ -115,9 +114,9 @@ class BottleneckSizes:
         lane_bytes = x.element_size() * (window.area + self.in_channels + self.out_channels)
         units = int(max(1, min(lanes, self.slice_bytes // lane_bytes) // unit))
         step = 2 * unit if units > 1 and unit == PACK else unit
-        held = (
-            self._held(window, backward, needs_x, x.element_size()) if self.gate_size is not None else NOTHING
-        )
+        held = NOTHING
+        if self.gate_size is not None:
+            held = self._held(window, backward, needs_x, x.element_size())
         return Geometry(stem, window, step, units * unit // step * step, held)
 
     def _held(self, window: Window, backward: bool, needs_x: bool, element_size: int) -> int:
@@ -135,6 +134,7 @@ class BottleneckSizes:
         return stem is not None and (stem.kernel > 1 or stem.stride > 1 or stem.padding > 0)
 
     def _forward_sizes(self, geometry: Geometry) -> BufferSizes:
+        """The buffers of a forward pass."""
         return BufferSizes(
             expanded=geometry.step * geometry.window.area,
             maps=(self.packing.lanes if geometry.held else geometry.slice) * geometry.window.out_area,
@@ -143,17 +143,21 @@ class BottleneckSizes:
         )
 
     def _backward_sizes(self, geometry: Geometry, needs_x: bool, recompute: bool) -> BufferSizes:
+        """The buffers of a backward pass; with `recompute` it computes the projection again."""
         window, step, lanes = geometry.window, geometry.step, self.packing.lanes
-        second = self.norms[-2].per_group
+        has_statistics = self.norms[-2].per_group > 0
         has_product = needs_x and self.stem is not None and not self._has_stem()
-        y_lanes, z_lanes = (lanes if geometry.held >= maps else step for maps in (EXPANDED, FILTERED))
-        maps = max(y_lanes, geometry.slice if has_product else step) * window.area
-        in_place = self._is_in_place(needs_x)
+        expanded_lanes = lanes if geometry.held >= EXPANDED else step
+        filtered_lanes = lanes if geometry.held >= FILTERED else step
+        maps = max(expanded_lanes, geometry.slice if has_product else step) * window.area
         projection = self.out_channels * window.out_area
+        expanded = expanded_lanes * window.area
+        if self._is_in_place(needs_x):
+            expanded = step * window.area if recompute else 0
         return BufferSizes(
-            expanded=(step * recompute if in_place else y_lanes) * window.area,
-            filtered=z_lanes * window.out_area,
-            grad_filtered=z_lanes * window.out_area if second or geometry.held else 0,
+            expanded=expanded,
+            filtered=filtered_lanes * window.out_area,
+            grad_filtered=filtered_lanes * window.out_area if has_statistics or geometry.held else 0,
             maps=max(maps, geometry.slice * window.out_area) if recompute else maps,
             projection=projection if recompute else 0,
             grad_projection=projection,
@@ -184,7 +188,7 @@ class BottleneckSizes:
         return self.stem is None or self.norms[0].per_group == 0 or not needs_grad
 
     def _small_sizes(self, geometry: Geometry) -> dict[str, int]:
-        """Weights of two vectors of channels, and rows."""
+        """The buffers that both passes have: weights of two vectors of channels, and rows of maps."""
         stem, window = geometry.stem, geometry.window
         size = self.in_channels * stem.kernel**2
         ring = max(window.columns, window.out_width + 2 * window.kernel)

@@ -1,11 +1,11 @@
 """The convolutions of the native blocks: which they can compute, and the sizes of their maps."""
 
+import math
 from typing import Any, NamedTuple
 
-from timm.layers import Conv2dSame
 from torch import nn
 
-from tinytl.networks.norms import WeightStandardizedConv2d
+from tinytl.engine.convolutions import is_square, pads_as_tensorflow
 
 
 class Window(NamedTuple):
@@ -48,33 +48,21 @@ class Convolution(NamedTuple):
     def of(conv: nn.Conv2d) -> "Convolution":
         """Describe a convolution that `is_plain`."""
         padding = 0 if isinstance(conv.padding, str) else conv.padding[0]
-        same = isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
-        return Convolution(conv.kernel_size[0], conv.stride[0], padding, bool(same))
+        return Convolution(conv.kernel_size[0], conv.stride[0], padding, pads_as_tensorflow(conv))
 
     def window(self, height: int, width: int) -> Window:
         """The convolution of a map of this size."""
+        sides = (height, width)
         if self.same:
-            out = [-(-side // self.stride) for side in (height, width)]
-            needed = [(o - 1) * self.stride + self.kernel for o in out]
-            top, left = (max(0, n - side) // 2 for n, side in zip(needed, (height, width), strict=True))
+            out = [math.ceil(side / self.stride) for side in sides]
+            needed = [(size - 1) * self.stride + self.kernel for size in out]  # pixels, zeros among them
+            top, left = (max(0, n - side) // 2 for n, side in zip(needed, sides, strict=True))
         else:
-            sides = (height, width)
             out = [(side + 2 * self.padding - self.kernel) // self.stride + 1 for side in sides]
             top = left = self.padding
         return Window(height, width, out[0], out[1], self.kernel, self.stride, top, left)
 
 
 def is_plain(conv: Any) -> bool:
-    """Whether a convolution is square, without bias, and pads with zeros."""
-    square = all(
-        not isinstance(sizes, str) and len({*sizes}) == 1
-        for sizes in (conv.kernel_size, conv.stride, conv.padding)
-    )
-    return (
-        type(conv) in (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
-        and square
-        and conv.dilation == (1, 1)
-        and conv.stride[0] in (1, 2)
-        and conv.padding_mode == "zeros"
-        and conv.bias is None
-    )
+    """Whether the native code computes such a convolution: a square one of stride 1 or 2."""
+    return is_square(conv) and conv.stride[0] in (1, 2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
+from tinytl.engine.convolutions import is_pointwise
 from tinytl.engine.hooks import refuse_hooks
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.native.call import run_native, threads_for
@@ -36,7 +37,7 @@ from tinytl.engine.native.packing import (
     WEIGHT_FORMAT,
     PackedWeight,
     Packing,
-    round_up,
+    aligned_total,
 )
 from tinytl.engine.native.trained_weight import (
     CONVOLUTION_FORMAT,
@@ -66,10 +67,6 @@ class _Sizes(NamedTuple):
     weight_sums: int = 0
     natural: int = 0
 
-    def total(self, element_size: int) -> int:
-        """All of them; each begins at a multiple of 64 bytes."""
-        return sum(round_up(size, 64 // element_size) for size in self)
-
 
 class NativeHead(nn.Module):
     """Computes a 1x1 convolution, the norm and activation after it, and global average pooling.
@@ -91,6 +88,7 @@ class NativeHead(nn.Module):
         return (NativeHead if conv.weight.requires_grad else FrozenHead)(conv, norm, act)
 
     def _describe(self, conv: nn.Conv2d, norm: Any, act: Activation) -> None:
+        """Note what native calls need to know of the layers."""
         self.outside = (norm,)  # in a tuple, so that it is registered once
         self.described_norms = [NativeNorm.of(norm, act)]
         self.packing = _packing(conv, norm)
@@ -104,9 +102,7 @@ class NativeHead(nn.Module):
         """Whether the end of these parts can be computed natively."""
         return (
             is_plain(conv)
-            and conv.kernel_size == conv.stride == (1, 1)
-            and conv.padding == (0, 0)
-            and conv.groups == 1
+            and is_pointwise(conv)
             and is_plain_norm(norm)
             and act is not None
             and _packing(conv, norm).unit_lanes <= MAX_UNIT
@@ -132,7 +128,10 @@ class NativeHead(nn.Module):
         raise UserError("engine=lean: DataParallel cannot copy the network; use DistributedDataParallel")
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, 1, 1)
-        """Compute it in the type of the norms; under autocast the output and what is kept are of its type."""
+        """Compute in the type of the norms.
+
+        Under autocast, what is kept and what is returned have autocast's type.
+        """
         (norm,), dtype = self.outside, autocast_dtype(x)
         if is_traced(x):
             return norm.stock_forward(convolve(self, x)).mean((2, 3), keepdim=True)
@@ -192,9 +191,10 @@ class NativeHead(nn.Module):
 
     def _pack(self, tensors: Sequence[Tensor]) -> PackedCopy | None:
         """A copy of the weight if it trains."""
-        return self.trained and self.trained.pack(tensors[2], tensors[0].dtype)
+        return None if self.trained is None else self.trained.pack(tensors[2], tensors[0].dtype)
 
     def _addresses(self, copy: PackedCopy | None) -> tuple[int, ...]:
+        """The fields of Weight in native/vectors.h."""
         return NO_WEIGHT if copy is None else copy.addresses
 
     def numbers(self, x: Tensor, backward: bool) -> tuple[int, ...]:
@@ -212,8 +212,8 @@ class NativeHead(nn.Module):
         if backward and self.trained is not None:
             sums = self.step * self.in_channels
             sizes = sizes._replace(weight_sums=sums, natural=self.trained.natural_size())
-        own = (images, self.in_channels, area, threads_for(x), self.step, self.slice)
-        return *self.packing, *own, *sizes, sizes.total(x.element_size())
+        described = (images, self.in_channels, area, threads_for(x), self.step, self.slice)
+        return *self.packing, *described, *sizes, aligned_total(sizes, x.element_size())
 
 
 class FrozenHead(PackedWeight, NativeHead):
@@ -229,10 +229,13 @@ class FrozenHead(PackedWeight, NativeHead):
 
 
 def _packing(conv: nn.Conv2d, norm: Any) -> Packing:
+    """Pack the output channels for the norm after the convolution."""
     return Packing.of(conv.out_channels, max(1, channels_per_group(norm)))
 
 
 class _Head(torch.autograd.Function):
+    """The head as one function: it keeps its input and the statistics of its norm."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, head: NativeHead, dtype: torch.dtype, stored: list[StoredStatistics | None],

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _NormBase
 
 from tinytl.engine.autocast import autocast_dtype, check_dtype, without_autocast
+from tinytl.engine.convolutions import is_pointwise, pads_as_tensorflow
 from tinytl.engine.hooks import has_hooks, refuse_hooks
 from tinytl.engine.kernels import Kernels
 from tinytl.engine.native.call import run_native, threads_for
+from tinytl.engine.native.convolution import is_plain
 from tinytl.engine.native.device import check_device, is_native
 from tinytl.engine.native.lite_residual_sizes import (
     BufferSizes,
@@ -30,6 +31,7 @@ from tinytl.engine.native.norms import (
     StoredStatistics,
     describe_norms,
     gradient_size,
+    is_plain_norm,
     split_gradients,
     statistics_size,
 )
@@ -64,8 +66,8 @@ class _Call(NamedTuple):
 class Kept(NamedTuple):
     """What the backward pass needs besides input and parameters."""
 
-    middle: Tensor  # outputs of the first convolution
-    last: Tensor  # of the second
+    middle: Tensor  # outputs of the first convolution, before the norm, (B * middle * pixels)
+    last: Tensor  # of the second, (B * out * pixels)
     statistics: Tensor  # of the norms
     rows: Tensor  # (out channels of both convolutions, 2): mean and standard deviation of the weights
 
@@ -111,13 +113,12 @@ class NativeLiteResidual(nn.Module):
         """Whether a lite residual can be computed natively; a BatchNorm must use its stored statistics."""
         if type(lite) is not LiteResidual or type(lite.act) is not nn.ReLU:
             return False
-        tensors = [*lite.parameters()]
+        tensors = list(lite.parameters())
         return (
-            all(map(_is_plain, (lite.conv1, lite.conv2)))
-            and all(map(_is_plain_norm, (lite.bn1, lite.final_bn)))
+            all(map(_is_centred, (lite.conv1, lite.conv2)))
+            and all(map(is_plain_norm, (lite.bn1, lite.final_bn)))
             and lite.conv1.kernel_size[0] in KERNELS
-            and lite.conv2.kernel_size == lite.conv2.stride == (1, 1)
-            and lite.conv2.groups == 1
+            and is_pointwise(lite.conv2)
             and tensors[0].dtype in (torch.float32, torch.float64)
             and all(tensor.dtype == tensors[0].dtype for tensor in tensors)
             and not any(has_hooks(module) for module in lite.modules())
@@ -126,14 +127,15 @@ class NativeLiteResidual(nn.Module):
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """(B, in, H, W) -> (B, out, *size).
 
-        It computes in the type of the weights; under autocast the output and the kept input are of its type.
+        It computes in the type of the weights. Under autocast, the output and the kept input have autocast's
+        type.
         """
         if is_traced(x):
             return LiteResidual.forward(self, x, size)  # type: ignore[arg-type]
         tensors, dtype = self.tensors(), autocast_dtype(x)
-        own = tensors[0].dtype
-        check_device(x, own)
-        check_dtype(x, own)
+        weight_dtype = tensors[0].dtype
+        check_device(x, weight_dtype)
+        check_dtype(x, weight_dtype)
         refuse_hooks(self.layers)
         with without_autocast(x):
             stored = self.stored_statistics()
@@ -240,27 +242,14 @@ def _describe_convolution(conv: Any) -> tuple[float, ...]:
     return conv.in_channels, conv.out_channels, *sizes, conv.groups, standardized, WS_EPS
 
 
-def _is_plain(conv: Any) -> bool:
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
-    return (
-        type(conv) in (nn.Conv2d, WeightStandardizedConv2d)
-        and conv.bias is None
-        and not getattr(conv, "same", False)
-        and conv.padding_mode == "zeros"
-        and conv.dilation == (1, 1)
-        and conv.kernel_size == (kernel, kernel)
-        and conv.stride == (stride, stride)
-        and stride in (1, 2)
-        and conv.padding == (kernel // 2, kernel // 2)
-    )
-
-
-def _is_plain_norm(norm: Any) -> bool:
-    stored = isinstance(norm, _NormBase) and not norm.training and norm.running_var is not None
-    return (stored or isinstance(norm, nn.GroupNorm)) and norm.weight is not None
+def _is_centred(conv: Any) -> bool:
+    """Whether the native code computes the convolution, and it pads all sides by half of its kernel."""
+    return is_plain(conv) and not pads_as_tensorflow(conv) and conv.padding[0] == conv.kernel_size[0] // 2
 
 
 class _LiteResidual(torch.autograd.Function):
+    """The module as one function: it keeps its input and the outputs of both convolutions."""
+
     @staticmethod
     def forward(
         ctx: Any,

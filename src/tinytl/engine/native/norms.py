@@ -117,12 +117,12 @@ def describe_norms(
     row, step = (0, 0) if gradients is None else (gradients.data_ptr(), gradients.shape[1])
     fields: list[float] = []
     for i, (channels, per_group, eps, act) in enumerate(norms):
-        own = stored[i]
-        if own is None:
+        running = stored[i]
+        if running is None:
             mean, rstd, variance = kept, kept + images * channels * size, 0
             kept += 2 * images * channels * size
         else:
-            mean, rstd, variance = own.mean.data_ptr(), 0, own.variance.data_ptr()
+            mean, rstd, variance = running.mean.data_ptr(), 0, running.variance.data_ptr()
         fields += (affine[2 * i].data_ptr(), affine[2 * i + 1].data_ptr(), mean, rstd, variance)
         fields += (row, row + channels * size, step, channels, per_group, eps, *act)
         row += 2 * channels * size

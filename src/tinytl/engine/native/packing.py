@@ -1,6 +1,7 @@
 """How the native blocks store frozen weights: channels in sixteens, groups of a norm never astride."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,11 @@ WEIGHT_FORMAT, NO_WEIGHT = "6P", (0,) * 6  # Weight in native/vectors.h, as stru
 def round_up(count: int, step: int = PACK) -> int:
     """The smallest multiple of `step` that is at least `count`."""
     return -(-count // step) * step
+
+
+def aligned_total(sizes: Iterable[int], element_size: int) -> int:
+    """Elements of all buffers of these sizes; each buffer begins at a multiple of 64 bytes."""
+    return sum(round_up(size, 64 // element_size) for size in sizes)
 
 
 class Packing(NamedTuple):

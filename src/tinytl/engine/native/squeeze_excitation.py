@@ -6,6 +6,7 @@ from typing import Any
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
+from tinytl.engine.convolutions import is_pointwise
 from tinytl.engine.native.norms import Activation
 from tinytl.engine.native.packing import PackedWeight, Packing, round_up
 from tinytl.engine.native.trained_weight import TrainedWeight, native_weight
@@ -36,8 +37,8 @@ class NativeSqueezeExcitation(nn.Module):
         """Whether it is timm's SqueezeExcite with activations that are known."""
         return (
             type(squeeze) is SqueezeExcite
-            and _is_pointwise(squeeze.conv_reduce)
-            and _is_pointwise(squeeze.conv_expand)
+            and _is_known(squeeze.conv_reduce)
+            and _is_known(squeeze.conv_expand)
             and None not in _activations(squeeze)
         )
 
@@ -75,11 +76,6 @@ def _layer(conv: Any, weight: PackedWeight | TrainedWeight) -> nn.Module:
     return conv if isinstance(weight, TrainedWeight) else weight
 
 
-def _is_pointwise(conv: Any) -> bool:
-    return (
-        type(conv) is nn.Conv2d
-        and conv.bias is not None
-        and conv.kernel_size == conv.stride == (1, 1)
-        and conv.padding == (0, 0)
-        and conv.groups == 1
-    )
+def _is_known(conv: Any) -> bool:
+    """Whether it is a 1x1 convolution with a bias."""
+    return type(conv) is nn.Conv2d and conv.bias is not None and is_pointwise(conv)

@@ -80,10 +80,11 @@ def native_weight(
 
 
 def _addresses(buffer: Tensor, sizes: Sequence[int]) -> list[int]:
-    at, addresses = buffer.data_ptr(), []
+    """The addresses of parts of these sizes (elements), which follow each other in a buffer."""
+    address, addresses = buffer.data_ptr(), []
     for size in sizes:
-        addresses.append(at)
-        at += size * buffer.element_size()
+        addresses.append(address)
+        address += size * buffer.element_size()
     return addresses
 
 
@@ -98,12 +99,15 @@ class WeightGradients:
         self.targets: list[Tensor | None] = []
         self.returned: list[Tensor | None] = []
         for weight, need in zip(weights, needs, strict=True):
-            in_place = need and _takes_gradients_in_place(weight)
-            if in_place:
+            if need and _takes_gradients_in_place(weight):
                 assert weight.grad is not None
                 torch.autograd.graph.increment_version(weight.grad)
-            self.targets.append(weight.grad if in_place else torch.zeros_like(weight) if need else None)
-            self.returned.append(None if in_place else self.targets[-1])
+                self.targets.append(weight.grad)
+                self.returned.append(None)
+            else:
+                grad = torch.zeros_like(weight) if need else None
+                self.targets.append(grad)
+                self.returned.append(grad)
 
 
 def _takes_gradients_in_place(weight: Any) -> bool:
@@ -123,5 +127,5 @@ def _is_accumulated(leaf: Tensor) -> bool:
     """Whether the backward pass that is running adds to `leaf.grad`; torch.autograd.grad does not."""
     try:
         return torch._C._will_engine_execute_node(torch.autograd.graph.get_gradient_edge(leaf).node)
-    except RuntimeError:  # so PyTorch answers within torch.autograd.grad
+    except RuntimeError:  # which PyTorch raises within torch.autograd.grad
         return False

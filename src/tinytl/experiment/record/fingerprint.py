@@ -11,7 +11,7 @@ from typing import Any
 
 from tinytl.weights.download import local_path
 
-PACKAGE = Path(__file__).parents[2]  # the programs beside it start what is in it, and compute nothing
+PACKAGE = Path(__file__).parents[2]  # the programs beside it compute nothing themselves
 # Suffixes of what decides; csv, because method=auto chooses by the tables of the paper.
 DECIDING = ("py", "cpp", "safetensors", "csv")
 # Code that shows or keeps results, but computes none; paths in the package.
@@ -46,6 +46,7 @@ def _only_shows(path: Path) -> bool:
 
 
 def _meaning(path: Path) -> str:
+    """A text that changes with what a file does: of Python without comments and docstrings."""
     if path.suffix != ".py":
         return _sha(path.read_bytes())
     tree = ast.parse(path.read_text())
@@ -73,4 +74,5 @@ def _file(source: str | None) -> str:
 
 
 def _sha(content: bytes) -> str:
+    """The first 16 hexadecimal digits of the SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]

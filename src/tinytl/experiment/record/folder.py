@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from tinytl.errors import UserError
 from tinytl.experiment.record.settings import Settings, recorded
+from tinytl.experiment.terminal.overrides import as_typed
 from tinytl.records.results import read_record
 from tinytl.system.files import remove_unfinished
 from tinytl.training.checkpoints import PREVIOUS, SETTINGS, checkpoint_to_resume
@@ -157,6 +158,7 @@ def has_state_of(folder: Path, fingerprint: str) -> bool:
 
 
 def _resumed(folder: Path, asked: Settings, finished: dict[str, Any] | None) -> Beginning:
+    """Decide how a run goes on; `finished` is the record of a finished run in the folder, if there is one."""
     loaded = checkpoint_to_resume(folder / "checkpoints")
     if loaded is not None:
         before = _recorded_in(*loaded)
@@ -175,6 +177,7 @@ def _resumed(folder: Path, asked: Settings, finished: dict[str, Any] | None) -> 
 
 
 def _check_unchanged(folder: Path, asked: Settings, before: Settings) -> None:
+    """Raise UserError where settings other than a larger number of epochs have changed."""
     different = asked.differences(before)
     epochs, planned = asked.decided["epochs"], before.decided["epochs"]
     if epochs > planned:
@@ -194,6 +197,7 @@ def _check_unchanged(folder: Path, asked: Settings, before: Settings) -> None:
 
 
 def _recorded_in(path: Path, checkpoint: dict[str, Any]) -> Settings:
+    """The settings in a checkpoint. Raises UserError for one of an early version, which has none."""
     saved = checkpoint.get(SETTINGS)
     if saved is None:
         raise UserError(
@@ -206,13 +210,8 @@ def _recorded_in(path: Path, checkpoint: dict[str, Any]) -> Settings:
 def _named(different: list[str], now: Settings, before: Settings) -> str:
     """Name some of the differences: `lr=0.1, before 0.01`."""
     shown = [
-        f"{key}={_text(now.decided[key])}, before {_text(before.decided[key])}"
+        f"{key}={as_typed(now.decided[key])}, before {as_typed(before.decided[key])}"
         for key in different[:MOST_NAMED]
     ]
     more = [f"{len(different) - MOST_NAMED} more"] if len(different) > MOST_NAMED else []
     return "; ".join([*shown, *more])
-
-
-def _text(value: Any) -> str:
-    """Write a value as on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

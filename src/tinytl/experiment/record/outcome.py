@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tinytl.experiment.terminal.error_exit import one_line
+from tinytl.experiment.terminal.error_lines import one_line
 from tinytl.memory.out_of_memory import KernelKills, is_out_of_memory
 from tinytl.records.results import write_json
 from tinytl.system.processes import is_first_process

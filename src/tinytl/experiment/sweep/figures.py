@@ -29,7 +29,9 @@ def in_short(row: Row) -> str:
     """Return the figures of a job in a few words."""
     names = [words for name, words in ACCURACIES.items() if name in row["metrics"]]
     texts = [f"{names[0]} {100 * (accuracy(row) or 0):.1f} %"] if names else []
-    return ", ".join([*texts, *([f"measured {memory(row):.1f} MB"] if memory(row) is not None else [])])
+    if memory(row) is not None:
+        texts.append(f"measured {memory(row):.1f} MB")
+    return ", ".join(texts)
 
 
 def by_memory(rows: Sequence[Row]) -> list[Row]:
@@ -37,6 +39,7 @@ def by_memory(rows: Sequence[Row]) -> list[Row]:
     groups = _groups(rows)
 
     def place(row: Row) -> tuple[Any, ...]:
+        """The key that sorts a job."""
         known = memory(row) is not None and accuracy(row) is not None
         group = groups[_but_seed(row)]
         return (_data(row), not known, mean(map(memory, group)) if known else 0.0, _but_seed(row))  # type: ignore[arg-type]
@@ -54,12 +57,10 @@ def on_the_front(rows: Sequence[Row]) -> list[bool]:
         key: (key[0], mean(map(memory, group)), mean(map(accuracy, group)))  # type: ignore[arg-type]
         for key, group in groups.items()
     }
-    return [
-        (point := points.get(_but_seed(row))) is not None
-        and memory(row) is not None
-        and not any(_beats(other, point) for other in points.values())
-        for row in rows
-    ]
+    unbeaten = {
+        key for key, point in points.items() if not any(_beats(other, point) for other in points.values())
+    }
+    return [memory(row) is not None and _but_seed(row) in unbeaten for row in rows]
 
 
 def _beats(other: tuple[Any, float, float], point: tuple[Any, float, float]) -> bool:

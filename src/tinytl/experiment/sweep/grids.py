@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 
 
@@ -19,14 +20,19 @@ def points(params: dict[str, Any], grids: list[dict[str, Any]], arguments: list[
         settings = [f"{key}={value}" for key, value in {**params, **grid}.items()]
         overrides = OverridesParser.create().parse_overrides([*settings, *arguments])
         for override in overrides:
-            if not list(itertools.chain(*BasicSweeper.split_arguments([override], None))):
+            if not _points([override]):
                 raise ConfigCompositionException(
                     f"{override.input_line}: holds no values, so there are no jobs"
                 )
-        for point in itertools.chain(*BasicSweeper.split_arguments(overrides, None)):
+        for point in _points(overrides):
             jobs.setdefault(frozenset(point), list(point))
     names = Counter(setting for job in jobs.values() for setting in job if setting.startswith("name="))
     for name, count in names.items():
         if count > 1 and "$" not in name:
             raise ConfigCompositionException(f"{name}: {count} jobs cannot share one folder")
     return list(jobs.values())
+
+
+def _points(overrides: list[Override]) -> list[list[str]]:
+    """Every combination of the overrides' values, as Hydra's own sweeper forms them."""
+    return list(itertools.chain(*BasicSweeper.split_arguments(overrides, None)))

@@ -82,6 +82,7 @@ def wait_for(outcome: Outcome) -> None:
 
 
 def _refused(cfg: Any, error: UserError) -> dict[str, Any]:
+    """Print why a job cannot be run; return its record."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     return {"status": "failed", "reason": one_line(error), "config": OmegaConf.to_container(cfg)}
 
@@ -114,6 +115,7 @@ def _ensure(cfg: Any, folder: Path, attempt: Callable[[Begin], None]) -> tuple[d
 def _in_a_process_of_its_own(
     cfg: Any, folder: Path, begin: Begin, attempt: Callable[[Begin], None]
 ) -> dict[str, Any]:
+    """Run a job in a forked process; return its record, also if the process was killed."""
     name = label(job_settings(), cfg.name)
     print(f"{name}: {'goes on' if begin.resume else 'begins'}", file=sys.stderr, flush=True)
     kills = KernelKills()
@@ -139,6 +141,7 @@ def handed_on_to(process: Any) -> Iterator[None]:
     parent = os.getpid()
 
     def hand_on(signum: int, frame: Any) -> None:
+        """Note a signal, and send it to the process."""
         if os.getpid() != parent:  # in the job's process, before it has handlers of its own
             os._exit(128 + signum)
         received.append(signum)
@@ -157,6 +160,7 @@ def handed_on_to(process: Any) -> Iterator[None]:
 
 
 def _child(folder: Path, begin: Begin, attempt: Callable[[Begin], None], parent: int) -> None:
+    """Do a job in its own process, and end that with the exit code of what happened."""
     end_with_parent(parent)
     quiet_libraries()  # not done yet in a launcher's process
     console.quiet = True  # each job has a line of its own in the sweep's progress
@@ -175,6 +179,7 @@ def _child(folder: Path, begin: Begin, attempt: Callable[[Begin], None], parent:
 
 
 def _killed(code: int, kills: KernelKills) -> dict[str, str]:
+    """Status and reason of a job whose process ended with this code before it could record why."""
     if code - 128 in STOPPING:
         return {"status": "interrupted", "reason": f"stopped by {signal.Signals(code - 128).name}"}
     if code < 0:

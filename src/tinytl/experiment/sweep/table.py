@@ -14,12 +14,13 @@ from tinytl.experiment.terminal.console import for_programs
 from tinytl.records.durations import duration
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+PLANNED = ("job", "by the paper's count, MB", "predicted, MB", "time")
 
 
 def begin(cfg: Any, jobs: list[list[str]]) -> SweepProgress | None:
     """Print how many jobs there are; return None for a dry run, which writes nothing to the output folder.
 
-    The jobs are told by the environment in which settings they differ: these name them.
+    A variable of the environment tells each job in which settings the jobs differ: these name it.
     """
     settings = [dict(setting.lstrip("+").split("=", 1) for setting in job) for job in jobs]
     os.environ[VARYING] = " ".join(varying(settings))
@@ -38,9 +39,6 @@ def show(rows: list[Row], always_json: bool) -> bool:
         _show_results(by_memory(rows))
         print(_ran_in_all(rows, failed), file=sys.stderr)
     return not failed
-
-
-PLANNED = ("job", "by the paper's count, MB", "predicted, MB", "time")
 
 
 def _print(rows: list[Row], columns: tuple[str, ...], figures: list[list[str]]) -> None:
@@ -67,14 +65,14 @@ def _show_results(rows: list[Row]) -> None:
 
 
 def _planned(row: Row) -> list[str]:
+    """Status, memory and time of a job of a dry run."""
+    status = row["reason"] or row["status"]
+    return [status, _figure(row["paper_mb"]), _figure(row["predicted_mb"]), _planned_time(row)]
+
+
+def _planned_time(row: Row) -> str:
+    """The predicted time of a job, or of a step where the number of steps is not known."""
     seconds = row["predicted_seconds"]
-    return [
-        row["reason"] or row["status"], _figure(row["paper_mb"]), _figure(row["predicted_mb"]),
-        _plan_time(row, seconds),
-    ]  # fmt: skip
-
-
-def _plan_time(row: Row, seconds: float | None) -> str:
     if seconds is not None:
         return duration(seconds)
     step = row.get("step_seconds")
@@ -82,10 +80,12 @@ def _plan_time(row: Row, seconds: float | None) -> str:
 
 
 def _ran(row: Row) -> list[str]:
+    """Status, accuracy, memory and time of a job."""
     value, part = accuracy(row), row["metrics"].get("test/part", 1)
+    percent = None if value is None else 100 * value
     return [
         row["reason"] or row["status"] + (" before" if row["skipped"] else ""),
-        _figure(value and 100 * value) + (f" of {100 * part:.0f} % of the images" if part < 1 else ""),
+        _figure(percent) + (f" of {100 * part:.0f} % of the images" if part < 1 else ""),
         _figure(memory(row)),
         duration(row["seconds"]),
     ]
@@ -107,7 +107,8 @@ def _ran_in_all(rows: list[Row], failed: list[Row]) -> str:
     skipped = sum(row["skipped"] for row in rows)
     text = f"{len(rows)} jobs: " + ", ".join(f"{count} {status}" for status, count in counts.items())
     again = any(row["skipped"] for row in failed)
-    return (
-        text + (f"; {skipped} of them before" if skipped else "")
-        + ("; retry_failed=true runs again what failed" if again else "")
-    )  # fmt: skip
+    if skipped:
+        text += f"; {skipped} of them before"
+    if again:
+        text += "; retry_failed=true runs again what failed"
+    return text

@@ -26,6 +26,7 @@ def show_closing(record: Mapping[str, Any], folder: Path) -> None:
 
 
 def _accuracy(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the lines on the test and on the stream."""
     metrics = record.get("metrics", {})
     by = f", by the {metrics['test/weights']} weights" if "test/weights" in metrics else ""
     if "test/top1" in metrics:
@@ -74,7 +75,8 @@ def _base(base_mb: float | None) -> str:
 
 
 def _time(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if (time := record.get("time")) is None:
+    time = record.get("time")
+    if time is None:
         return
     stopped = record.get("stopped_early_after_epoch")
     early = "" if stopped is None else f", ended early after epoch {stopped}"

@@ -52,6 +52,7 @@ def _refuse_unknown_flags() -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
+        """Take the place of the parser's own `error`."""
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
@@ -63,6 +64,7 @@ class _CurrentStderr(logging.StreamHandler):
     """Writes to stderr as it is at the moment: a progress bar puts lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a line to what is stderr now."""
         self.stream = sys.stderr
         super().emit(record)
 

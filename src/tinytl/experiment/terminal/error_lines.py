@@ -44,6 +44,7 @@ def unknown_key(key: str) -> str:
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys in a node of a configuration."""
     for key in node:
         yield f"{prefix}{key}"
         if OmegaConf.is_dict(node) and OmegaConf.is_config(OmegaConf.select(node, str(key))):
@@ -70,6 +71,7 @@ def _of_hydra(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
+    """The message of Hydra or OmegaConf in one line, without the parts that help programmers alone."""
     text = re.sub(r"\s*(full_key|object_type|reference_type)[:=]\s*(\S*)", _key, text)
     if match := re.match(r"Error merging override (\S*=.*)\n([\s\S]*?)\n\(key [^)]*\)$", text.strip()):
         text = f"{match[1]}: {match[2]}"
@@ -79,10 +81,12 @@ def _plain(text: str) -> str:
 
 
 def _key(match: re.Match[str]) -> str:
+    """A setting's key in brackets, on a line of its own; OmegaConf's other notes are dropped."""
     return f"\n(key {match[2]})" if match[1] == "full_key" else ""
 
 
 def _shorten_options(lines: list[str]) -> str:
+    """Join the lines of a message; of a long list of options only the nearest ones are named."""
     heading = next((i for i, line in enumerate(lines) if line.startswith("Available options in")), None)
     if heading is None:
         return ". ".join(lines)

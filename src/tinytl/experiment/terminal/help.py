@@ -62,6 +62,7 @@ def _group(group: str) -> Iterator[str]:
 
 
 def _first_sentence(text: str) -> str:
+    """The first sentence of the comment in a YAML file."""
     comment = [
         line.removeprefix("#").strip()
         for line in text.splitlines()

@@ -8,6 +8,7 @@ from tinytl.data.splits import Splits, held_out_count
 from tinytl.errors import printable
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.terminal.console import console, line
+from tinytl.experiment.terminal.overrides import as_typed
 from tinytl.experiment.terminal.weighed import show_weighed
 from tinytl.methods import METHODS, ParameterGroup
 
@@ -38,7 +39,7 @@ def _method(experiment: Experiment) -> str:
     step = experiment.step
     blocks = "" if step.blocks is None else f", in the last {step.blocks} blocks"
     teacher = "" if experiment.teacher is None else f", taught by {printable(experiment.teacher)}"
-    return f"{step.method}: {METHODS[step.method].what}{blocks}{teacher}"
+    return f"{step.method}: {METHODS[step.method].description}{blocks}{teacher}"
 
 
 def _what_trains(experiment: Experiment, groups: list[ParameterGroup]) -> str:
@@ -46,8 +47,10 @@ def _what_trains(experiment: Experiment, groups: list[ParameterGroup]) -> str:
     trained = sum(group.count for group in groups if group.trainable)
     step = experiment.step
     held = "held in 8 bits" if step.engine == "lean" else "held in 32 bits"
-    frozen = f"; the others are rounded to {step.quantize}, {held}" if step.quantize != "off" else ""
-    return f"{trained:,} of {total:,} parameters ({100 * trained / total:.1f} %)" + frozen * (trained < total)
+    line = f"{trained:,} of {total:,} parameters ({100 * trained / total:.1f} %)"
+    if trained == total or step.quantize == "off":
+        return line
+    return f"{line}; the others are rounded to {step.quantize}, {held}"
 
 
 def _data(experiment: Experiment, data: Splits | str) -> str:
@@ -75,16 +78,15 @@ def _memory(experiment: Experiment) -> str:
     predicted = "not predicted, because two networks take part"  # in an adaptation
     if experiment.predicted_mb is not None:
         predicted = f"predicted {experiment.predicted_mb:,.1f} MB for a step"
-    knobs = (f"engine.{key}={typed(value)}" for key, value in experiment.planned)
+    knobs = (f"engine.{key}={knob(value)}" for key, value in experiment.planned)
     plan = [f"engine={experiment.step.engine}", *knobs]
     return f"{predicted}, {budget} ({' '.join(plan)})"
 
 
-def typed(value: Any) -> str:
-    """Return a value as it is typed on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else f"{value:g}"
+def knob(value: Any) -> str:
+    """Return an engine's knob as it is typed on the command line, numbers in their shortest form."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else as_typed(value)
 
 
 def show_parameters(groups: list[ParameterGroup]) -> None:

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.experiment.terminal.help import aligned, wants_help
+from tinytl.experiment.terminal.overrides import as_typed
 from tinytl.experiment.terminal.suggestions import did_you_mean
 
 Options = TypeVar("Options")
@@ -39,14 +40,14 @@ def key_values(arguments: list[str], options: type[Options]) -> Options:
     try:
         given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(others))
     except YAMLError as error:
-        raise UserError(f"{' '.join(others)}: not key=value ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{' '.join(others)}: not key=value ({first_line(error)})") from error
     for key, value in given.items():
         if "list" in str(known[key].type) and not isinstance(value, list):
             given[key] = str(value).split(",")
     try:
         parsed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), {**given, **texts}))
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
     return parsed
 
 
@@ -77,4 +78,4 @@ def _typed(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, list):
         return ",".join(f'"{item}"' if " " in str(item) else str(item) for item in value)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return as_typed(value)

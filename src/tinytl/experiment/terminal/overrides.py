@@ -46,6 +46,13 @@ def refusal(argument: str) -> str:
     return f"{shown}: quote the value: {typed}"
 
 
+def as_typed(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def plain_value(override: str) -> str:
     """Return an override's value without the quotes that the grammar asks for."""
     value = override.partition("=")[2]
@@ -57,6 +64,7 @@ def plain_value(override: str) -> str:
 
 
 def _prepared(argument: str) -> str:
+    """An argument, its value quoted if need be. Raises UserError where Hydra cannot read it."""
     key, equals, value = argument.partition("=")
     parsed = _parsed(argument)
     if key.lstrip("+") in FREE_TEXT and value and _needs_quotes(value, parsed):
@@ -64,12 +72,8 @@ def _prepared(argument: str) -> str:
         parsed, argument = _parsed(quoted), quoted
     if parsed is None or not KEY.fullmatch(key):
         raise UserError(refusal(argument))
-    if (
-        key in GROUPS
-        and equals
-        and not isinstance(parsed.value(), str | list)
-        and not parsed.is_sweep_override()
-    ):
+    is_option = isinstance(parsed.value(), str | list) or parsed.is_sweep_override()
+    if key in GROUPS and equals and not is_option:
         raise UserError(
             f"{argument}: {key}= takes the name of an option; the options are the files of conf/{key}"
         )
@@ -77,6 +81,7 @@ def _prepared(argument: str) -> str:
 
 
 def _needs_quotes(value: str, parsed: Override | None) -> bool:
+    """Whether the grammar refuses a free text (`parsed` is None) or reads it as something else."""
     if parsed is None:
         return "," not in value
     if parsed.is_sweep_override() or value == "null":

@@ -38,18 +38,19 @@ class ShowProgress(Callback):
         self._count("test")
 
     def on_train_end(self, *_: Any) -> None:
-        """Take the bar away."""
+        """End the progress of the training."""
         self._end()
 
     def on_test_end(self, *_: Any) -> None:
-        """Take the bar away."""
+        """End the progress of the test."""
         self._end()
 
     def on_exception(self, *_: Any) -> None:
-        """Take the bar away."""
+        """Leave no bar above the error."""
         self._end()
 
     def _begin(self, trainer: Trainer, doing: str, done: int, total: int) -> None:
+        """Start the clock and, on a terminal, the bar; `done` of `total` batches are over already."""
         self._first, self._done, self._total = done, done, total
         self._begun = self._said = time.perf_counter()
         self._shown = trainer.is_global_zero and not console.quiet
@@ -61,6 +62,7 @@ class ShowProgress(Callback):
             self._bar.add_task(doing, completed=done, total=total, left="")
 
     def _count(self, doing: str) -> None:
+        """Count a batch, and show it on the bar or, from time to time, in a line."""
         self._done += 1
         now = time.perf_counter()
         left = (now - self._begun) / (self._done - self._first) * (self._total - self._done)
@@ -74,6 +76,7 @@ class ShowProgress(Callback):
             print(f"{share:.0f} % done ({doing}), {time_left(left)}", file=sys.stderr, flush=True)
 
     def _end(self) -> None:
+        """Take the bar away, if there is one."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -23,9 +23,11 @@ def nearest(wanted: str, known: Iterable[str]) -> list[str]:
 
 
 def _similarity(first: str, second: str) -> float:
+    """How alike two names are, from 0 to 1, in their most similar spellings."""
     return max(SequenceMatcher(None, a, b).ratio() for a in _spellings(first) for b in _spellings(second))
 
 
 def _spellings(name: str) -> set[str]:
+    """A name in lower case with underscores, whole and its last part alone."""
     folded = name.lower().replace("-", "_")
     return {folded, folded.rpartition(".")[2]}

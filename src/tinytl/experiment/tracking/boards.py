@@ -146,10 +146,12 @@ def table2_markdown() -> str:
 
 
 def _column(config: str) -> str:
+    """W&B's name of the table's column with a value of the configuration."""
     first, *rest = config.split(".")
     return "config:" + ".".join([first, "value", *rest])
 
 
 def _filters(group: str | None) -> list[expr.FilterExpr]:
+    """Which runs are shown: finished ones, of a sweep if `group` names one."""
     finished = expr.Metric("State") == "finished"
     return [finished, expr.Metric("Group") == group] if group else [finished]

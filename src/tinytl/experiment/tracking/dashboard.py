@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.records.results import write_json
 
 
@@ -41,7 +41,7 @@ def save(options: Options) -> list[str]:
     try:
         return [workspace.save().url, report.save().url]
     except Exception as error:  # wandb-workspaces raises no other type: no key, no network, no such project
-        raise UserError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        raise UserError(f"W&B: {first_line(error)}") from error
 
 
 def show(content: dict[str, Any], path: str | None) -> None:
@@ -64,6 +64,7 @@ def _boards() -> Any:
 
 
 def _without_ids(spec: Any) -> Any:
+    """The same nested content without the ids that are drawn at random."""
     if isinstance(spec, dict):
         return {key: _without_ids(value) for key, value in spec.items() if key not in ("__id__", "id")}
     return [_without_ids(item) for item in spec] if isinstance(spec, list) else spec

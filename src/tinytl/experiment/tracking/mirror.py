@@ -14,7 +14,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
-from tinytl.errors import UserError
+from tinytl.errors import UserError, first_line
 from tinytl.experiment.experiment import Experiment
 from tinytl.experiment.record.folder import TEMPORARY
 from tinytl.experiment.record.predictions import PICTURE
@@ -43,8 +43,7 @@ class MirrorLogger(WandbLogger):
             action()
         except Exception as error:  # of any type: the network, W&B's service or the disk failed
             self.failed = True
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            log.warning("W&B could not %s (%s); results.json has everything", task, reason)
+            log.warning("W&B could not %s (%s); results.json has everything", task, first_line(error))
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Send metrics."""
@@ -121,6 +120,7 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def _begin(experiment: Experiment) -> Any:
+    """Begin a W&B run; None where that fails. Raises UserError where W&B refuses the settings."""
     folder, asked, config = experiment.folder, experiment.wandb, experiment.config
     with _temporary_files_in(folder / TEMPORARY):
         import wandb  # not at the top: a run without W&B starts sooner
@@ -142,10 +142,9 @@ def _begin(experiment: Experiment) -> Any:
             resume="allow" if asked.mode == "online" else None,
         )  # fmt: skip
     except wandb.errors.UsageError as error:
-        raise UserError(f"wandb.mode={asked.mode}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"wandb.mode={asked.mode}: {first_line(error)}") from error
     except Exception as error:  # of any type
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        log.warning("W&B could not begin (%s); the run goes on without it", reason)
+        log.warning("W&B could not begin (%s); the run goes on without it", first_line(error))
         return None
 
 
