@@ -37,6 +37,8 @@ curves.emit("plotly_click", {points: [{customdata: curves.data[0].customdata[0]}
 told.clicked = [...document.querySelectorAll("#runs tr.selected")].map(row => row.cells[row.cells.length - 1].textContent);
 document.getElementById("reset").click();
 told.all = cellsOf("runs").length;
+change("words", "seed 1");
+told.seed_one = document.querySelectorAll("#runs tr.selected").length;
 const table = document.querySelector("#real_images table");
 const column = [...table.tHead.rows[0].cells].findIndex(head => head.textContent === "accuracy, %");
 const sorted = () => {

@@ -140,7 +140,7 @@ def test_a_table_says_in_words_what_is_missing(outputs, folder, monkeypatch):
     said = coverage.missing(cells[cells.table == "table2"])
     others = "flowers102, cub200, food101, pets, aircraft, cifar10, cifar100, celeba"
     assert said.startswith("61 cells have no runs: FT-Last @224; ")
-    assert f"; TinyTL-L+B @224 on {others}; " in said and "+sweeps=table2`" in said
+    assert f"; TinyTL-L+B @224 on {others}; " in said and "+sweeps=table2. " in said
     assert coverage.missing(cells[cells.table == "table3"]).startswith("None of the 57 cells has runs. ")
     ours = cells[cells.seeds.gt(0) & cells.table.eq("table2")]
     assert coverage.missing(ours) == "Every cell has runs."

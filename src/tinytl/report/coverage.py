@@ -36,8 +36,8 @@ def missing(of_table: pandas.DataFrame) -> str:
     if len(empty) == len(of_table):
         which = f"None of the {len(of_table)} cells has runs"
     return (
-        f"{which}. `python src/run.py -m +sweeps={of_table.table.iloc[0]}` runs what is missing; the table "
-        "Missing runs has the command for each cell."
+        f"{which}. All that is missing is run by: python src/run.py -m +sweeps={of_table.table.iloc[0]}. "
+        "The table Missing runs has the command for each cell."
     )
 
 

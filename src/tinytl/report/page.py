@@ -30,7 +30,10 @@ HEADS = {
     **{kind: f"{kind}, MB" for kind in KINDS},
 }  # fmt: skip
 SWEEP = "sweep-"  # begins the names of the tables of the user's own sweeps
-SCRIPTS = ("page_tables.js", "page_first.js", "page_answers.js", "page_details.js")
+SCRIPTS = (
+    *("page_tables.js", "page_labels.js", "page_first.js", "page_answers.js", "page_sweeps.js"),
+    "page_details.js",
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 "use strict";
 // Below the first view: sweeps, memory by kind, learning curves with a selection, and the table of runs.
-const MOST_BARS = 30, MOST_CURVES = 80;
+const MOST_BARS = 30, MOST_CURVES = 80, MOST_NAMES = 9;  // names: in the legend of learning curves
 const selected = new Set();
 const whole = {};  // which plots show all they have
 
@@ -34,14 +34,14 @@ function drawSplit(groups) {
     legend: {orientation: "h", y: 1, yanchor: "bottom", traceorder: "normal"}, margin: {...LAYOUT.margin, t: 40, l: 20},
     xaxis: {title: {text: "memory, MB"}},
     yaxis: {automargin: true, autorange: "reversed", tickvals: names.map((_, index) => index),
-      ticktext: names.map(wrapped), tickfont: {size: 11}, ticks: "outside", ticklen: 5, tickcolor: "white"}}, CONFIG);
+      ticktext: names.map(name => wrapped(name)), tickfont: {size: 11}, ticks: "outside", ticklen: 5, tickcolor: "white"}}, CONFIG);
 }
 
-// In lines of about 60 characters.
-function wrapped(name) {
+// In lines of about so many characters.
+function wrapped(name, most = 60) {
   return name.split(", ").reduce((lines, word) => {
     const last = lines.at(-1);
-    return last && last.length + word.length < 60 ? [...lines.slice(0, -1), last + ", " + word] : [...lines, word];
+    return last && last.length + word.length < most ? [...lines.slice(0, -1), last + ", " + word] : [...lines, word];
   }, []).join("<br>");
 }
 
@@ -58,14 +58,16 @@ function drawCurves(runs) {
   at("learning").hidden = !runs.some(run => Object.keys(run.curves).length);
   const ordered = [...all].sort((a, b) => selected.has(b.name) - selected.has(a.name));
   const mine = ordered.slice(0, cut("curves-cut", all.length, MOST_CURVES, "curves")).reverse();
-  const any = mine.some(run => selected.has(run.name)), lines = mine.length < 9;
+  const any = mine.some(run => selected.has(run.name)), few = mine.length < MOST_NAMES;
+  const shown = mine.filter(run => few || selected.has(run.name)), inLegend = shown.length < MOST_NAMES ? shown : [];
+  const unit = factor === 100 ? "%{y:.1f} %" : "%{y:.4f}";
   Plotly.react("curves", mine.map(run => {
     const bold = selected.has(run.name);
-    return {name: runLabel(run), type: "scatter", mode: "lines+markers", showlegend: bold || lines,
+    return {name: runLabel(run), type: "scatter", mode: "lines+markers", showlegend: inLegend.includes(run),
       x: run.curves.epoch, y: run.curves[key].map(value => value === null ? null : factor * value), customdata: run.curves.epoch.map(() => run.name),
       line: {width: bold ? 3 : 1.2, color: any && !bold ? "#d5dae0" : colour(run.method)}, marker: {size: bold ? 6 : 3},
-      hovertemplate: `<b>${runLabel(run)}</b><br>epoch %{x}: %{y:.4f}<br>${safe(run.name)}<extra></extra>`};
-  }), {...LAYOUT, legend: {orientation: "h", y: -0.2}, xaxis: {title: {text: "epoch"}}, yaxis: {title: {text: curveName(key)}}}, CONFIG);
+      hovertemplate: `<b>${wrapped(runLabel(run))}</b><br>epoch %{x}: ${unit}<br>${safe(run.name)}<extra></extra>`};
+  }), {...withLegend(at("curves"), inLegend.map(runLabel)), xaxis: {title: {text: "epoch"}}, yaxis: {title: {text: curveName(key)}}}, CONFIG);
   at("curves").removeAllListeners?.("plotly_click");
   at("curves").on("plotly_click", event => {
     const name = event.points[0].customdata;
@@ -120,37 +122,6 @@ function drawRuns(runs) {
 function drawRunsAndCurves() {
   drawRuns(shownRuns());
   drawCurves(shownRuns());
-}
-
-// A sweep's own plot: accuracy over one of the settings that vary in it, a line for each of the others.
-function drawSweep(section) {
-  const mine = GROUPS.filter(group => group.sweeps.includes(section.id.replace(/^sweep-/, "")));
-  const keys = independent(mine), box = section.querySelector("select");
-  const numeric = key => mine.every(group => group[key] !== "" && !Number.isNaN(Number(group[key])));
-  const values = key => unique(mine.map(group => group[key])).length;
-  const across = box.value || keys.filter(numeric).sort((a, b) => values(b) - values(a))[0] || keys[0] || "method";
-  if (!box.options.length) for (const key of keys) element(box, "option", key, {value: key, selected: key === across});
-  const others = group => keys.filter(key => key !== across).map(key => named(group, key)).join(", ");
-  const figure = group => group.accuracy ?? group.val_accuracy;
-  if (!mine.some(group => figure(group) !== null) || mine.length < 2) {
-    section.querySelector(".sweep").hidden = true;
-    return;
-  }
-  const sizes = mine.map(group => Number(group[across]));
-  const scale = !numeric(across) ? "category" : Math.min(...sizes) > 0 && Math.max(...sizes) > 16 * Math.min(...sizes) ? "log" : "linear";
-  const lines = unique(mine.filter(group => figure(group) !== null).map(others)).sort(natural);
-  const validated = mine.every(group => group.accuracy === null);
-  Plotly.react(section.querySelector(".plot"), lines.map(line => {
-    const on = mine.filter(group => others(group) === line && figure(group) !== null)
-      .sort((a, b) => natural(a[across], b[across]));
-    return {name: safe(line || across), type: "scatter", mode: numeric(across) ? "lines+markers" : "markers", x: on.map(group => numeric(across) ? Number(group[across]) : safe(group[across])),
-      y: on.map(figure), error_y: {type: "data", array: on.map(group => group.std), thickness: 1, width: 0},
-      text: on.map(group => group.accuracy === null ? `${figure(group).toFixed(1)} % (validation)` : hover(group)),
-      hovertemplate: "<b>" + safe(line) + "</b><br>%{text}<extra></extra>"};
-  }), {...LAYOUT, showlegend: lines.length > 1 && lines.length < 25, legend: {orientation: "h", y: -0.2},
-    xaxis: {title: {text: HEADS[across] || across}, type: scale, ...(numeric(across) ? {tickvals: unique(sizes), ticktext: unique(sizes).map(String)} :
-      {categoryorder: "array", categoryarray: unique(mine.map(group => safe(group[across]))).sort(natural)})},
-    yaxis: {title: {text: validated ? "validation accuracy, %" : "accuracy, %"}}}, CONFIG);
 }
 
 function draw() {
