@@ -6,6 +6,7 @@ import shutil
 import statistics
 import sys
 from html.parser import HTMLParser
+from typing import Any
 from urllib.parse import unquote
 
 import pandas
@@ -136,7 +137,7 @@ def test_a_table_says_in_words_what_is_missing(outputs, folder, monkeypatch):
     """On cars the row has a run; on the other eight data sets of its row it has none."""
     monkeypatch.setattr(tables, "count_mb", lambda cell: None)
     outputs("run")
-    cells = tables.paper_cells(read(folder)[0])
+    cells: Any = tables.paper_cells(read(folder)[0])
     said = coverage.missing(cells[cells.table == "table2"])
     others = "flowers102, cub200, food101, pets, aircraft, cifar10, cifar100, celeba"
     assert said.startswith("61 cells have no runs: FT-Last @224; ")

@@ -5,8 +5,8 @@ from typing import Any
 import pandas
 
 NOTE = (
-    "A cell has the test accuracy in % (in brackets: that on the validation set), and the memory under the lean "
-    "engine (predicted)."
+    "A cell has the test accuracy in % (in brackets: that on the validation set), and the memory under the "
+    "lean engine (predicted)."
 )
 MOST_COLUMNS = 6  # values of the setting that goes across; one with more goes down
 SHOWN_FIRST = ("method", "data", "norm")  # settings that go across where they vary

@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,8 @@ def _json(value: Any) -> str:
 
 def as_text(table: pandas.DataFrame) -> pandas.DataFrame:
     """The table for people: accuracies with one decimal, memory with three digits."""
-    return table.apply(lambda column: column.map(partial(_cell, column.name)))
+    columns = {name: [_cell(name, value) for value in table[name]] for name in table}
+    return pandas.DataFrame(columns, index=table.index, dtype=object)
 
 
 def _cell(column: Any, value: Any) -> str:

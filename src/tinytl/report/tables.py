@@ -96,7 +96,8 @@ def wide(cells: pandas.DataFrame) -> pandas.DataFrame:
         "MB, paper": first.paper_mb.map(_figure), "MB, our count": first.count_mb.map(_figure),
         "MB, measured": cells.groupby("row").measured_mb.mean().map(_figure),
     }  # fmt: skip
-    return pandas.concat([pandas.DataFrame(memory).reindex(rows.index), rows], axis=1).reset_index(names="row")
+    memory_mb = pandas.DataFrame(memory).reindex(rows.index)
+    return pandas.concat([memory_mb, rows], axis=1).reset_index(names="row")
 
 
 def _text(cell: Any) -> str:
