@@ -49,7 +49,7 @@ def test_the_page_in_a_browser(outputs, reported):
     assert dom.count('class="plot js-plotly-plot"') == 3  # those, and the panel of cars
     built = re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL)
     assert "modebar-btn" in built and "Share chart" not in built  # it would upload the figure
-    assert dom.count('class="point"') >= 2 and "What fits" in dom
+    assert dom.count('class="point"') >= 2 and "Best method within" in dom
     assert (page.parent / "../outputs/run 0/results.json").is_file()
 
 
@@ -97,16 +97,22 @@ def test_a_reader_clicks_through_the_page(outputs, reported):
         ["tinytl, gn", 10, 65, 7.071],
     ]  # fmt: skip
     assert told["front"] == [[5, 10, 30], [50, 65, 80]]
-    assert told["best"][0][:5] == ["cars", "last", "50.0", "1", "5 MB"]
-    assert told["best_in_20"][0][:6] == ["cars", "tinytl", "65.0 ± 7.1", "2", "10 MB", "full, 192 px"]
-    assert told["equal"][0][1:4] == [
-        "65.0 %", "10 MB (65.0 ± 7.1 %: tinytl)", "16 MB (65.0 %: full, 192 px)",
+    assert told["best"][0][:6] == ["cars", "last", "50.0", "1", "5.00", "no other method fits"]
+    assert told["best_in_20"][0][:6] == ["cars", "tinytl", "65.0 ± 7.1", "2", "10.0", "full, 192 px"]
+    assert told["equal"][0][1:7] == [
+        "65.0", "10.0", "tinytl (65.0 ± 7.1 %, 2 seeds)", "16.0", "full, 192 px (65.0 %, 1 seed)", "0.63",
     ]  # fmt: skip
     assert sorted(told["measured"]) == [128, 240]  # of full
     assert (told["filtered"], told["address"], told["all"]) == (2, "#method=tinytl", 5)
-    assert told["selected"] == told["bold"] == 1
-    assert told["sorted"] == ["50", "65", "65", "80"]
-    assert len(told["markdown"]) == 2 + 4 + 1 and "\\toprule" in told["latex"]
+    assert told["selected"] == told["bold"] == told["seed_one"] == 1  # none for the 1 of "192 px, seed 0"
+    assert told["sorted"] == [["50.0", "65.0", "65.0", "80.0"], ["80.0", "65.0", "65.0", "50.0"]]
+    assert len(told["markdown"]) == 2 + 4 + 1 and "| tinytl |" in "".join(told["markdown"])
+    assert told["latex"].startswith("\\begin{tabular}") and "accuracy, \\% &" in told["latex"]
+    assert told["labels"] == ["full", "last", "tinytl"] and "unless labelled: 224 px" in told["usual"]
+    assert told["repeated"] == [["cars", "nothing: the least is 10.0 MB, tinytl"]]  # in 8 MB, with two seeds
+    assert "in the run itself" in told["note"] and len(told["clicked"]) == 1
+    assert f"<br>{told['clicked'][0]}<extra>" in told["hover"]
+    assert told["widths"][0] <= told["widths"][1]
     assert "table2" not in told["folded"] and "figure5" in told["folded"]
 
 
@@ -114,6 +120,9 @@ def test_a_reader_clicks_through_the_page(outputs, reported):
 def test_a_page_without_runs_has_the_papers_points(reported):
     dom = opened(reported() / "index.html", 800)
     assert "There are no finished runs" in dom and dom.count('class="panel"') == 9
+    assert re.search(r"◇ full<small> trains every parameter", dom)  # a legend for the paper's points
+    for empty in ("memory-parts", "learning", "all-runs"):
+        assert re.search(rf'<section id="{empty}" hidden', dom)
 
 
 def test_seeds_are_one_point_and_each_other_run_says_why(folder, outputs):

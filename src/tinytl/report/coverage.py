@@ -19,6 +19,28 @@ def coverage(beside: pandas.DataFrame) -> pandas.DataFrame:
     return table
 
 
+def missing(of_table: pandas.DataFrame) -> str:
+    """Which cells of one table have no runs, in words, and the command that runs them.
+
+    `of_table` holds the rows of `tables.paper_cells` of this table.
+    """
+    empty = of_table[of_table.seeds.eq(0)]
+    if empty.empty:
+        return "Every cell has runs."
+    in_row = of_table.groupby("row").size()
+    rows = [
+        str(row) if len(cells) == in_row[row] else f"{row} on {', '.join(cells.data)}"
+        for row, cells in empty.groupby("row", sort=False)
+    ]
+    which = f"{len(empty)} cells have no runs: {'; '.join(rows)}"
+    if len(empty) == len(of_table):
+        which = f"None of the {len(of_table)} cells has runs"
+    return (
+        f"{which}. All that is missing is run by: python src/run.py -m +sweeps={of_table.table.iloc[0]}. "
+        "The table Missing runs has the command for each cell."
+    )
+
+
 def command(cell: Cell) -> str:
     """The command that runs a cell."""
     settings = f"data={cell.data} method={cell.method} resolution={cell.resolution}"

@@ -31,7 +31,8 @@ def grouped(runs: pandas.DataFrame) -> tuple[pandas.DataFrame, pandas.DataFrame,
     values["data"] = runs.data
     number = values.groupby(list(values.columns), sort=False, dropna=False).ngroup()
     values = values.reindex(columns=pandas.Index([*dict.fromkeys([*FIRST.values(), *values])]))
-    values = values.fillna("null")  # a setting that no run has
+    values = values.fillna("null").replace("null", "none")  # a setting that no run has, or that is not set
+    values["blocks"] = values.blocks.replace("none", "all")
     keys = [key for key in values if len(set(values[key])) > 1]
     known = runs.accuracy.notna()
     tested: Any = runs.assign(group=number)[known]

@@ -4,6 +4,10 @@ from typing import Any
 
 import pandas
 
+NOTE = (
+    "A cell has the test accuracy in % (in brackets: that on the validation set), and the memory under the "
+    "lean engine (predicted)."
+)
 MOST_COLUMNS = 6  # values of the setting that goes across; one with more goes down
 SHOWN_FIRST = ("method", "data", "norm")  # settings that go across where they vary
 
@@ -38,7 +42,8 @@ def _table(groups: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
     ]  # fmt: skip
     table = pandas.DataFrame(rows, columns=pandas.Index([*down, *columns]))
     others = [key for key in varying if key not in kept]
-    table.attrs["note"] = f"Decided by these columns: {', '.join(others)}." if others else ""
+    more = f" These settings change with those of the columns: {', '.join(others)}." if others else ""
+    table.attrs["note"] = NOTE + more
     return table
 
 
@@ -70,9 +75,10 @@ def _natural(value: Any) -> tuple[bool, float, str]:
 
 def _text(group: dict[str, Any]) -> str:
     if pandas.isna(group["accuracy"]):
-        accuracy = "—" if pandas.isna(group["val_accuracy"]) else f"[{group['val_accuracy']:.1f}]"
+        accuracy = "" if pandas.isna(group["val_accuracy"]) else f"[{group['val_accuracy']:.1f}]"
     else:
         accuracy = f"{group['accuracy']:.1f}" + (
             "" if pandas.isna(group["std"]) else f" ± {group['std']:.1f}"
         )
-    return accuracy + ("" if pandas.isna(group["lean_mb"]) else f", {group['lean_mb']:.1f} MB")
+    memory = "" if pandas.isna(group["lean_mb"]) else f"{group['lean_mb']:.1f} MB"
+    return ", ".join(filter(None, [accuracy, memory])) or "—"

@@ -13,12 +13,26 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from tinytl.memory.meter import KINDS
+from tinytl.methods import METHODS
 from tinytl.paper import tables as paper
 from tinytl.report.runs import ON_PAGE
 
 CURVES = ("epoch", "train/loss", "val/loss", "val/top1", "val/mean_accuracy")
+ACCURACIES = ("accuracy", "std", "val_accuracy", "prequential", "gap_closed")  # columns in % or points
+# Columns -> their heads on the page, with units.
+HEADS = {
+    "accuracy": "accuracy, %", "std": "± std, points", "val_accuracy": "validation accuracy, %",
+    "prequential": "prequential accuracy, %", "gap_closed": "gap closed, %",
+    "lean_mb": "lean engine, MB", "measured_mb": "as trained, MB",
+    "paper_mb": "paper's count, MB", "budget_mb": "budget, MB", "resolution": "resolution, px",
+    "lr": "learning rate", "stock": "stock PyTorch", "lean": "lean engine",
+    **{kind: f"{kind}, MB" for kind in KINDS},
+}  # fmt: skip
 SWEEP = "sweep-"  # begins the names of the tables of the user's own sweeps
-SCRIPTS = ("page_tables.js", "page_first.js", "page_answers.js", "page_details.js")
+SCRIPTS = (
+    *("page_tables.js", "page_labels.js", "page_first.js", "page_answers.js", "page_sweeps.js"),
+    "page_details.js",
+)
 
 
 @dataclass(frozen=True)
@@ -55,17 +69,19 @@ def page(
         runs=_json([_run(row, folder) for row in runs.to_dict("records")]), keys=_json(keys),
         groups=_json([_group(number, row) for number, row in enumerate(groups.to_dict("records"))]),
         paper=_json(_paper_points()), columns=_json(ON_PAGE), kinds=_json(KINDS), plotly=get_plotlyjs(),
+        methods=_json({name: method.what for name, method in METHODS.items()}), heads=_json(HEADS),
         style=(sources / "page.css").read_text(), scripts=[(sources / name).read_text() for name in SCRIPTS],
     )  # fmt: skip
 
 
 def _shown(name: str, title: str, table: pandas.DataFrame, folded: bool) -> Shown:
-    texts: Any = table.map(text)
+    texts: Any = as_text(table)
     constant = [c for c in texts if len(texts) > 2 and texts[c].nunique() == 1]
     same = ", ".join(f"{c}={texts[c].iloc[0]}" for c in constant if texts[c].iloc[0] not in ("—", ""))
     texts = texts.drop(columns=constant)
-    columns = [str(column).replace("_mb", ", MB").replace("_", " ") for column in texts.columns]
     note, is_sweep = table.attrs.get("note", ""), name.startswith(SWEEP)
+    # A sweep's columns are settings and their values, which keep their spelling.
+    columns = [HEADS.get(c, c if is_sweep else str(c).replace("_", " ")) for c in texts.columns]
     return Shown(name, title, columns, texts.values.tolist(), same, note, is_sweep, folded)
 
 
@@ -105,6 +121,21 @@ def _rounded(values: Any) -> Any:
 def _json(value: Any) -> str:
     """JSON without `<`, which could close the script that it stands in."""
     return json.dumps(value, default=float, allow_nan=False).replace("<", "\\u003c")
+
+
+def as_text(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table for people: accuracies with one decimal, memory with three digits."""
+    columns = {name: [_cell(name, value) for value in table[name]] for name in table}
+    return pandas.DataFrame(columns, index=table.index, dtype=object)
+
+
+def _cell(column: Any, value: Any) -> str:
+    if isinstance(value, float) and pandas.notna(value):
+        if column in ACCURACIES:
+            return f"{value:.1f}"
+        if column in KINDS or str(column).endswith(("_mb", "MB")):
+            return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+    return text(value)
 
 
 def text(value: Any) -> str:

@@ -5,7 +5,7 @@ const deviation = (a, b) => a.std === null || b.std === null ? null : Math.hypot
 // "+3.1 (2.4 × its standard deviation)": the deviation of a difference of two seeds
 function lead(best, next) {
   const difference = best.accuracy - next.accuracy, spread = deviation(best, next);
-  if (spread === null) return `+${difference.toFixed(1)} (one seed: deviation not known)`;
+  if (spread === null) return `+${difference.toFixed(1)} (deviation unknown)`;
   if (spread === 0) return `+${difference.toFixed(1)} (no deviation)`;
   return `+${difference.toFixed(1)} (${(difference / spread).toFixed(1)} × its standard deviation)`;
 }
@@ -13,19 +13,25 @@ function lead(best, next) {
 function drawAnswers(known) {
   const sets = unique(known.map(group => group.data)).sort(natural);
   const budget = Number(at("budget").value) || Infinity;
-  fillTable(at("best"), ["data", "best that fits", "accuracy", "seeds", "MB", "next method", "accuracy ", "lead, points"],
+  fillTable(at("best"), ["data", "most accurate that fits", "accuracy, %", "seeds", "memory, MB", "next method", "its accuracy, %",
+    "its seeds", "lead, points"],
     sets.map(data => {
       const fitting = known.filter(group => group.data === data && group[memory] <= budget)
         .sort((a, b) => b.accuracy - a.accuracy);
       const best = fitting[0], next = best && fitting.find(group => group.method !== best.method);
-      if (!best) return [data, "nothing", ...Array(6).fill(null)];
-      return [data, label(best), accuracy(best), best.seeds, megabytes(best[memory]), next ? label(next) : null,
-        next ? accuracy(next) : null, next ? lead(best, next) : null];
+      if (!best) return [data, `nothing: the least is ${leastOf(data, known)}`, ...Array(7).fill(null)];
+      const beside = next ? [label(next), accuracy(next), next.seeds, lead(best, next)] : ["no other method fits", ...Array(3).fill(null)];
+      return [data, label(best), accuracy(best), best.seeds, megabytes(best[memory]), ...beside];
     }));
   const rows = sets.map(data => equal(data, known)).filter(row => row);
   at("equal-part").hidden = !rows.length;
-  fillTable(at("equal"), ["data", "accuracy that both reach", "TinyTL needs", "full needs", "TinyTL at most",
-    "full at most"], rows);
+  fillTable(at("equal"), ["data", "accuracy that both reach, %", "TinyTL needs, MB", "TinyTL's setting", "full needs, MB",
+    "full's setting", "TinyTL / full", "TinyTL's best, %", "full's best, %"], rows);
+}
+
+function leastOf(data, known) {
+  const [least] = known.filter(group => group.data === data).sort((a, b) => a[memory] - b[memory]);
+  return `${megabytes(least[memory])} MB, ${label(least)}`;
 }
 
 // The least memory with which each of the two reaches the most that both of them reach.
@@ -36,6 +42,8 @@ function equal(data, known) {
   if (!tinytl.length || !full.length) return null;
   const level = Math.min(tinytl[0].accuracy, full[0].accuracy);
   const least = groups => groups.filter(group => group.accuracy >= level).sort((a, b) => a[memory] - b[memory])[0];
-  const told = group => `${megabytes(group[memory])} (${accuracy(group)} %: ${label(group)})`;
-  return [data, level.toFixed(1) + " %", told(least(tinytl)), told(least(full)), accuracy(tinytl[0]), accuracy(full[0])];
+  const [a, b] = [least(tinytl), least(full)];
+  const told = group => `${label(group)} (${accuracy(group)} %, ${seeds(group)})`;
+  return [data, level.toFixed(1), megabytes(a[memory]), told(a), megabytes(b[memory]), told(b), (a[memory] / b[memory]).toFixed(2),
+    accuracy(tinytl[0]), accuracy(full[0])];
 }

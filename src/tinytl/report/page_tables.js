@@ -2,6 +2,7 @@
 // Small helpers of the page, and tables: sortable, copied as Markdown or LaTeX, without constant columns.
 const at = id => document.getElementById(id);
 const number = value => Number.isInteger(value) ? String(value) : value.toPrecision(4).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+const megabytes = value => value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0);
 const text = value => value === null || value === undefined ? "—" : typeof value === "number" ? number(value) : String(value);
 const unique = values => [...new Set(values)];
 const natural = (a, b) => a !== "" && b !== "" && !Number.isNaN(a - b) ? a - b : String(a).localeCompare(String(b), undefined, {numeric: true});
@@ -15,7 +16,7 @@ function element(parent, tag, content, attributes = {}) {
 function fillTable(table, columns, rows) {
   table.replaceChildren();
   const head = element(element(table, "thead", ""), "tr", "");
-  for (const column of columns) element(head, "th", column.replace("_mb", ", MB").replaceAll("_", " "));
+  for (const column of columns) element(head, "th", HEADS[column] || column.replaceAll("_", " "));
   const body = element(table, "tbody", "");
   for (const row of rows) {
     const line = element(body, "tr", "");

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ TITLES = {
     "figure3": "Figure 3: resolutions; paper / ours",
     "figure5": "Figure 5: batch size 1 against 8; paper / ours",
     **{name: f"{title} ({OWN})" for name, (title, _) in tables.OURS.items()},
-    "memory": f"Measured memory by kind, MB ({OWN})",
-    "pareto": f"Pareto front per data set ({OWN})",
-    "not_shown": "Runs that are no point of a plot of accuracy, and why",
+    "memory": f"Measured memory by kind ({OWN})",
+    "pareto": f"Pareto front of single runs by memory as trained ({OWN})",
+    "not_shown": "Runs that are in no plot of accuracy, and why",
     "not_finished": "Runs that did not finish",
-    "coverage": "Coverage: cells of the paper with runs, and the commands for the rest",
+    "coverage": "Missing runs: each cell of the paper, and the command for one without runs",
 }
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes text that begins so for a formula
 
@@ -63,7 +62,7 @@ def _own_sweeps(groups: pandas.DataFrame, keys: list[str]) -> dict[str, pandas.D
 
 def title(name: str, cells: pandas.DataFrame) -> str:
     """The title of a table, by the name of its file; of the paper's, how many of its cells have runs."""
-    sweep = f"Sweep {name.removeprefix(page.SWEEP)}: accuracy in % ([validation]), MB under the lean engine"
+    sweep = f"Sweep {name.removeprefix(page.SWEEP)}"
     of_table: Any = cells if name == "coverage" else cells[cells.table == name]
     covered = f" — {of_table.seeds.gt(0).sum()} of {len(of_table)} cells have runs" if len(of_table) else ""
     return TITLES.get(name, sweep) + covered
@@ -95,11 +94,13 @@ def all_tables(
     runs: pandas.DataFrame, others: pandas.DataFrame, cells: pandas.DataFrame
 ) -> dict[str, pandas.DataFrame]:
     """Every table by the name of its file, in the order of TITLES."""
-    by_name = {str(name): tables.wide(of_table) for name, of_table in cells.groupby("table")}
+    by_name: dict[str, pandas.DataFrame] = {}
+    for name, of_table in cells.groupby("table"):
+        by_name[str(name)] = tables.wide(of_table)
+        by_name[str(name)].attrs["note"] = coverage.missing(of_table)
     by_name |= {"table1": tables.table1(runs), "figure1": tables.figure1()}
-    with_more_columns = {"real_images": tables.real_images, "batch_sizes": tables.batch_sizes}
-    for name in tables.OURS:
-        by_name[name] = with_more_columns.get(name, partial(tables.ours, name))(runs)
+    by_name |= {name: tables.ours(name, runs) for name in tables.OURS}
+    by_name["real_images"] = tables.real_images(runs)
     by_name |= {"memory": tables.memory(runs), "pareto": tables.pareto(runs)}
     by_name |= {"not_shown": not_shown(runs), "not_finished": others, "coverage": coverage.coverage(cells)}
     return {name: by_name[name] for name in TITLES}
@@ -107,7 +108,7 @@ def all_tables(
 
 def write_table(path: Path, table: pandas.DataFrame, long: pandas.DataFrame) -> None:
     """Write `table` as NAME.md and NAME.tex for people, `long` as NAME.csv with plain numbers."""
-    shown = table.map(page.text).map(lambda cell: " ".join(cell.split()))  # a line break would end the row
+    shown = page.as_text(table).map(lambda cell: " ".join(cell.split()))  # a line break would end the row
     markdown = shown.map(_escape_pipes).rename(columns=_escape_pipes)
     write_text(path.with_suffix(".md"), markdown.to_markdown(index=False, disable_numparse=True) + "\n")
     latex: Any = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
