@@ -69,7 +69,7 @@ def page(
         runs=_json([_run(row, folder) for row in runs.to_dict("records")]), keys=_json(keys),
         groups=_json([_group(number, row) for number, row in enumerate(groups.to_dict("records"))]),
         paper=_json(_paper_points()), columns=_json(ON_PAGE), kinds=_json(KINDS), plotly=get_plotlyjs(),
-        methods=_json({name: method.what for name, method in METHODS.items()}), heads=_json(HEADS),
+        methods=_json({name: method.description for name, method in METHODS.items()}), heads=_json(HEADS),
         style=(sources / "page.css").read_text(), scripts=[(sources / name).read_text() for name in SCRIPTS],
     )  # fmt: skip
 
