@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tinytl.system.files import write_whole
 
@@ -43,6 +42,8 @@ class Confusion:
     @classmethod
     def of(cls, predicted: Tensor, true: Tensor, class_names: Sequence[str]) -> "Confusion":
         """Count predicted and true class numbers, each of shape (images,)."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix  # slow to import
+
         return cls(multiclass_confusion_matrix(predicted, true, len(class_names)), class_names)
 
     @cached_property

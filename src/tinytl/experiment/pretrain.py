@@ -9,7 +9,6 @@ from typing import Any
 from pytorch_lightning import Trainer, seed_everything
 
 from tinytl.adaptation.distill import NormAdaptation
-from tinytl.adaptation.probe import linear_probe
 from tinytl.data.datamodule import ImageDataModule
 from tinytl.data.inspection import Inspected
 from tinytl.data.loading import FOLDER_LOADER, load_data
@@ -104,6 +103,8 @@ def _adapt(experiment: Experiment, job: Adaptation, loggers: list[Any]) -> dict[
 
 def _probes(experiment: Experiment, folder: str, module: NormAdaptation) -> dict[str, float]:
     """Train linear probes on teacher and student, on a folder of labelled images; return their accuracies."""
+    from tinytl.adaptation.probe import linear_probe  # scikit-learn is slow to import
+
     splits = load_data(FOLDER_LOADER, folder, experiment.data.skip_broken).splits
     pixels = module.teacher.pretrained_cfg
     transform = test_transform(experiment.step.resolution, pixels["mean"], pixels["std"])

@@ -59,6 +59,12 @@ def run(cfg: Any) -> None:
         from tinytl.experiment.terminal.opening import show_network
 
         show_network(cfg)
-    from tinytl.experiment.run import describe_or_execute
+    if cfg.dry_run:
+        from tinytl.experiment.plan import plan
+        from tinytl.experiment.terminal.planned import show_plan
 
-    describe_or_execute(cfg)
+        show_plan(plan(cfg), always_json=cfg.json)
+        return
+    from tinytl.experiment.run import execute_in_folder
+
+    execute_in_folder(cfg)

@@ -1,4 +1,4 @@
-"""Turn a validated configuration into results: resolve it, then describe or execute the run."""
+"""Turn a validated configuration into results: resolve it, then execute the run in its folder."""
 
 import logging
 import shlex
@@ -16,7 +16,6 @@ from tinytl.experiment.asked import as_asked, settings_as_asked
 from tinytl.experiment.describe import candidates
 from tinytl.experiment.execute import CLASSIFICATION, operators
 from tinytl.experiment.experiment import Experiment
-from tinytl.experiment.plan import plan
 from tinytl.experiment.record.fingerprint import fingerprint
 from tinytl.experiment.record.folder import (
     Beginning,
@@ -31,7 +30,6 @@ from tinytl.experiment.record.settings import Settings
 from tinytl.experiment.resolve import data_digest, facts, resolve
 from tinytl.experiment.terminal.closing import show_closing
 from tinytl.experiment.terminal.console import console
-from tinytl.experiment.terminal.planned import show_plan
 from tinytl.experiment.tracking.loggers import loggers
 from tinytl.experiment.tracking.login import check_login
 from tinytl.experiment.tracking.mirror import mirror
@@ -60,14 +58,11 @@ def work_of(cfg: Any) -> Work:
     return pretrain.ADAPTATION if cfg.teacher is not None else pretrain.SUPERVISED
 
 
-def describe_or_execute(cfg: Any) -> None:
-    """Print the description of a run (`dry_run=true`), or execute it in its locked folder.
+def execute_in_folder(cfg: Any) -> None:
+    """Execute the run of a validated, read-only configuration in its locked folder.
 
-    `cfg` is validated and read-only. If a run has several processes, the first one holds the lock.
+    If a run has several processes, the first one holds the lock.
     """
-    if cfg.dry_run:
-        show_plan(plan(cfg), always_json=cfg.json)
-        return
     check_login(cfg.wandb.mode)
     if not is_first_process():
         console.quiet = True

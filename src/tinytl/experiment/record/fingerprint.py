@@ -49,21 +49,27 @@ def _meaning(path: Path) -> str:
     """A text that changes with what a file does: of Python without comments and docstrings."""
     if path.suffix != ".py":
         return _sha(path.read_bytes())
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            body.pop(0)  # type: ignore[union-attr]
-    return repr(_syntax(tree))
+    return repr(_syntax(ast.parse(path.read_text())))
 
 
 def _syntax(node: Any) -> Any:
-    """Return what ast.dump prints, without empty fields, in which Python versions differ."""
-    if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
-        return [type(node).__name__, *((name, _syntax(value)) for name, value in fields)]
-    return [_syntax(item) for item in node] if isinstance(node, list) else node
+    """Return what ast.dump prints, without docstrings and empty fields, in which Python versions differ."""
+    if isinstance(node, list):
+        return [_syntax(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node
+    syntax: list[Any] = [type(node).__name__]
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if name == "body" and isinstance(value, list) and value and _is_docstring(value[0]):
+            value = value[1:]
+        if value is not None and value != []:
+            syntax.append((name, _syntax(value)))
+    return syntax
+
+
+def _is_docstring(statement: ast.AST) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 @cache
