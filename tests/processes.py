@@ -16,7 +16,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -88,12 +89,18 @@ def start(
     path.touch()
     _output(path).touch()
     variables = {**os.environ, **(environment or {})}
-    server = multiprocessing.get_context("forkserver")
-    with _modules_of_this_checkout():
-        server.set_forkserver_preload(["loaded_programs"])
-        process = server.Process(target=_become, args=(folder, path, script, arguments, variables))
-        process.start()
+    process = server().Process(target=_become, args=(folder, path, script, arguments, variables))
+    process.start()
     return Program(process, path)
+
+
+def server() -> ForkServerContext:
+    """The start method of processes in which the programs' libraries are loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["loaded_programs"])
+    with _modules_of_this_checkout():
+        forkserver.ensure_running()
+    return context
 
 
 def ended(program: Program) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ import timm.optim
 import torch
 import torch.nn.functional as F
 from lean_networks import IMAGES, PLAN, assert_same, frozen, lean_copy, own, tinytl_network
+from processes import server
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 from timm.utils import ModelEmaV3
@@ -350,6 +351,7 @@ def in_a_process(rank, networks, expected, store):
             if parameter.requires_grad:
                 assert (parameter.grad - wanted[name]).norm() <= 1e-9 * wanted[name].norm() + 1e-12, name
         assert not any(buffer.dtype == torch.int8 for buffer in network.buffers())  # broadcast at every step
+        del parallel  # before its process group, or it may wait for ever for a thread that waits for it
     torch.distributed.destroy_process_group()
 
 
@@ -361,11 +363,10 @@ def test_other_processes_get_it_and_share_its_gradients(tmp_path):
         other = copy.deepcopy(network)
         (other(IMAGES[:2]).square().sum() / 2).backward()
         expected.append({n: p.grad for n, p in other.named_parameters() if p.requires_grad})
-    context: Any = torch.multiprocessing.spawn(
-        in_a_process, (networks, expected, tmp_path / "store"), nprocs=2, join=False
+    server()
+    torch.multiprocessing.start_processes(
+        in_a_process, (networks, expected, tmp_path / "store"), nprocs=2, start_method="forkserver"
     )
-    while not context.join():
-        pass
 
 
 @pytest.mark.parametrize("compile", PLANS)
