@@ -64,8 +64,9 @@ def gradients(network, images, micro_batch):
     return found, total
 
 
-def assert_same_gradients(network, plan, tolerance, resolution=64):
-    images = torch.randn(4, 3, resolution, resolution).to(next(network.parameters()))  # its type and device
+def assert_same_gradients(network, plan, tolerance, resolution=64, count=4):
+    side = (resolution, resolution)
+    images = torch.randn(count, 3, *side).to(next(network.parameters()))  # its type and device
     lean = make_lean(copy.deepcopy(network), plan)
     expected, loss = gradients(network, images, len(images))
     found, lean_loss = gradients(lean, images, plan.micro_batch or len(images))
@@ -113,7 +114,9 @@ def test_gradients_of_every_kind_of_plan(plan, norm, method):
 @pytest.mark.parametrize("model", OTHERS)
 def test_gradients_of_other_models(model, norm, method):
     method = "full" if (model, method) == ("inception_v3", "tinytl") else method
-    assert_same_gradients(stock(model, norm, method), SLICES, 1e-9, 96 if model == "inception_v3" else 64)
+    resolution = 96 if model == "inception_v3" else 64
+    count = 4 if norm == "bn" else 2  # batch statistics of two pixels would amplify rounding
+    assert_same_gradients(stock(model, norm, method), SLICES, 1e-9, resolution, count)
 
 
 @pytest.mark.slow
