@@ -125,7 +125,8 @@ const ticks = ([from, to]) => to - from > 0.9 ? TICKS_MB : TICKS_MB.flatMap(mb =
 function drawPanel(panel, mine, data) {
   const best = front(mine), paper = paperTrace(data), range = ranges(mine, best, paper);
   const title = panel.querySelector("h3");
-  const words = [mine.length ? "unless labelled: " + usualSettings(data) : "", paper.x.length ? "◇ the paper, by its own count of memory" : "",
+  const settings = usualSettings(data);
+  const words = [mine.length && settings ? "unless labelled: " + settings : "", paper.x.length ? "◇ the paper, by its own count of memory" : "",
     range.below ? `${range.below} point${range.below > 1 ? "s lie" : " lies"} below; a double click shows all` : ""].filter(Boolean);
   if (words.length) element(title, "small", " " + words.join("; "));
   const plot = panel.querySelector(".plot"), {t, r, b, l} = PANEL_MARGIN;
