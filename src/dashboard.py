@@ -4,7 +4,7 @@ python src/dashboard.py entity=ME project=tinytl
 python src/dashboard.py entity=ME group=table2          # runs of one sweep
 python src/dashboard.py dry_run=true json=spec.json     # what would be saved; needs no network, no key
 
-The panels plot what runs log to W&B. The program needs `pip install 'tinytl[dashboards]'`.
+The panels plot what runs log to W&B. The program needs `pip install -e '.[dashboards]'`.
 """
 
 import sys

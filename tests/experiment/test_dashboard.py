@@ -174,7 +174,7 @@ def test_without_the_extra(printed, monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit):
         printed("dry_run=true")
-    assert "pip install 'tinytl[dashboards]'" in capsys.readouterr().err
+    assert "pip install -e '.[dashboards]'" in capsys.readouterr().err
 
 
 def begun(monkeypatch, folder, *overrides) -> Any:

@@ -176,7 +176,7 @@ def test_mistakes_in_one_line(tmp_path, exported, monkeypatch, arguments, line):
 def test_a_missing_package_is_named(exported, monkeypatch, name, missing, extra):
     monkeypatch.setitem(sys.modules, missing, None)
     code, _, err = exported("adapter=run", f"format={name}")
-    assert code == 1 and missing in err and f"pip install 'tinytl[{extra}]'" in err
+    assert code == 1 and missing in err and f"pip install -e '.[{extra}]'" in err
 
 
 def test_executorch(tmp_path, exported):

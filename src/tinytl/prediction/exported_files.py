@@ -24,7 +24,7 @@ def need(package: str, extra: str, for_what: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"{for_what}: needs {package}; pip install 'tinytl[{extra}]'") from error
+        raise UserError(f"{for_what}: needs {package}; pip install -e '.[{extra}]'") from error
 
 
 def open_exported(source: str) -> tuple[Logits, Description]:

@@ -59,7 +59,7 @@ def _boards() -> Any:
     except ModuleNotFoundError as error:
         if "wandb_workspaces" not in (error.name or ""):
             raise
-        raise UserError("wandb-workspaces is missing: pip install 'tinytl[dashboards]'") from error
+        raise UserError("wandb-workspaces is missing: pip install -e '.[dashboards]'") from error
     return boards
 
 
