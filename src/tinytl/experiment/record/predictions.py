@@ -41,7 +41,7 @@ def write_confusion(folder: Path, predicted: Tensor, targets: Tensor, class_name
         log.info("no confusion matrix is written for more than %s classes", f"{MOST_CLASSES:,}")
         return
     confusion = Confusion.of(predicted, targets, class_names)
-    lowest = [f"{printable(name)} {recall:.3f}" for name, _, recall in confusion.lowest_recall(FEW)]
+    lowest = [f"{printable(name)} ({recall:.3f})" for name, _, recall in confusion.lowest_recall(FEW)]
     log.info("balanced accuracy %.3f; lowest recall: %s", confusion.balanced_accuracy, ", ".join(lowest))
     for name, write in ((TABLE, confusion.to_csv), (PICTURE, lambda path: draw_confusion(confusion, path))):
         try:
