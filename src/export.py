@@ -4,8 +4,8 @@ python src/export.py adapter=outputs/NAME                              # outputs
 python src/export.py adapter=outputs/NAME format=torch output=flowers.pt2
 python src/export.py adapter=outputs/NAME images=FOLDER weights=float32
 
-FILE.json beside the file names classes, pixels and how the file was checked. ONNX needs `pip install
-'tinytl[export]'`, ExecuTorch `pip install -e '.[executorch]'`.
+FILE.json beside the file names classes, pixels and how the file was checked. ONNX needs
+`pip install -e '.[export]'`, ExecuTorch `pip install -e '.[executorch]'`.
 """
 
 import logging

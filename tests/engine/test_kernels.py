@@ -26,8 +26,13 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no
 
 @pytest.fixture(autouse=True)
 def _forget_the_library():
-    """What this process has loaded or found missing does not outlive a test."""
+    """What this process has loaded or found missing passes from no test to another, also of other files."""
+    _clear()
     yield
+    _clear()
+
+
+def _clear():
     compiled_library._library.cache_clear()
     compiled_kernels.choose_kernels.cache_clear()
 

@@ -20,7 +20,7 @@ import tinytl.experiment.tracking as tracking_room
 from tinytl.experiment.tracking import boards
 from tinytl.experiment.tracking import mirror as tracking
 from tinytl.experiment.validation.validate import validate
-from tinytl.memory.meter import KINDS
+from tinytl.memory.timeline import KINDS
 
 SWEEPS = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 BY_LIGHTNING = {

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-COLOR = 3  # channels of an image where no layer says otherwise
+from tinytl.engine.kept import FALLBACK_SIZE
 
 
 def image_channels(network: nn.Module) -> int:
-    """Return the channels that the first convolution takes. timm's record says 3, even for one."""
+    """Return the channels that the first convolution takes; timm's record of a gray network says 3."""
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    return first.in_channels if first else COLOR
+    return first.in_channels if first else FALLBACK_SIZE[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 TICKS_MB = [size * 10**power for power in range(5) for size in (1, 2, 3, 5)]
-NAMED = ("model", "norm", "method", "batch_size")  # what tells the lines apart
+NAMED = ("model", "norm", "method", "batch_size")  # settings in which the lines of a plot may differ
 # Where a label may lie beside its point, in points (1/72 inch) to the right and up, the best places first.
 AROUND = [
     (x, y) for far in (9, 16, 26, 38, 52) for x, y in ((0, far), (0, -far), (far + 9, 4), (-far - 9, 4))

@@ -143,6 +143,7 @@ class _Bottleneck(torch.autograd.Function):
     @once_differentiable
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and to scale and shift of each norm."""
         x, *rest = ctx.saved_tensors
         affine, (normed, rstd, *flat) = rest[: ctx.affine_count], rest[ctx.affine_count :]
         maps = [Maps(*flat[i : i + len(Maps._fields)]) for i in range(0, len(flat), len(Maps._fields))]

@@ -50,4 +50,5 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Pass the gradient on where the output was between the bounds."""
         return grad * unpack(ctx.saved_tensors[0], grad.shape), None

@@ -57,6 +57,7 @@ class Codes(nn.Parameter):
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
+        """Raise UserError for True: codes cannot be trained."""
         if value:
             raise UserError(
                 "engine=lean: the weight is frozen, perhaps in 8 bits, and cannot be trained; "

@@ -12,7 +12,7 @@ CONVOLUTIONS = (nn.Conv2d, Conv2dSame, WeightStandardizedConv2d)
 
 
 def pads_as_tensorflow(conv: Any) -> bool:
-    """Whether a convolution pads as TensorFlow's `same` does, on some sides more than on others."""
+    """Whether a convolution pads as TensorFlow's `same` does: more at the right and bottom, if need be."""
     return isinstance(conv, Conv2dSame) or bool(getattr(conv, "same", False))
 
 
@@ -29,7 +29,7 @@ def is_square(conv: Any) -> bool:
 
 
 def is_pointwise(conv: Any) -> bool:
-    """Whether each pixel of the output is a product of the channels of one pixel of the input."""
+    """Whether it is a 1x1 convolution with stride 1, without padding and without groups."""
     return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 

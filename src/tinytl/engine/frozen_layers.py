@@ -87,6 +87,7 @@ class _FrozenConv(torch.autograd.Function):
     @once_differentiable
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and the bias; the weight is expanded some rows at a time."""
         grad_x = None
         if ctx.needs_input_grad[0]:
             for rows, weight in ctx.layer.slices():
@@ -137,6 +138,7 @@ class _FrozenLinear(torch.autograd.Function):
     @once_differentiable
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and the bias."""
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ ctx.layer.dequantize(ctx.layer.kernels).to(grad.dtype)

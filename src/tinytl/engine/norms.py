@@ -220,6 +220,7 @@ class _NormAct(torch.autograd.Function):
     @once_differentiable
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and to the norm's scale and shift."""
         saved = ctx.saved_tensors
         if len(saved) == 4:
             normed, rstd, scale, shift = saved

@@ -104,6 +104,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Compute the block again, and the gradients with respect to its inputs and parameters."""
         call, saved, needs = ctx.call, iter(ctx.saved_tensors), ctx.needs_input_grad[1:]
         inputs = [
             next(saved).detach().requires_grad_(need) if not_tensor is None else not_tensor

@@ -51,4 +51,5 @@ class _Standardize(torch.autograd.Function):
     @once_differentiable
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient with respect to the weight before standardisation."""
         return ctx.kernels.standardize_backward(*ctx.saved_tensors, grad, WS_EPS), None

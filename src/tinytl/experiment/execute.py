@@ -99,7 +99,7 @@ def _memory_figures(experiment: Experiment, job: Job) -> dict[str, Any]:
     counted = ("paper_mb", "paper_bare_mb", "params_mb", "activation_mb_per_image")
     return {
         **{key: described[key] for key in (*counted, "budget_mb", "predicted_mb")},
-        "lean_mb": lean_mb(experiment.step),  # beside it: the same settings under the lean engine
+        "lean_mb": lean_mb(experiment.step),  # the prediction for the lean engine, whichever engine ran
         "measured_mb": report and report.peak_bytes / 1e6,
         "measured_split_mb": report and {k: v / 1e6 for k, v in report.peak_split_bytes.items()},
         "kept_for_backward_mb": report and report.kept_bytes / 1e6,

@@ -18,8 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinytl.memory.graph import layer_of_running_node, note_layer, saved_by_graph, tensors_in
-from tinytl.memory.timeline import KINDS as KINDS
-from tinytl.memory.timeline import Kind, Storage, Timeline, total_bytes
+from tinytl.memory.timeline import KINDS, Kind, Storage, Timeline, total_bytes
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas
 
-from tinytl.memory.meter import KINDS
+from tinytl.memory.timeline import KINDS
 from tinytl.paper.recipe import get, limited
 from tinytl.report.differences import settings
 

@@ -12,7 +12,7 @@ import pandas
 from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
-from tinytl.memory.meter import KINDS
+from tinytl.memory.timeline import KINDS
 from tinytl.methods import METHODS
 from tinytl.paper import tables as paper
 from tinytl.report.runs import ON_PAGE

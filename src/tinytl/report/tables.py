@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas
 
-from tinytl.memory.meter import KINDS
+from tinytl.memory.timeline import KINDS
 from tinytl.methods import METHODS
 from tinytl.networks import specialized
 from tinytl.networks.lite_residual import LiteResidualConfig

@@ -80,6 +80,7 @@ class _Block(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and the trained tensors of both branches."""
         x, normed, statistics, *saved = ctx.saved_tensors
         kept, tensors = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
         needs_x, _, _, _, _, *needs = ctx.needs_input_grad

@@ -216,6 +216,7 @@ class _Bottleneck(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and the trained tensors, by one native call."""
         x, normed, statistics, *tensors = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
         dtype = tensors[0].dtype

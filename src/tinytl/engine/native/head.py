@@ -249,6 +249,7 @@ class _Head(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and the trained tensors, by one native call."""
         x, statistics, *tensors = ctx.saved_tensors
         needs_x, _, _, _, *needs = ctx.needs_input_grad
         dtype = tensors[0].dtype

@@ -268,6 +268,7 @@ class _LiteResidual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients with respect to x and the trained tensors, by one native call."""
         x, *saved = ctx.saved_tensors
         kept, tensors = Kept(*saved[: len(Kept._fields)]), saved[len(Kept._fields) :]
         needs_x, _, _, _, *needs = ctx.needs_input_grad

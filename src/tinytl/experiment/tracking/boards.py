@@ -5,7 +5,7 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2.interface import PanelTypes
 
-from tinytl.memory.meter import KINDS
+from tinytl.memory.timeline import KINDS
 from tinytl.paper import tables as paper
 
 MEASURED = wr.SummaryMetric("memory/measured_mb")
